@@ -1,0 +1,309 @@
+"""One space for a whole team: zero-padded observations, padded action sets, and the way back to each agent's own space."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from gymnasium import spaces
+
+Array = np.ndarray[Any, Any]
+Space = spaces.Space[Any]
+
+_PAD_REMEDY = "use `pad=True`, or supersuit's `pad_observations_v0` and `pad_action_space_v0`"
+
+
+@dataclass(frozen=True)
+class TeamSpaces:
+    """
+    The native spaces of a team's agents and the padded spaces that all slots share.
+
+    :param agent_observation_spaces: native observation space of every agent, in slot order
+    :param agent_action_spaces: native action space of every agent, in slot order
+    :param observation_space: the space that every native observation fits into after zero-padding
+    :param action_space: the space that covers every native action space
+    """
+
+    agent_observation_spaces: dict[str, Space]
+    agent_action_spaces: dict[str, Space]
+    observation_space: Space
+    action_space: Space
+
+    @property
+    def agents(self) -> tuple[str, ...]:
+        """Names of the agents in slot order."""
+        return tuple(self.agent_observation_spaces)
+
+
+def team_spaces(
+    observation_spaces: Mapping[str, Space], action_spaces: Mapping[str, Space], *, pad: bool = True
+) -> TeamSpaces:
+    """
+    Find the spaces that a team's slots can share.
+
+    One-dimensional boxes are padded to the longest, ``Discrete`` spaces to the largest number of choices. Boxes of equal
+    shape but different bounds get the union of the bounds. Everything else has to be equal for all agents.
+
+    :param observation_spaces: native observation space of every agent
+    :param action_spaces: native action space of every agent
+    :param pad: whether spaces may differ between agents at all
+    :return: the native and the shared spaces
+    :raises ValueError: if the team is empty, or the spaces differ in kind, or differ although ``pad=False``
+    """
+    if not observation_spaces:
+        raise ValueError("the environment has no agents: `possible_agents` is empty; a team needs at least one agent")
+    return TeamSpaces(
+        agent_observation_spaces=dict(observation_spaces),
+        agent_action_spaces=dict(action_spaces),
+        observation_space=_shared_space("observation", observation_spaces, pad=pad),
+        action_space=_shared_space("action", action_spaces, pad=pad),
+    )
+
+
+def _shared_space(role: str, native: Mapping[str, Space], *, pad: bool) -> Space:
+    first, *others = native.values()
+    _check_supported(role, native)
+    if all(space == first for space in others):
+        # Policies number their choices from zero; where a space starts elsewhere the offset is added on the way in.
+        is_offset = role == "action" and isinstance(first, spaces.Discrete) and first.start != 0
+        return spaces.Discrete(int(first.n)) if is_offset and isinstance(first, spaces.Discrete) else first
+    if not pad:
+        raise ValueError(f"the agents' {role} spaces differ ({_listing(native)}) but `pad=False`; {_PAD_REMEDY}")
+    if all(isinstance(space, spaces.Discrete) for space in native.values()):
+        return spaces.Discrete(max(int(space.n) for space in native.values() if isinstance(space, spaces.Discrete)))
+    boxes = [space for space in native.values() if isinstance(space, spaces.Box)]
+    if len(boxes) == len(native) and (len({box.shape for box in boxes}) == 1 or all(len(box.shape) == 1 for box in boxes)):
+        return _covering_box(boxes)
+    raise ValueError(
+        f"the agents' {role} spaces cannot be padded to a common one: {_listing(native)}; give all agents Discrete spaces, or "
+        "all one-dimensional Boxes, for instance with supersuit's `flatten_v0` or `resize_v1`, or train each kind on its own"
+    )
+
+
+def _check_supported(role: str, native: Mapping[str, Space]) -> None:
+    known = (spaces.Box, spaces.Discrete, spaces.MultiDiscrete, spaces.MultiBinary)
+    for agent, space in native.items():
+        parts = list(space.spaces.values()) if isinstance(space, spaces.Dict) and role == "observation" else [space]
+        if not parts or not all(isinstance(part, known) for part in parts):
+            raise ValueError(
+                f"the {role} space of agent {agent!r} is {space}, which is not supported; use Box, Discrete, MultiDiscrete or "
+                "MultiBinary, or (for observations) an un-nested Dict of them"
+            )
+
+
+def _covering_box(boxes: Sequence[spaces.Box]) -> spaces.Box:
+    shape = max((box.shape for box in boxes), key=lambda dims: dims[0] if dims else 0)
+    # A coordinate that an agent lacks is filled with zeros, so the bounds have to admit zero there.
+    low, high = np.full((len(boxes), *shape), 0.0), np.full((len(boxes), *shape), 0.0)
+    for row, box in enumerate(boxes):
+        where = tuple(slice(0, size) for size in box.shape)
+        low[row][where], high[row][where] = box.low, box.high
+    dtype = np.result_type(*(box.dtype for box in boxes))
+    return spaces.Box(low.min(axis=0).astype(dtype), high.max(axis=0).astype(dtype), dtype=dtype.type)
+
+
+def _listing(native: Mapping[str, Space]) -> str:
+    return ", ".join(f"{agent}: {space}" for agent, space in native.items())
+
+
+class ObservationWriter:
+    """
+    Allocates the observation arrays of a vector environment and writes native observations into their rows.
+
+    :param team: the spaces of the team
+    """
+
+    def __init__(self, team: TeamSpaces) -> None:
+        self._space = team.observation_space
+        self._agents = team.agents
+        self._native = list(team.agent_observation_spaces.values())
+        self._shapes = [space.shape for space in self._native]
+        self._padded = [shape != self._space.shape for shape in self._shapes]
+
+    def empty(self, n_rows: int) -> Any:
+        """Return zeros for ``n_rows`` slots: an array, or a dict of arrays for a ``Dict`` space."""
+        if isinstance(self._space, spaces.Dict):
+            return {key: np.zeros((n_rows, *(part.shape or ())), dtype=part.dtype) for key, part in self._space.spaces.items()}
+        return np.zeros((n_rows, *(self._space.shape or ())), dtype=self._space.dtype)
+
+    def rows(self, buffer: Any, start: int, stop: int) -> Any:
+        """Return a view of the rows ``start`` to ``stop`` of what :meth:`empty` made."""
+        if isinstance(buffer, dict):
+            return {key: part[start:stop] for key, part in buffer.items()}
+        return buffer[start:stop]
+
+    def row(self, buffer: Any, index: int) -> Any:
+        """Return a copy of one row."""
+        if isinstance(buffer, dict):
+            return {key: part[index].copy() for key, part in buffer.items()}
+        return buffer[index].copy()
+
+    def write(self, buffer: Any, index: int, observation: Any) -> None:
+        """
+        Write the observation of agent ``index`` into the row of that agent, leaving the padding at zero.
+
+        :param buffer: the rows of one copy of the environment
+        :param index: number of the agent within its team
+        :param observation: what the environment returned for the agent
+        :raises ValueError: if the observation does not have the shape of the agent's own space
+        """
+        if isinstance(buffer, dict):
+            for key, part in buffer.items():
+                part[index] = observation[key]
+            return
+        shape = getattr(observation, "shape", None)
+        if shape != self._shapes[index]:
+            observation = self._as_native(index, observation)
+        if self._padded[index]:
+            buffer[index, : self._shapes[index][0]] = observation  # type: ignore[index]
+        else:
+            buffer[index] = observation
+
+    def copy_row(self, source: Any, target: Any, index: int) -> None:
+        """Copy one row from one buffer to another."""
+        for old, new in zip(_parts(source), _parts(target), strict=True):
+            new[index] = old[index]
+
+    def clear(self, buffer: Any, index: int) -> None:
+        """Set one row to zero."""
+        for part in _parts(buffer):
+            part[index] = 0
+
+    def _as_native(self, index: int, observation: Any) -> Array:
+        array = np.asarray(observation)
+        if array.shape != self._shapes[index]:
+            raise ValueError(
+                f"agent {self._agents[index]!r} observed an array of shape {array.shape}, but its observation space is "
+                f"{self._native[index]}; make `observation_space` and what `reset` and `step` return agree"
+            )
+        return array
+
+    def check(self, index: int, observation: Any) -> None:
+        """
+        Compare an observation with the agent's own space.
+
+        :param index: number of the agent within its team
+        :param observation: what the environment returned for the agent
+        :raises ValueError: if keys, shape or dtype contradict the space
+        """
+        space, agent = self._native[index], self._agents[index]
+        parts: list[tuple[Any, Space]] = [(observation, space)]
+        if isinstance(space, spaces.Dict):
+            if not isinstance(observation, Mapping) or set(observation) != set(space.spaces):
+                raise ValueError(f"agent {agent!r} observed {observation!r}, but its observation space is {space}")
+            parts = [(observation[key], part) for key, part in space.spaces.items()]
+        for value, part in parts:
+            array = np.asarray(value)
+            if array.shape != part.shape or not np.can_cast(array.dtype, part.dtype, casting="same_kind"):
+                raise ValueError(
+                    f"agent {agent!r} observed an array of shape {array.shape} and dtype {array.dtype}, but its observation "
+                    f"space is {part} ({part.dtype}); make `observation_space` and what `reset` and `step` return agree"
+                )
+
+
+def _parts(buffer: Any) -> list[Array]:
+    return list(buffer.values()) if isinstance(buffer, dict) else [buffer]
+
+
+class ActionReader:
+    """
+    Turns one batch of padded actions into each agent's native actions.
+
+    :param team: the spaces of the team
+    :param n_copies: number of copies of the team
+    """
+
+    def __init__(self, team: TeamSpaces, n_copies: int) -> None:
+        self._team = team
+        self._native = list(team.agent_action_spaces.values())
+        self._shape = (n_copies * len(self._native), *(team.action_space.shape or ()))
+        self._read: Callable[[Array, Array], list[Any]]
+        space = team.action_space
+        if isinstance(space, spaces.Discrete):
+            self._n = np.tile(_discrete(self._native, "n"), n_copies)
+            self._start = np.tile(_discrete(self._native, "start"), n_copies)
+            self._read = self._read_discrete
+        elif isinstance(space, spaces.Box):
+            self._prepare_boxes(n_copies)
+            self._read = self._read_boxes
+        else:
+            self._n = np.asarray(space.nvec if isinstance(space, spaces.MultiDiscrete) else 2)
+            self._start = np.asarray(space.start if isinstance(space, spaces.MultiDiscrete) else 0)
+            self._read = self._read_integers
+
+    def read(self, actions: Array, active: Array) -> list[Any]:
+        """
+        Check a batch of actions and cut each to its agent's native space.
+
+        Discrete choices beyond the agent's own set are refused: to replace them by another choice would credit the
+        policy with something it did not do. Continuous actions are clipped to the agent's own bounds.
+
+        :param actions: one row per slot, in the padded space
+        :param active: ``(n_slots,)`` bool; what the other slots hold is ignored
+        :return: one native action per slot
+        :raises ValueError: if the shape or dtype is wrong, or an active slot's action is out of range or not a number
+        """
+        actions = np.asarray(actions)
+        if actions.shape != self._shape:
+            if actions.size != int(np.prod(self._shape)):
+                raise ValueError(f"`actions` must have shape {self._shape}, one row per slot, got {actions.shape}")
+            actions = actions.reshape(self._shape)
+        return self._read(actions, active)
+
+    def _read_discrete(self, actions: Array, active: Array) -> list[Any]:
+        self._check_integers(actions)
+        wrong = ((actions < 0) | (actions >= self._n)) & active
+        if wrong.any():
+            self._refuse(actions, int(np.flatnonzero(wrong)[0]))
+        return list(actions + self._start)
+
+    def _read_integers(self, actions: Array, active: Array) -> list[Any]:
+        if isinstance(self._team.action_space, spaces.MultiBinary) and actions.dtype.kind in "bf":
+            actions = actions.astype(np.int8)
+        self._check_integers(actions)
+        relative = actions - self._start
+        wrong = ((relative < 0) | (relative >= self._n)).reshape(len(actions), -1).any(axis=1) & active
+        if wrong.any():
+            self._refuse(actions, int(np.flatnonzero(wrong)[0]))
+        return list(actions)
+
+    def _check_integers(self, actions: Array) -> None:
+        if actions.dtype.kind not in "iu":
+            raise ValueError(f"`actions` must be integers for {self._team.action_space}, got dtype {actions.dtype}")
+
+    def _prepare_boxes(self, n_copies: int) -> None:
+        boxes = [space for space in self._native if isinstance(space, spaces.Box)]
+        width = self._team.action_space.shape or ()
+        self._low, self._high = np.zeros((len(boxes), *width)), np.zeros((len(boxes), *width))
+        for row, box in enumerate(boxes):
+            where = tuple(slice(0, size) for size in box.shape)
+            self._low[row][where], self._high[row][where] = box.low, box.high
+        dtype = self._team.action_space.dtype
+        repeats = (n_copies, *(1 for _ in width))
+        self._low, self._high = (np.tile(bound, repeats).astype(dtype) for bound in (self._low, self._high))
+        self._dtypes = [box.dtype for box in boxes] * n_copies
+        self._widths = [box.shape[0] if box.shape != width else None for box in boxes] * n_copies
+        self._uniform = all(box.shape == width and box.dtype == dtype for box in boxes)
+
+    def _read_boxes(self, actions: Array, active: Array) -> list[Any]:
+        finite = np.isfinite(actions).reshape(len(actions), -1).all(axis=1)
+        if not finite.all() and (~finite & active).any():
+            self._refuse(actions, int(np.flatnonzero(~finite & active)[0]))
+        clipped = np.clip(actions.astype(self._team.action_space.dtype, copy=False), self._low, self._high)
+        if self._uniform:
+            return list(clipped)
+        return [
+            (row if width is None else row[:width]).astype(dtype, copy=False)
+            for row, width, dtype in zip(clipped, self._widths, self._dtypes, strict=True)
+        ]
+
+    def _refuse(self, actions: Array, slot: int) -> None:
+        copy, index = divmod(slot, len(self._native))
+        raise ValueError(
+            f"`actions[{slot}]` is {actions[slot]}, which agent {self._team.agents[index]!r} of copy {copy} does not have: its "
+            f"action space is {self._native[index]}; mask padded actions out of the policy's distribution"
+        )
+
+
+def _discrete(native: Sequence[Space], name: str) -> Array:
+    return np.array([int(getattr(space, name)) for space in native], dtype=np.int64)
