@@ -1,0 +1,428 @@
+"""Batched team environments that live on a device and are ordinary Stable-Baselines3 vector environments as well."""
+
+from abc import abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+import torch as th
+from gymnasium import spaces
+from stable_baselines3.common.vec_env import VecEnv
+from stable_baselines3.common.vec_env.base_vec_env import VecEnvIndices, VecEnvStepReturn
+
+
+@dataclass(frozen=True, slots=True)
+class TensorStep:
+    """
+    What one step of every copy produced. Nothing here forces the host to wait for the device.
+
+    An agent's episode is over where ``terminated | truncated``; the value of its last observation is to be
+    bootstrapped where ``truncated & ~terminated``.
+
+    :param obs: observations after finished copies have restarted, ``(n_copies, n_agents, obs_dim)`` float32
+    :param rewards: rewards of this step, ``(n_copies, n_agents)`` float32
+    :param terminated: agents that reached a terminal state, ``(n_copies, n_agents)`` bool; ``None`` where the
+        environment never terminates
+    :param truncated: a host ``bool`` where all copies run in lockstep, else ``(n_copies,)`` bool. It is also true of a
+        copy that restarts because some, but not all, of its agents terminated: for the others the episode was cut
+    :param final_obs: observations before the restart, shaped as ``obs``, meaningful for the finished copies only;
+        ``None`` where it is known that none finished
+    """
+
+    obs: th.Tensor
+    rewards: th.Tensor
+    terminated: th.Tensor | None
+    truncated: bool | th.Tensor
+    final_obs: th.Tensor | None
+
+    @property
+    def done(self) -> bool | th.Tensor:
+        """
+        Whose episode ended: a host ``bool`` in lockstep, else ``(n_copies, n_agents)`` bool.
+
+        A copy restarts as a whole, so the columns of one row are always equal.
+        """
+        if self.terminated is None:
+            return self.truncated
+        truncated = self.truncated if isinstance(self.truncated, bool) else self.truncated.unsqueeze(1)
+        return self.terminated | truncated
+
+
+class TensorVecEnv(VecEnv):
+    """
+    ``n_copies`` copies of one team's environment, stepped together as tensors on ``device``.
+
+    Learners that know this class use :meth:`reset_tensor` and :meth:`step_tensor`, and no number leaves the device.
+    For everyone else it is a Stable-Baselines3 ``VecEnv`` of ``n_copies * n_agents`` slots
+    (``slot = copy * n_agents + agent``) with NumPy in and out.
+
+    A subclass stores its state in tensors and implements :meth:`_reset_state`, :meth:`_observe` and
+    :meth:`_transition`; counting steps, truncation, restarting and final observations are done here.
+    :meth:`_state`, :meth:`_load_state` and :meth:`_draw` are optional. Randomness must come from ``self.generator``.
+
+    A team's episode ends as one: if any agent of a copy terminates the copy restarts, and team-mates who had not
+    terminated are truncated. Teams whose members leave at different times belong in a ``ParallelVecEnv``.
+
+    :param n_copies: number of independent copies, at least 1
+    :param agent_observation_spaces: one-dimensional float32 ``Box`` of every agent, in slot order; all of one shape
+    :param agent_action_spaces: ``Discrete`` or one-dimensional ``Box`` of every agent; all equal
+    :param max_episode_steps: steps after which an episode is truncated, at least 1
+    :param terminates_early: whether :meth:`_transition` may report termination. Without it all copies run in lockstep
+        under a counter on the host; with it every copy has a counter on the device, and the environment draws a start
+        for all copies at every step, of which only the finished ones use theirs
+    :param device: where the state lives
+    :param seed: seed of ``generator``; drawn from the operating system when omitted
+    :param render_mode: ``"rgb_array"`` or ``None``
+    :param n_render_copies: how many copies, from the first on, :meth:`get_images` draws
+    :raises ValueError: if the team is empty, spaces are unsuitable or differ, or a number is out of range
+    """
+
+    possible_agents: list[str]
+    generator: th.Generator
+
+    def __init__(
+        self,
+        *,
+        n_copies: int,
+        agent_observation_spaces: Mapping[str, spaces.Space[Any]],
+        agent_action_spaces: Mapping[str, spaces.Space[Any]],
+        max_episode_steps: int,
+        terminates_early: bool = False,
+        device: th.device | str = "cpu",
+        seed: int | None = None,
+        render_mode: str | None = None,
+        n_render_copies: int = 1,
+    ) -> None:
+        for name, value in (
+            ("n_copies", n_copies),
+            ("max_episode_steps", max_episode_steps),
+            ("n_render_copies", n_render_copies),
+        ):
+            if value < 1:
+                raise ValueError(f"`{name}` must be at least 1, got {value}")
+        if render_mode not in (None, "rgb_array"):
+            raise ValueError(f'`render_mode` must be None or "rgb_array", got {render_mode!r}')
+        observation_space = _common_space("agent_observation_spaces", agent_observation_spaces)
+        action_space = _common_space("agent_action_spaces", agent_action_spaces)
+        _check_spaces(observation_space, action_space)
+        self.n_copies = n_copies
+        self.possible_agents = list(agent_observation_spaces)
+        self.n_agents = len(self.possible_agents)
+        self.agent_observation_spaces = dict(agent_observation_spaces)
+        self.agent_action_spaces = dict(agent_action_spaces)
+        self.max_episode_steps = max_episode_steps
+        self.terminates_early = terminates_early
+        self.n_render_copies = min(n_render_copies, n_copies)
+        self.device = _resolve(device)
+        self.generator = th.Generator(device=self.device)
+        self.render_mode = render_mode
+        self._discrete = isinstance(action_space, spaces.Discrete)
+        self._action_shape = (n_copies, self.n_agents, *(action_space.shape or ()))
+        self._obs: th.Tensor | None = None
+        self._elapsed = 0
+        self._elapsed_of_copy = th.zeros(n_copies if terminates_early else 0, dtype=th.int64, device=self.device)
+        self._pending: np.ndarray[Any, Any] | None = None
+        # The parent builds three lists of one dict per slot, which at millions of slots costs seconds and gigabytes that
+        # the tensor path never looks at. It is told of one slot, and `reset` fills in `reset_infos` for those who read it.
+        super().__init__(1, observation_space, action_space)
+        self.num_envs = n_copies * self.n_agents
+        if seed is None:
+            self.generator.seed()
+        else:
+            self.generator.manual_seed(seed)
+
+    # ------------------------------------------------------------------ hooks for subclasses
+
+    @abstractmethod
+    def _reset_state(self, mask: th.Tensor | None) -> None:
+        """
+        Draw new starting states.
+
+        :param mask: ``(n_copies,)`` bool, the copies to restart; ``None`` restarts all. Select with ``th.where``, which
+            does not wait for the device, and not by indexing with the mask, which does
+        """
+
+    @abstractmethod
+    def _observe(self) -> th.Tensor:
+        """
+        Return the observation of every agent, ``(n_copies, n_agents, obs_dim)`` float32, in a tensor that later steps
+        leave alone: learners keep it.
+        """
+
+    @abstractmethod
+    def _transition(self, actions: th.Tensor) -> tuple[th.Tensor, th.Tensor | None]:
+        """
+        Advance every copy by one step.
+
+        :param actions: ``(n_copies, n_agents)`` int64, or ``(n_copies, n_agents, act_dim)`` float within the box
+        :return: rewards ``(n_copies, n_agents)`` float32, and terminations ``(n_copies, n_agents)`` bool, or ``None``
+            if the environment was not declared to terminate early
+        """
+
+    def _state(self) -> dict[str, th.Tensor]:
+        """Return every tensor that the next step depends on; copies are taken by the caller."""
+        raise NotImplementedError(f"{type(self).__name__} does not implement `_state`, which `get_state` needs")
+
+    def _load_state(self, state: Mapping[str, th.Tensor]) -> None:
+        """Take over the tensors of :meth:`_state`, already on the right device, without keeping references to them."""
+        raise NotImplementedError(f"{type(self).__name__} does not implement `_load_state`, which `set_state` needs")
+
+    def _draw(self, copy: int) -> np.ndarray[Any, Any]:
+        """Return a picture of one copy, ``(height, width, 3)`` uint8."""
+        raise NotImplementedError(f"{type(self).__name__} does not implement `_draw`, which rendering needs")
+
+    # ------------------------------------------------------------------ the tensor interface
+
+    def reset_tensor(self) -> th.Tensor:
+        """
+        Restart every copy.
+
+        :return: observations ``(n_copies, n_agents, obs_dim)`` float32
+        """
+        self._reset_state(None)
+        self._elapsed = 0
+        self._elapsed_of_copy.zero_()
+        self._obs = self._observe()
+        return self._obs
+
+    def observe(self) -> th.Tensor:
+        """
+        Return the current observations ``(n_copies, n_agents, obs_dim)`` without stepping.
+
+        :raises RuntimeError: before the first reset
+        """
+        if self._obs is None:
+            raise RuntimeError("the environment has no observation yet; call `reset` or `reset_tensor` first")
+        return self._obs
+
+    def step_tensor(self, actions: th.Tensor) -> TensorStep:
+        """
+        Step every copy, and restart those that finish.
+
+        :param actions: ``(n_copies, n_agents)`` int64, or ``(n_copies, n_agents, act_dim)`` float within the box. Ranges
+            are not checked here, because that would wait for the device
+        :return: the step's tensors
+        :raises ValueError: if ``actions`` has another shape
+        :raises RuntimeError: before the first reset
+        """
+        if actions.shape != self._action_shape:
+            raise ValueError(f"`actions` must have shape {self._action_shape}, got {tuple(actions.shape)}")
+        if self._obs is None:
+            raise RuntimeError("the environment was never reset; call `reset` or `reset_tensor` first")
+        rewards, terminated = self._transition(actions)
+        obs = self._observe()
+        if self.terminates_early:
+            return self._restart_finished(obs, rewards, terminated)
+        if terminated is not None:
+            raise ValueError("`_transition` reported terminations; pass `terminates_early=True` to the constructor")
+        self._elapsed += 1
+        truncated = self._elapsed >= self.max_episode_steps
+        final_obs = obs if truncated else None
+        self._obs = self.reset_tensor() if truncated else obs
+        return TensorStep(obs=self._obs, rewards=rewards, terminated=None, truncated=truncated, final_obs=final_obs)
+
+    def _restart_finished(self, obs: th.Tensor, rewards: th.Tensor, terminated: th.Tensor | None) -> TensorStep:
+        """Restart the copies in which an agent terminated or time ran out, without asking the device which they are."""
+        if terminated is None:
+            raise ValueError("`_transition` returned no terminations although the environment terminates early")
+        self._elapsed_of_copy += 1
+        any_terminated = terminated.any(dim=1)
+        finished = (self._elapsed_of_copy >= self.max_episode_steps) | any_terminated
+        truncated = finished & ~terminated.all(dim=1)
+        self._elapsed_of_copy.masked_fill_(finished, 0)
+        self._reset_state(finished)
+        self._obs = th.where(finished[:, None, None], self._observe(), obs)
+        return TensorStep(obs=self._obs, rewards=rewards, terminated=terminated, truncated=truncated, final_obs=obs)
+
+    def get_state(self) -> dict[str, th.Tensor]:
+        """
+        Return a copy of everything that decides the future: the subclass's tensors, ``elapsed`` (steps since the last
+        restart, ``(n_copies,)`` int64) and the generator's state.
+        """
+        state = {name: value.clone() for name, value in self._state().items()}
+        elapsed = self._elapsed_of_copy if self.terminates_early else th.full((self.n_copies,), self._elapsed)
+        return {**state, "elapsed": elapsed.clone(), "generator": self.generator.get_state()}
+
+    def set_state(self, state: Mapping[str, th.Tensor]) -> None:
+        """
+        Continue from ``state``; entries that are left out keep their present values.
+
+        :param state: as :meth:`get_state` returned it, or a part of it
+        :raises ValueError: if an entry is unknown or misshapen, or ``elapsed`` differs between copies in lockstep
+        """
+        current = self._state()
+        own = dict(state)
+        generator, elapsed = own.pop("generator", None), own.pop("elapsed", None)
+        for name, value in own.items():
+            if name not in current:
+                raise ValueError(f"`state` has the unknown entry {name!r}; known are {sorted(current)}")
+            if value.shape != current[name].shape:
+                raise ValueError(f"`state[{name!r}]` must have shape {tuple(current[name].shape)}, got {tuple(value.shape)}")
+        self._load_state({name: own.get(name, value).to(value) for name, value in current.items()})
+        if elapsed is not None:
+            self._load_elapsed(elapsed)
+        if generator is not None:
+            # Generator states are byte tensors on the host, whatever the generator's own device is.
+            self.generator.set_state(generator.cpu())
+        self._obs = self._observe()
+
+    def _load_elapsed(self, elapsed: th.Tensor) -> None:
+        if elapsed.shape != (self.n_copies,):
+            raise ValueError(f"`state['elapsed']` must have shape {(self.n_copies,)}, got {tuple(elapsed.shape)}")
+        if self.terminates_early:
+            self._elapsed_of_copy.copy_(elapsed)
+            return
+        if not bool((elapsed == elapsed[0]).all()):
+            raise ValueError("`state['elapsed']` must be the same for all copies, which run in lockstep here")
+        self._elapsed = int(elapsed[0])
+
+    # ------------------------------------------------------------------ the Stable-Baselines3 interface
+
+    def reset(self) -> np.ndarray[Any, Any]:
+        """Restart every copy and return the observations as ``(n_copies * n_agents, obs_dim)`` float32."""
+        self.reset_infos = [{} for _ in range(self.num_envs)]
+        return self._rows(self.reset_tensor())
+
+    def step_async(self, actions: np.ndarray[Any, Any]) -> None:
+        """
+        Keep the actions for :meth:`step_wait`.
+
+        :param actions: one row per slot; continuous actions are clipped to their box
+        :raises ValueError: if the shape is wrong or a discrete action is out of range
+        """
+        actions = np.asarray(actions)
+        shape = (self.num_envs, *self._action_shape[2:])
+        if actions.shape != shape:
+            raise ValueError(f"`actions` must have shape {shape}, got {actions.shape}")
+        if isinstance(self.action_space, spaces.Discrete):
+            first, last = int(self.action_space.start), int(self.action_space.start + self.action_space.n) - 1
+            if actions.min() < first or actions.max() > last:
+                raise ValueError(f"`actions` must lie in {first}..{last}, got {actions.min()}..{actions.max()}")
+        elif isinstance(self.action_space, spaces.Box):
+            actions = np.clip(actions, self.action_space.low, self.action_space.high)
+        self._pending = actions
+
+    def step_wait(self) -> VecEnvStepReturn:
+        """
+        Step with the actions kept by :meth:`step_async`.
+
+        :return: observations, rewards (float32), dones (bool), and infos, which for finished episodes hold
+            ``terminal_observation`` and ``TimeLimit.truncated``
+        :raises RuntimeError: without a preceding :meth:`step_async`
+        """
+        if self._pending is None:
+            raise RuntimeError("`step_wait` needs actions; call `step_async` first, or `step`")
+        actions = th.as_tensor(self._pending, dtype=th.int64 if self._discrete else th.float32, device=self.device)
+        self._pending = None
+        step = self.step_tensor(actions.view(self._action_shape))
+        infos: list[dict[str, Any]] = [{} for _ in range(self.num_envs)]
+        dones = self._flags(step.done)
+        if step.final_obs is not None and dones.any():
+            final_obs = self._rows(step.final_obs)
+            terminated = self._flags(False if step.terminated is None else step.terminated)
+            for slot in np.flatnonzero(dones):
+                infos[slot]["terminal_observation"] = final_obs[slot]
+                infos[slot]["TimeLimit.truncated"] = not terminated[slot]
+        rewards = step.rewards.to(device="cpu", dtype=th.float32).reshape(-1).numpy().copy()
+        return self._rows(step.obs), rewards, dones, infos
+
+    def _rows(self, obs: th.Tensor) -> np.ndarray[Any, Any]:
+        # The copy keeps wrappers that normalise in place from writing into the environment's own observation.
+        rows: np.ndarray[Any, Any] = obs.reshape(self.num_envs, -1).cpu().numpy().copy()
+        return rows
+
+    def _flags(self, flags: bool | th.Tensor) -> np.ndarray[Any, Any]:
+        if isinstance(flags, bool):
+            return np.full(self.num_envs, flags, dtype=np.bool_)
+        rows: np.ndarray[Any, Any] = flags.reshape(-1).cpu().numpy()
+        return rows
+
+    def seed(self, seed: int | None = None) -> Sequence[int | None]:
+        """
+        Seed the generator that all copies draw from; the same seed then gives the same episodes, bit for bit.
+
+        Unlike in other vector environments the seed takes effect at once, not at the next reset.
+
+        :param seed: the seed; drawn from NumPy's global generator when omitted, as in Stable-Baselines3
+        :return: the seed, once per slot
+        """
+        if seed is None:
+            seed = int(np.random.randint(0, np.iinfo(np.uint32).max, dtype=np.uint32))
+        self.generator.manual_seed(seed)
+        return [seed] * self.num_envs
+
+    def close(self) -> None:
+        """Do nothing: there are no processes or windows to close."""
+
+    def get_images(self) -> Sequence[np.ndarray[Any, Any] | None]:
+        """
+        Return a picture of each of the first ``n_render_copies`` copies, ``(height, width, 3)`` uint8.
+
+        :raises RuntimeError: if the environment was made without ``render_mode="rgb_array"``
+        """
+        if self.render_mode != "rgb_array":
+            raise RuntimeError('nothing is drawn without `render_mode="rgb_array"`; pass it when making the environment')
+        return [self._draw(copy) for copy in range(self.n_render_copies)]
+
+    def get_attr(self, attr_name: str, indices: VecEnvIndices = None) -> list[Any]:
+        """Return an attribute, which all copies share, once per slot asked for."""
+        return [getattr(self, attr_name)] * self._count(indices)
+
+    def set_attr(self, attr_name: str, value: Any, indices: VecEnvIndices = None) -> None:
+        """
+        Set an attribute of all copies.
+
+        :raises ValueError: if ``indices`` names some slots only: copies are not separate objects here
+        """
+        if self._count(indices) != self.num_envs:
+            raise ValueError(f"`indices` must name all {self.num_envs} slots or be None, because copies share `{attr_name}`")
+        setattr(self, attr_name, value)
+
+    def env_method(
+        self, method_name: str, *method_args: Any, indices: VecEnvIndices = None, **method_kwargs: Any
+    ) -> list[Any]:
+        """Call a method once, for all copies together, and return its result once per slot asked for."""
+        return [getattr(self, method_name)(*method_args, **method_kwargs)] * self._count(indices)
+
+    def env_is_wrapped(
+        self, wrapper_class: type[gym.Wrapper[Any, Any, Any, Any]], indices: VecEnvIndices = None
+    ) -> list[bool]:
+        """Return ``False`` for every slot asked for: there is no Gymnasium environment inside that could be wrapped."""
+        return [False] * self._count(indices)
+
+    def _count(self, indices: VecEnvIndices) -> int:
+        return len(list(self._get_indices(indices))) if indices is not None else self.num_envs
+
+
+def _resolve(device: th.device | str) -> th.device:
+    """Give a CUDA device its index, so that comparing it with a tensor's device works."""
+    resolved = th.device(device)
+    if resolved.type == "cuda" and resolved.index is None:
+        return th.device("cuda", th.cuda.current_device())
+    return resolved
+
+
+def _common_space(name: str, agent_spaces: Mapping[str, spaces.Space[Any]]) -> spaces.Space[Any]:
+    """Return the space that all agents share, or explain which agent differs."""
+    if not agent_spaces:
+        raise ValueError(f"`{name}` is empty; a team needs at least one agent")
+    first, *others = agent_spaces
+    for agent in others:
+        if agent_spaces[agent] != agent_spaces[first]:
+            raise ValueError(
+                f"`{name}` must be the same for all agents, but {agent!r} has {agent_spaces[agent]} and {first!r} has "
+                f"{agent_spaces[first]}; pad them to a common shape"
+            )
+    return agent_spaces[first]
+
+
+def _check_spaces(observation_space: spaces.Space[Any], action_space: spaces.Space[Any]) -> None:
+    """Raise unless observations are float vectors and actions are numbers or float vectors."""
+    if not (isinstance(observation_space, spaces.Box) and len(observation_space.shape) == 1):
+        raise ValueError(f"observations must be one-dimensional Boxes, got {observation_space}")
+    if observation_space.dtype != np.float32:
+        raise ValueError(f"observations must be float32, got {observation_space.dtype}")
+    if not isinstance(action_space, spaces.Discrete | spaces.Box) or len(action_space.shape or ()) > 1:
+        raise ValueError(f"actions must be Discrete or one-dimensional Boxes, got {action_space}")
