@@ -2,6 +2,7 @@
 
 import inspect
 import os
+import pathlib
 import warnings
 from collections import deque
 from collections.abc import Iterable
@@ -29,6 +30,13 @@ _NEVER_STORED = ("self", "policy", "env", "device", "_init_setup_model")
 _LAST_STEP = ("_last_obs", "_last_episode_starts", "_last_original_obs")
 _EPISODES = ("ep_info_buffer", "ep_success_buffer")
 _VARIABLES = "pytorch_variables"
+
+
+def _portable_log(path: Any) -> str | None:
+    """A log directory below the working directory; others name somebody's machine, or write where nobody expects it."""
+    if path is None or os.path.isabs(str(path)) or ".." in pathlib.PurePath(str(path)).parts:
+        return None
+    return str(path)
 
 
 def _is_small(value: Any) -> bool:
@@ -60,7 +68,7 @@ class JsonSaveMixin(BaseAlgorithm):
     - tensors that must survive are named by ``_get_torch_save_params``, best as parts of the policy module;
     - further plain attributes that must survive are named in ``_json_state``.
 
-    The logger, the environment, buffers and an absolute ``tensorboard_log`` are not stored. Attributes that are named
+    The logger, the environment, buffers and a ``tensorboard_log`` outside the working directory are not stored. Attributes that are named
     nowhere are not stored either, unless ``save(include=...)`` names them.
 
     :cvar _json_state: names of plain attributes that survive, merged over the class's ancestors
@@ -143,8 +151,7 @@ class JsonSaveMixin(BaseAlgorithm):
                 value = getattr(self, attribute)
                 if name == "policy_kwargs":
                     return {key: item for key, item in value.items() if key != "device"}
-                # An absolute path names somebody's machine, and would be of no use on another.
-                return None if name == "tensorboard_log" and os.path.isabs(str(value)) else value
+                return _portable_log(value) if name == "tensorboard_log" else value
         raise TypeError(
             f"`{type(self).__name__}` keeps no attribute for its constructor parameter `{name}`, so it cannot be saved; "
             f"set `self.{name}`, or name it in `_json_skip`"
@@ -236,7 +243,8 @@ class JsonSaveMixin(BaseAlgorithm):
             *parameters,
             *(f"_{p}" for p in parameters),
         }
-        return set(vars(self)).difference(stored, (name.split(".")[0] for name in (*names, *variables)))
+        modules = {name.split(".")[0] for name in (*names, *variables)}
+        return set(vars(self)).difference(stored, modules, self._excluded_save_params(), ("start_time", "lr_schedule"))
 
     def save(self, path: SavePath, exclude: Iterable[str] | None = None, include: Iterable[str] | None = None) -> None:
         """
@@ -303,6 +311,8 @@ class JsonSaveMixin(BaseAlgorithm):
                 f"`path` {label} could not store {', '.join(missing)}; give it at load: "
                 f"{cls.__name__}.load(path, custom_objects={{{again}}})"
             )
+        if "tensorboard_log" in values and "tensorboard_log" not in given:
+            values["tensorboard_log"] = _portable_log(values["tensorboard_log"])
         return {**{name: given[name] for name in cls._constructor_parameters() if name in given}, **values}
 
     @classmethod

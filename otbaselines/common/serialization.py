@@ -95,7 +95,7 @@ def class_from_name(name: str) -> type:
         raise ValueError(refusal)
     try:
         module = importlib.import_module(module_name)
-    except ImportError as error:
+    except (ImportError, AttributeError, RuntimeError, OSError) as error:
         raise ValueError(refusal) from error
     found = vars(module).get(class_name)
     # The module of the class itself counts: a module's namespace also holds whatever it has imported.
@@ -267,10 +267,11 @@ def space_from_json(stored: dict[str, Any]) -> spaces.Space[Any]:
 
 def _encode_tagged(value: Any) -> dict[str, Any] | None:
     """The tagged form of an object that is no container, or None if it has none."""
-    if isinstance(value, float):
-        return {KIND: "float", "value": str(value)}
     if isinstance(value, (np.ndarray, np.generic)) and value.dtype.name in _ARRAY_DTYPES and value.size <= MAX_ELEMENTS:
         return {KIND: "array" if isinstance(value, np.ndarray) else "scalar", **_array_to_json(np.asarray(value))}
+    # After numpy's scalars: float64 is a Python float too.
+    if isinstance(value, float):
+        return {KIND: "float", "value": str(value)}
     if isinstance(value, th.Tensor) and value.dtype in _TENSOR_DTYPES.values() and value.numel() <= MAX_ELEMENTS:
         return {KIND: "tensor", **_tensor_to_json(value)}
     if isinstance(value, spaces.Space):
