@@ -1,0 +1,119 @@
+"""Layers with one set of parameters per agent, stacked so that a whole team costs one kernel."""
+
+import math
+from typing import Any
+
+import torch as th
+from torch import nn
+from torch.autograd.function import once_differentiable
+
+
+class StackedLinear(nn.Module):
+    r"""
+    ``n_sets`` independent affine maps evaluated by one batched matrix product.
+
+    Set :math:`k` computes :math:`y_k = x_k W_k + b_k`.
+
+    :param n_sets: number of independent parameter sets (agents, or one when parameters are shared)
+    :param in_features: size of the last input dimension
+    :param out_features: size of the last output dimension
+    """
+
+    def __init__(self, n_sets: int, in_features: int, out_features: int) -> None:
+        super().__init__()
+        self.n_sets = n_sets
+        self.in_features = in_features
+        self.out_features = out_features
+        self.weight = nn.Parameter(th.empty(n_sets, in_features, out_features))
+        self.bias = nn.Parameter(th.zeros(n_sets, 1, out_features))
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Draw what ``torch.nn.Linear`` would draw, one set after the other."""
+        bound = 1.0 / math.sqrt(self.in_features) if self.in_features > 0 else 0.0
+        with th.no_grad():
+            for weight, bias in zip(self.weight, self.bias, strict=True):
+                weight.uniform_(-bound, bound)
+                bias.uniform_(-bound, bound)
+
+    def orthogonal_(self, gain: float) -> None:
+        """
+        Orthogonal weights and zero biases, as SB3 initialises PPO.
+
+        :param gain: factor on the orthogonal matrix
+        """
+        with th.no_grad():
+            for weight in self.weight:
+                # `nn.init` expects (out, in); the stacked weights are kept as (in, out) for `baddbmm`.
+                weight.copy_(nn.init.orthogonal_(th.empty(self.out_features, self.in_features), gain=gain).T)
+            self.bias.zero_()
+
+    def forward(self, x: th.Tensor) -> th.Tensor:
+        """
+        :param x: shape ``(n_sets, batch, in_features)``
+        :return: shape ``(n_sets, batch, out_features)``
+        """
+        return th.baddbmm(self.bias, x, self.weight)
+
+    def extra_repr(self) -> str:
+        return f"n_sets={self.n_sets}, in_features={self.in_features}, out_features={self.out_features}"
+
+
+class _SigmoidTanh(th.autograd.Function):
+    """The hyperbolic tangent as ``2 sigmoid(2 x) - 1``, with the derivative ``1 - y^2`` of tanh."""
+
+    @staticmethod
+    def forward(ctx: Any, x: th.Tensor) -> th.Tensor:
+        y = (x * 2.0).sigmoid_().mul_(2.0).sub_(1.0)
+        ctx.save_for_backward(y)
+        return y
+
+    @staticmethod
+    @once_differentiable  # type: ignore[untyped-decorator]
+    def backward(ctx: Any, grad: th.Tensor) -> th.Tensor:
+        (y,) = ctx.saved_tensors
+        return th.ops.aten.tanh_backward(grad, y)  # type: ignore[no-any-return]
+
+
+class FastTanh(nn.Module):
+    """
+    ``torch.nn.Tanh`` at about half its price on a CPU.
+
+    The vectorised tanh is the dearest operation of a small network on a CPU (134 us for 38,400 numbers where the
+    sigmoid form takes 63 us); the two agree to 2e-7 in float32. Other devices and dtypes use
+    ``torch.tanh`` itself. First derivatives only.
+    """
+
+    def forward(self, x: th.Tensor) -> th.Tensor:
+        if x.device.type == "cpu" and x.dtype == th.float32:
+            return _SigmoidTanh.apply(x)  # type: ignore[no-any-return]
+        return th.tanh(x)
+
+
+class StackedMLP(nn.Module):
+    """
+    ``n_sets`` multilayer perceptrons without output layer, evaluated together.
+
+    :param n_sets: number of independent parameter sets
+    :param in_features: size of the last input dimension
+    :param net_arch: widths of the hidden layers; empty makes it the identity
+    :param activation_fn: activation class, applied element-wise after each layer
+    """
+
+    def __init__(self, n_sets: int, in_features: int, net_arch: list[int], activation_fn: type[nn.Module]) -> None:
+        super().__init__()
+        layers: list[nn.Module] = []
+        width = in_features
+        for next_width in net_arch:
+            activation = FastTanh() if activation_fn is nn.Tanh else activation_fn()
+            layers += [StackedLinear(n_sets, width, next_width), activation]
+            width = next_width
+        self.layers = nn.Sequential(*layers)
+        self.out_features = width
+
+    def forward(self, x: th.Tensor) -> th.Tensor:
+        """
+        :param x: shape ``(n_sets, batch, in_features)``
+        :return: shape ``(n_sets, batch, out_features)``
+        """
+        return self.layers(x)  # type: ignore[no-any-return]

@@ -1,0 +1,66 @@
+"""Who is in the team: names, spaces and the slot order that every part of the multi-agent core relies on."""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from gymnasium import spaces
+from stable_baselines3.common.vec_env import VecEnv
+
+
+@dataclass(frozen=True)
+class TeamLayout:
+    """
+    The agents of one copy of an environment, in slot order: ``slot = copy * n_agents + agent``.
+
+    :param possible_agents: names of the agents
+    :param n_copies: copies of the environment that run side by side
+    :param agent_observation_spaces: each agent's own observation space, before padding
+    :param agent_action_spaces: each agent's own action space, before padding
+    """
+
+    possible_agents: tuple[str, ...]
+    n_copies: int
+    agent_observation_spaces: dict[str, spaces.Space[Any]] = field(repr=False)
+    agent_action_spaces: dict[str, spaces.Space[Any]] = field(repr=False)
+
+    @property
+    def n_agents(self) -> int:
+        """Agents in the team."""
+        return len(self.possible_agents)
+
+    def action_mask(self, action_space: spaces.Space[Any]) -> np.ndarray | None:
+        """
+        Which entries of the padded action head each agent really has.
+
+        :param action_space: the team's common (padded) action space
+        :return: ``True`` where the agent has that choice (Discrete) or dimension (Box), shape ``(n_agents, width)``;
+            ``None`` when nothing is padded
+        """
+        native = [self.agent_action_spaces[agent] for agent in self.possible_agents]
+        if isinstance(action_space, spaces.Discrete):
+            sizes = [int(space.n) for space in native if isinstance(space, spaces.Discrete)]
+            width = int(action_space.n)
+        elif isinstance(action_space, spaces.Box) and len(action_space.shape) == 1:
+            sizes = [int(np.prod(space.shape)) for space in native if isinstance(space, spaces.Box)]
+            width = int(action_space.shape[0])
+        else:
+            return None
+        if len(sizes) != self.n_agents or all(size == width for size in sizes):
+            return None
+        mask: np.ndarray = np.arange(width)[None, :] < np.array(sizes)[:, None]
+        return mask
+
+
+def team_layout(env: VecEnv) -> TeamLayout:
+    """
+    Read the team off a vector environment, through any ``VecEnvWrapper`` around it.
+
+    :param env: a vector environment; one that names no agents is a team of one
+    :return: the team's layout
+    """
+    agents = getattr(env, "possible_agents", None)
+    if agents is None or not hasattr(env, "n_copies"):
+        name = "agent_0"
+        return TeamLayout((name,), env.num_envs, {name: env.observation_space}, {name: env.action_space})
+    return TeamLayout(tuple(agents), int(env.n_copies), dict(env.agent_observation_spaces), dict(env.agent_action_spaces))

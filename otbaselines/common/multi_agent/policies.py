@@ -1,0 +1,507 @@
+"""Actor-critic policies that hold a whole team in stacked parameters."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch as th
+from gymnasium import spaces
+from stable_baselines3.common.policies import BasePolicy
+from stable_baselines3.common.preprocessing import is_image_space, preprocess_obs
+from stable_baselines3.common.torch_layers import BaseFeaturesExtractor, CombinedExtractor, FlattenExtractor, NatureCNN
+from stable_baselines3.common.type_aliases import PyTorchObs, Schedule
+from stable_baselines3.common.utils import obs_as_tensor
+from torch import nn
+
+from otbaselines.common.multi_agent.distributions import (
+    DiagonalGaussian,
+    IndependentBernoulli,
+    MaskedCategorical,
+    MultiCategorical,
+    TeamDistribution,
+    action_head_size,
+)
+from otbaselines.common.multi_agent.layers import StackedLinear, StackedMLP
+from otbaselines.common.multi_agent.layout import TeamLayout
+
+
+@dataclass(frozen=True)
+class TeamActionEvaluation:
+    """
+    What the current policies and critics say of recorded actions.
+
+    :param values: shape ``(batch, n_agents)``
+    :param log_prob: shape ``(batch, n_agents)``
+    :param entropy: in nats, shape ``(batch, n_agents)``
+    :param distribution: the policies at those observations
+    """
+
+    values: th.Tensor
+    log_prob: th.Tensor
+    entropy: th.Tensor
+    distribution: TeamDistribution
+
+
+class MultiAgentActorCriticPolicy(BasePolicy):
+    """
+    Independent or shared actors and critics of a team, evaluated together.
+
+    Parameters are stacked along a first axis of ``n_sets`` (one per agent, or one in all when they are shared), so that
+    a team costs one batched kernel a layer. A plain Gymnasium environment is a team of one, and there this is SB3's
+    ``ActorCriticPolicy`` in everything but generalized state-dependent exploration.
+
+    Rows are ordered ``row = copy * n_agents + agent``, as in the vector environments.
+
+    :param observation_space: the team's common (padded) observation space
+    :param action_space: the team's common (padded) action space
+    :param lr_schedule: learning rate as a function of the remaining progress
+    :param net_arch: hidden widths, ``[64, 64]`` or ``dict(pi=[...], vf=[...])``; two layers of 64 when omitted
+    :param activation_fn: activation class of the hidden layers
+    :param ortho_init: orthogonal initialisation, as SB3's PPO
+    :param log_std_init: initial log standard deviation of continuous actions
+    :param features_extractor_class: SB3 features extractor; one instance per parameter set
+    :param features_extractor_kwargs: its keyword arguments
+    :param share_features_extractor: one extractor for actor and critic
+    :param normalize_images: divide image observations by 255
+    :param optimizer_class: optimizer of all parameters
+    :param optimizer_kwargs: its keyword arguments, the learning rate excluded
+    :param layout: the team; one agent when omitted
+    :param share_parameters: one set of parameters for all agents
+    :param append_agent_id: append a one-hot agent index to the features, so that a shared network can tell agents apart
+    """
+
+    def __init__(
+        self,
+        observation_space: spaces.Space[Any],
+        action_space: spaces.Space[Any],
+        lr_schedule: Schedule,
+        net_arch: list[int] | dict[str, list[int]] | None = None,
+        activation_fn: type[nn.Module] = nn.Tanh,
+        ortho_init: bool = True,
+        log_std_init: float = 0.0,
+        features_extractor_class: type[BaseFeaturesExtractor] = FlattenExtractor,
+        features_extractor_kwargs: dict[str, Any] | None = None,
+        share_features_extractor: bool = True,
+        normalize_images: bool = True,
+        optimizer_class: type[th.optim.Optimizer] = th.optim.Adam,
+        optimizer_kwargs: dict[str, Any] | None = None,
+        *,
+        layout: TeamLayout | None = None,
+        share_parameters: bool = False,
+        append_agent_id: bool = False,
+    ) -> None:
+        super().__init__(
+            observation_space,
+            action_space,
+            features_extractor_class,
+            features_extractor_kwargs,
+            normalize_images=normalize_images,
+            optimizer_class=optimizer_class,
+            optimizer_kwargs=_default_optimizer_kwargs(optimizer_class, optimizer_kwargs),
+        )
+        if layout is None:
+            layout = TeamLayout(("agent_0",), 1, {"agent_0": observation_space}, {"agent_0": action_space})
+        self.layout = layout
+        self.n_agents = layout.n_agents
+        self.share_parameters = share_parameters
+        self.append_agent_id = append_agent_id
+        self.n_sets = 1 if share_parameters else self.n_agents
+        self.ortho_init = ortho_init
+        self.activation_fn = activation_fn
+        self.log_std_init = log_std_init
+        self.share_features_extractor = share_features_extractor
+        self.net_arch = _normalise_net_arch(net_arch, features_extractor_class)
+        # A vector that is only flattened needs neither preprocessing nor an extractor.
+        self._plain_vector = (
+            issubclass(features_extractor_class, FlattenExtractor)
+            and isinstance(observation_space, spaces.Box)
+            and not is_image_space(observation_space)
+        )
+        self._stacked: list[list[nn.Parameter]] | None = None
+        self._build_action_mask()
+        self._build(lr_schedule)
+
+    # ------------------------------------------------------------------ construction
+    def _build_action_mask(self) -> None:
+        mask = self.layout.action_mask(self.action_space)
+        self.register_buffer("action_mask", None if mask is None else th.as_tensor(mask), persistent=False)
+        if isinstance(self.action_space, spaces.Box):
+            self.register_buffer("action_low", th.as_tensor(self.action_space.low), persistent=False)
+            self.register_buffer("action_high", th.as_tensor(self.action_space.high), persistent=False)
+        self.action_start = int(self.action_space.start) if isinstance(self.action_space, spaces.Discrete) else 0
+
+    def _build(self, lr_schedule: Schedule) -> None:
+        self.pi_extractors = self._make_extractors()
+        self.vf_extractors = self.pi_extractors if self.share_features_extractor else self._make_extractors()
+        width = self.pi_extractors[0].features_dim + (self.n_agents if self.append_agent_id else 0)
+        self.pi_net = StackedMLP(self.n_sets, width, self.net_arch["pi"], self.activation_fn)
+        self.vf_net = StackedMLP(self.n_sets, width, self.net_arch["vf"], self.activation_fn)
+        self.action_net = StackedLinear(self.n_sets, self.pi_net.out_features, action_head_size(self.action_space))
+        self.value_net = StackedLinear(self.n_sets, self.vf_net.out_features, 1)
+        if isinstance(self.action_space, spaces.Box):
+            size = action_head_size(self.action_space)
+            self.log_std = nn.Parameter(th.full((self.n_sets, size), float(self.log_std_init)))
+        if self.ortho_init:
+            self._orthogonal_init()
+        self.optimizer = self.optimizer_class(self.parameters(), lr=lr_schedule(1), **self.optimizer_kwargs)  # type: ignore[call-arg]
+
+    def _make_extractors(self) -> nn.ModuleList:
+        return nn.ModuleList(self.make_features_extractor() for _ in range(self.n_sets))
+
+    def _orthogonal_init(self) -> None:
+        # SB3's gains for PPO: sqrt 2 in the body, a near-uniform initial policy, a unit-gain critic.
+        for extractor in {*self.pi_extractors, *self.vf_extractors}:
+            extractor.apply(lambda module: self.init_weights(module, gain=float(np.sqrt(2))))
+        gains = {self.pi_net: np.sqrt(2), self.vf_net: np.sqrt(2), self.action_net: 0.01, self.value_net: 1.0}
+        for network, gain in gains.items():
+            for module in network.modules():
+                if isinstance(module, StackedLinear):
+                    module.orthogonal_(float(gain))
+
+    def _get_constructor_parameters(self) -> dict[str, Any]:
+        data = super()._get_constructor_parameters()
+        data.update(
+            net_arch=self.net_arch,
+            activation_fn=self.activation_fn,
+            ortho_init=self.ortho_init,
+            log_std_init=self.log_std_init,
+            features_extractor_class=self.features_extractor_class,
+            features_extractor_kwargs=self.features_extractor_kwargs,
+            share_features_extractor=self.share_features_extractor,
+            optimizer_class=self.optimizer_class,
+            optimizer_kwargs=self.optimizer_kwargs,
+            lr_schedule=self._dummy_schedule,
+            layout=self.layout,
+            share_parameters=self.share_parameters,
+            append_agent_id=self.append_agent_id,
+        )
+        return data
+
+    def clip_gradients(self, max_norm: float) -> None:
+        """
+        Bound the norm of each parameter set's gradient, as if every agent were trained alone.
+
+        :param max_norm: the bound; the gradients are scaled in place
+        """
+        if self._stacked is None:
+            self._stacked = _stacked_parameters(self)
+        if not self._stacked:
+            raise ValueError(
+                f"`{type(self).__name__}` has parameters that are not stacked by agent; keep one copy per agent in "
+                "`pi_extractors`, or use `share_parameters=True`"
+            )
+        groups = [[p.grad for p in group if p.grad is not None] for group in self._stacked]
+        _scale_gradients(groups, self.n_sets, max_norm)
+
+    # ------------------------------------------------------------------ networks
+    def _rows(self, obs: PyTorchObs) -> PyTorchObs:
+        """Merge ``(batch, n_agents)`` into rows and preprocess as SB3 does (one-hot, images to [0, 1])."""
+        if isinstance(obs, dict):
+            flat: PyTorchObs = {key: value.flatten(0, 1) for key, value in obs.items()}
+        else:
+            flat = obs.flatten(0, 1)
+        return preprocess_obs(flat, self.observation_space, normalize_images=self.normalize_images)  # type: ignore[return-value]
+
+    def _agent_features(self, obs: PyTorchObs, extractors: nn.ModuleList) -> th.Tensor:
+        """Features of each agent from its own extractor, shape ``(batch, n_agents, features)``."""
+        batch = next(iter(obs.values())).shape[0] if isinstance(obs, dict) else obs.shape[0]
+        if self._plain_vector and isinstance(obs, th.Tensor):
+            features = obs.float().flatten(2)
+        elif self.n_sets == 1 or isinstance(extractors[0], FlattenExtractor):
+            features = extractors[0](self._rows(obs)).unflatten(0, (batch, self.n_agents))
+        else:
+            rows = self._rows(obs)
+            features = th.stack(
+                [extractor(_every(rows, agent, self.n_agents)) for agent, extractor in enumerate(extractors)], 1
+            )
+        if self.append_agent_id:
+            identity = th.eye(self.n_agents, device=features.device, dtype=features.dtype)
+            features = th.cat([features, identity.expand(batch, -1, -1)], -1)
+        return features
+
+    def _to_sets(self, x: th.Tensor) -> th.Tensor:
+        """``(batch, n_agents, k)`` to ``(n_sets, rows of the set, k)``."""
+        return x.flatten(0, 1).unsqueeze(0) if self.share_parameters else x.transpose(0, 1)
+
+    def _to_agents(self, x: th.Tensor) -> th.Tensor:
+        """``(n_sets, rows of the set, k)`` to ``(batch, n_agents, k)``."""
+        return x.squeeze(0).unflatten(0, (-1, self.n_agents)) if self.share_parameters else x.transpose(0, 1)
+
+    def _features(self, obs: PyTorchObs) -> tuple[th.Tensor, th.Tensor]:
+        pi_features = self._to_sets(self._agent_features(obs, self.pi_extractors))
+        if self.share_features_extractor or self._plain_vector:
+            return pi_features, pi_features
+        return pi_features, self._to_sets(self._agent_features(obs, self.vf_extractors))
+
+    def _distribution(self, head: th.Tensor) -> TeamDistribution:
+        """
+        :param head: output of the action head, shape ``(batch, n_agents, width)``
+        """
+        if isinstance(self.action_space, spaces.Discrete):
+            return MaskedCategorical(head, self.action_mask)
+        if isinstance(self.action_space, spaces.MultiDiscrete):
+            return MultiCategorical(head, self.action_space.nvec.tolist())
+        if isinstance(self.action_space, spaces.MultiBinary):
+            return IndependentBernoulli(head)
+        return DiagonalGaussian(head, self.log_std, self.action_mask)
+
+    def team_distribution(self, obs: PyTorchObs) -> TeamDistribution:
+        """
+        :param obs: shape ``(batch, n_agents, ...)``
+        :return: every agent's policy at its own observation
+        """
+        features = self._to_sets(self._agent_features(obs, self.pi_extractors))
+        return self._distribution(self._to_agents(self.action_net(self.pi_net(features))))
+
+    def team_values(self, obs: PyTorchObs) -> th.Tensor:
+        """
+        :param obs: shape ``(batch, n_agents, ...)``
+        :return: every agent's critic at its own observation, shape ``(batch, n_agents)``
+        """
+        features = self._to_sets(self._agent_features(obs, self.vf_extractors))
+        return self._to_agents(self.value_net(self.vf_net(features))).squeeze(-1)
+
+    def evaluate_team_actions(self, obs: PyTorchObs, actions: th.Tensor) -> TeamActionEvaluation:
+        """
+        :param obs: shape ``(batch, n_agents, ...)``
+        :param actions: shape ``(batch, n_agents, ...)``
+        :return: values, log-likelihoods and entropies
+        """
+        pi_features, vf_features = self._features(obs)
+        distribution = self._distribution(self._to_agents(self.action_net(self.pi_net(pi_features))))
+        values = self._to_agents(self.value_net(self.vf_net(vf_features))).squeeze(-1)
+        return TeamActionEvaluation(values, distribution.log_prob(actions), distribution.entropy(), distribution)
+
+    def cross_distribution(self, obs: PyTorchObs) -> TeamDistribution:
+        """
+        Every agent's policy at every agent's observations.
+
+        :param obs: shape ``(batch, n_agents, ...)``
+        :return: distribution whose leading shape is ``(batch * n_agents, n_agents)``: states by policies
+        """
+        if self.share_parameters or self.n_agents == 1:
+            raise ValueError("`cross_distribution` compares separate policies, but this policy shares its parameters")
+        if self._plain_vector and isinstance(obs, th.Tensor) and not self.append_agent_id:
+            rows = obs.float().flatten(2).flatten(0, 1)
+            features = rows.expand(self.n_sets, -1, -1)
+        else:
+            features = self._cross_features(obs)
+        return self._distribution(self.action_net(self.pi_net(features)).transpose(0, 1))
+
+    def _cross_features(self, obs: PyTorchObs) -> th.Tensor:
+        """Every agent's features of every agent's observations, shape ``(n_sets, batch * n_agents, features)``."""
+        rows = self._rows(obs)
+        features = th.stack([extractor(rows) for extractor in self.pi_extractors])
+        if self.append_agent_id:
+            # Policy j keeps its own identity when it is asked about another agent's observation.
+            identity = th.eye(self.n_agents, device=features.device, dtype=features.dtype)
+            features = th.cat([features, identity[:, None].expand(-1, features.shape[1], -1)], -1)
+        return features
+
+    # ------------------------------------------------------------------ SB3's row interface
+    def split_rows(self, obs: PyTorchObs) -> PyTorchObs:
+        """
+        :param obs: rows, shape ``(n_copies * n_agents, ...)``
+        :return: a view of shape ``(n_copies, n_agents, ...)``
+        :raises ValueError: if the rows do not fill whole teams
+        """
+        if isinstance(obs, dict):
+            return {key: self._split_tensor(value) for key, value in obs.items()}
+        return self._split_tensor(obs)
+
+    def _split_tensor(self, rows: th.Tensor) -> th.Tensor:
+        if rows.shape[0] % self.n_agents != 0:
+            raise ValueError(
+                f"`observation` has {rows.shape[0]} rows, which is not a multiple of the team's {self.n_agents} agents; "
+                f"pass one row per agent in the order {list(self.layout.possible_agents)}, or a dict of agents"
+            )
+        return rows.unflatten(0, (-1, self.n_agents))
+
+    def forward(self, obs: PyTorchObs, deterministic: bool = False) -> tuple[th.Tensor, th.Tensor, th.Tensor]:
+        """
+        :param obs: rows, shape ``(n_copies * n_agents, ...)``
+        :param deterministic: the most probable actions instead of samples
+        :return: actions, values ``(rows, 1)`` and log-likelihoods ``(rows,)``
+        """
+        team = self.split_rows(obs)
+        distribution = self.team_distribution(team)
+        actions = distribution.get_actions(deterministic)
+        log_prob = distribution.log_prob(actions).flatten()
+        return actions.reshape(-1, *self.action_space.shape), self.team_values(team).reshape(-1, 1), log_prob  # type: ignore[misc]
+
+    def evaluate_actions(self, obs: PyTorchObs, actions: th.Tensor) -> tuple[th.Tensor, th.Tensor, th.Tensor]:
+        """
+        :param obs: rows, shape ``(n_copies * n_agents, ...)``
+        :param actions: rows of actions
+        :return: values ``(rows, 1)``, log-likelihoods ``(rows,)`` and entropies ``(rows,)``
+        """
+        result = self.evaluate_team_actions(self.split_rows(obs), self._split_tensor(actions))
+        return result.values.reshape(-1, 1), result.log_prob.flatten(), result.entropy.flatten()
+
+    def predict_values(self, obs: PyTorchObs) -> th.Tensor:
+        """
+        :param obs: rows, shape ``(n_copies * n_agents, ...)``
+        :return: values, shape ``(rows, 1)``
+        """
+        return self.team_values(self.split_rows(obs)).reshape(-1, 1)
+
+    def get_distribution(self, obs: PyTorchObs) -> TeamDistribution:
+        """
+        :param obs: rows, shape ``(n_copies * n_agents, ...)``
+        :return: the policies, with leading shape ``(n_copies, n_agents)``
+        """
+        return self.team_distribution(self.split_rows(obs))
+
+    def _predict(self, observation: PyTorchObs, deterministic: bool = False) -> th.Tensor:
+        actions = self.get_distribution(observation).get_actions(deterministic)
+        return actions.flatten(0, 1) + self.action_start
+
+    def predict(
+        self,
+        observation: np.ndarray | dict[str, np.ndarray],
+        state: tuple[np.ndarray, ...] | None = None,
+        episode_start: np.ndarray | None = None,
+        deterministic: bool = False,
+    ) -> tuple[Any, tuple[np.ndarray, ...] | None]:
+        """
+        Actions for rows of observations, or for a dict of agents as PettingZoo gives it.
+
+        :param observation: rows ``(n_copies * n_agents, ...)``, or ``{agent: observation}`` with each agent's own,
+            unpadded observation (an optional first batch dimension is kept)
+        :param state: unused; returned as given
+        :param episode_start: unused
+        :param deterministic: the most probable actions instead of samples
+        :return: the actions in the form of the observation, and ``state``
+        :raises ValueError: if rows do not fill whole teams, or a dict names an unknown agent
+        """
+        if isinstance(observation, dict) and not self._is_dict_observation(observation):
+            return self._predict_dict(observation, deterministic), state
+        return super().predict(observation, state, episode_start, deterministic)
+
+    def _is_dict_observation(self, observation: dict[str, Any]) -> bool:
+        space = self.observation_space
+        return isinstance(space, spaces.Dict) and set(observation) == set(space.spaces)
+
+    def _predict_dict(self, observation: dict[str, Any], deterministic: bool) -> dict[str, Any]:
+        unknown = [agent for agent in observation if agent not in self.layout.possible_agents]
+        if unknown or not observation:
+            raise ValueError(
+                f"`observation` names the agents {list(observation)}, but the team is {list(self.layout.possible_agents)}"
+            )
+        self.set_training_mode(False)
+        rows, batch = self._pad_dict(observation)
+        with th.no_grad():
+            team = self.split_rows(obs_as_tensor(rows, self.device))
+            actions = self.team_distribution(team).get_actions(deterministic).cpu().numpy() + self.action_start
+        index = {agent: i for i, agent in enumerate(self.layout.possible_agents)}
+        return {agent: self._native_action(agent, actions[:, index[agent]], batch) for agent in observation}
+
+    def _pad_dict(self, observation: dict[str, Any]) -> tuple[np.ndarray, int | None]:
+        """Rows of zero-padded observations, and the batch size where the caller gave a batch."""
+        shape = self.observation_space.shape or ()
+        dtype = self.observation_space.dtype
+        arrays = {agent: np.asarray(value) for agent, value in observation.items()}
+        first = next(iter(arrays))
+        native = self.layout.agent_observation_spaces[first].shape or ()
+        batch = arrays[first].shape[0] if arrays[first].ndim > len(native) else None
+        padded = np.zeros((batch or 1, self.n_agents, *shape), dtype=dtype)
+        for i, agent in enumerate(self.layout.possible_agents):
+            if agent not in arrays:
+                continue
+            agent_shape = self.layout.agent_observation_spaces[agent].shape or ()
+            # An observation that was padded by a wrapper already has the team's shape.
+            target = shape if arrays[agent].shape[-len(shape) :] == shape and shape else agent_shape
+            value = arrays[agent].reshape(batch or 1, *target)
+            padded[(slice(None), i, *(slice(0, size) for size in value.shape[1:]))] = value
+        return padded.reshape(-1, *shape), batch
+
+    def _native_action(self, agent: str, action: np.ndarray, batch: int | None) -> Any:
+        space = self.layout.agent_action_spaces[agent]
+        if isinstance(space, spaces.Box):
+            action = action.reshape(len(action), -1)[:, : int(np.prod(space.shape))].reshape(-1, *space.shape)
+            action = np.clip(action, space.low, space.high).astype(space.dtype)
+        else:
+            action = action.astype(space.dtype)
+        return action if batch is not None else action[0]
+
+
+class MultiAgentActorCriticCnnPolicy(MultiAgentActorCriticPolicy):
+    """Team policy on images: ``NatureCNN`` features by default, one extractor per parameter set."""
+
+    def __init__(self, *args: Any, features_extractor_class: type[BaseFeaturesExtractor] = NatureCNN, **kwargs: Any) -> None:
+        super().__init__(*args, features_extractor_class=features_extractor_class, **kwargs)
+
+
+class MultiAgentMultiInputPolicy(MultiAgentActorCriticPolicy):
+    """Team policy on dict observations: ``CombinedExtractor`` features by default."""
+
+    def __init__(
+        self, *args: Any, features_extractor_class: type[BaseFeaturesExtractor] = CombinedExtractor, **kwargs: Any
+    ) -> None:
+        super().__init__(*args, features_extractor_class=features_extractor_class, **kwargs)
+
+
+def _every(rows: PyTorchObs, agent: int, n_agents: int) -> PyTorchObs:
+    """One agent's rows of a slot-ordered batch."""
+    if isinstance(rows, dict):
+        return {key: value[agent::n_agents] for key, value in rows.items()}
+    return rows[agent::n_agents]
+
+
+def _normalise_net_arch(
+    net_arch: list[int] | dict[str, list[int]] | None, extractor: type[BaseFeaturesExtractor]
+) -> dict[str, list[int]]:
+    if net_arch is None:
+        # A convolutional extractor ends in a wide layer of its own, so SB3 adds none.
+        widths = [] if issubclass(extractor, NatureCNN) else [64, 64]
+        return {"pi": list(widths), "vf": list(widths)}
+    if isinstance(net_arch, dict):
+        return {"pi": list(net_arch.get("pi", [])), "vf": list(net_arch.get("vf", []))}
+    return {"pi": list(net_arch), "vf": list(net_arch)}
+
+
+def _default_optimizer_kwargs(
+    optimizer_class: type[th.optim.Optimizer], optimizer_kwargs: dict[str, Any] | None
+) -> dict[str, Any]:
+    if optimizer_kwargs is not None:
+        return dict(optimizer_kwargs)
+    # The small epsilon is PPO's (SB3); the fused kernel does the same arithmetic in one pass.
+    return {"eps": 1e-5, "fused": True} if optimizer_class is th.optim.Adam else {}
+
+
+def _stacked_parameters(policy: MultiAgentActorCriticPolicy) -> list[list[nn.Parameter]]:
+    """
+    The parameters in groups of which each has one leading entry per parameter set.
+
+    :return: one group of stacked tensors, then one group per extractor parameter (a list over the agents); empty when some
+        parameter belongs to no agent
+    """
+    if policy.n_sets == 1:
+        return [list(policy.parameters())]
+    stacked: list[nn.Parameter] = [policy.log_std] if hasattr(policy, "log_std") else []
+    for network in (policy.pi_net, policy.vf_net, policy.action_net, policy.value_net):
+        stacked += [p for module in network.modules() if isinstance(module, StackedLinear) for p in module.parameters()]
+    groups = [stacked]
+    extractors = {policy.pi_extractors, policy.vf_extractors}
+    for agent_wise in extractors:
+        groups += [list(parameters) for parameters in zip(*(extractor.parameters() for extractor in agent_wise), strict=True)]
+    known = {id(parameter) for group in groups for parameter in group}
+    return groups if known >= {id(parameter) for parameter in policy.parameters()} else []
+
+
+def _scale_gradients(groups: list[list[th.Tensor]], n_sets: int, max_norm: float) -> None:
+    """Scale each set's gradients in place so that their joint norm is at most ``max_norm``."""
+    stacked, agent_wise = groups[0], groups[1:]
+    if not stacked:
+        return
+    squares = th.cat([grad.reshape(n_sets, -1) for grad in stacked], 1).square().sum(1)
+    for group in agent_wise:
+        if group:
+            squares = squares + th.stack([grad.square().sum() for grad in group])
+    # The small constant is that of `torch.nn.utils.clip_grad_norm_`.
+    scale = (max_norm / (squares.sqrt() + 1e-6)).clamp_(max=1.0)
+    for grad in stacked:
+        grad.mul_(scale.view(-1, *[1] * (grad.ndim - 1)) if n_sets > 1 else scale)
+    for group in agent_wise:
+        for grad, factor in zip(group, scale, strict=False):
+            grad.mul_(factor)

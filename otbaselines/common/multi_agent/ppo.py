@@ -1,0 +1,384 @@
+"""Proximal policy optimisation for teams: every agent's own clipped objective, all agents in one pass."""
+
+import warnings
+from collections import defaultdict
+from typing import Any
+
+import torch as th
+from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback, Schedule
+
+from otbaselines.common.multi_agent.buffers import AgentRolloutSamples
+from otbaselines.common.multi_agent.on_policy_algorithm import MultiAgentOnPolicyAlgorithm
+from otbaselines.common.multi_agent.policies import MultiAgentActorCriticPolicy, TeamActionEvaluation
+from otbaselines.common.schedules import parse_schedule
+
+# Without `batch_size`, a rollout is cut into at most this many equal minibatches.
+MAX_MINIBATCHES = 10
+
+
+def agent_mean(x: th.Tensor, active: th.Tensor | None, *, pooled: bool) -> th.Tensor:
+    """
+    Mean over the steps in which an agent acted.
+
+    :param x: shape ``(batch, n_agents)``
+    :param active: shape ``(batch, n_agents)``; all when omitted
+    :param pooled: one mean over all agents (shared parameters) instead of one per agent
+    :return: shape ``()`` when pooled, else ``(n_agents,)``; zero where nobody acted
+    """
+    if active is None:
+        return x.mean() if pooled else x.mean(0)
+    weights = active.to(x.dtype)
+    if pooled:
+        return (x * weights).sum() / weights.sum().clamp_min(1.0)
+    return (x * weights).sum(0) / weights.sum(0).clamp_min(1.0)
+
+
+def normalize_advantages(advantages: th.Tensor, active: th.Tensor | None, *, pooled: bool) -> th.Tensor:
+    """
+    Centre and scale the advantages of a minibatch, with Bessel's correction and SB3's 1e-8.
+
+    :param advantages: shape ``(batch, n_agents)``
+    :param active: shape ``(batch, n_agents)``; all when omitted
+    :param pooled: over all agents together (shared parameters) instead of each agent on its own
+    :return: shape ``(batch, n_agents)``
+    """
+    centred = advantages - agent_mean(advantages, active, pooled=pooled)
+    count = float(advantages.numel() if pooled else advantages.shape[0])
+    if active is None:
+        if count <= 1.0:
+            return advantages
+        variance = agent_mean(centred.square(), None, pooled=pooled) * (count / (count - 1.0))
+    else:
+        counts = (active.sum() if pooled else active.sum(0)).to(advantages.dtype)
+        variance = agent_mean(centred.square(), active, pooled=pooled) * counts / (counts - 1.0).clamp_min(1.0)
+    return centred / (variance.sqrt() + 1e-8)
+
+
+def clipped_surrogate(ratio: th.Tensor, advantages: th.Tensor, clip_range: float) -> th.Tensor:
+    r"""
+    PPO's pessimistic objective :math:`\min(r A, \mathrm{clip}(r, 1 - \epsilon, 1 + \epsilon) A)` (Schulman et al. 2017, Eq. 7).
+
+    :param ratio: new over old likelihood of each action
+    :param advantages: of the same shape
+    :param clip_range: :math:`\epsilon`
+    :return: to be maximised, of the same shape
+    """
+    return th.min(advantages * ratio, advantages * ratio.clamp(1.0 - clip_range, 1.0 + clip_range))
+
+
+def squared_value_error(
+    values: th.Tensor, old_values: th.Tensor, returns: th.Tensor, clip_range_vf: float | None
+) -> th.Tensor:
+    """
+    Squared error of the critics, optionally with their change since the rollout clipped.
+
+    :param values: current predictions
+    :param old_values: predictions at the time of the rollout
+    :param returns: targets
+    :param clip_range_vf: bound on the change, in the unit of the return; none when ``None``
+    :return: of the same shape
+    """
+    if clip_range_vf is not None:
+        values = old_values + (values - old_values).clamp(-clip_range_vf, clip_range_vf)
+    return (returns - values).square()
+
+
+class MultiAgentPPO(MultiAgentOnPolicyAlgorithm):
+    """
+    PPO (Schulman et al. 2017) for every agent of a team, with SB3's objective and defaults.
+
+    With separate parameters each agent's loss, advantage normalisation, gradient clipping and optimizer state are its
+    own, as if it were trained alone; with shared parameters all agents' steps form one batch, as SB3 does with vectorised
+    teams.
+
+    :param policy: ``"MlpPolicy"``, ``"CnnPolicy"``, ``"MultiInputPolicy"`` or a policy class
+    :param env: a PettingZoo ``ParallelEnv``, an id, a SuperSuit vector environment, a ``TensorVecEnv``, an SB3 ``VecEnv`` or
+        a Gymnasium environment (a team of one)
+    :param learning_rate: a number, or a function of the remaining progress (from 1 to 0)
+    :param n_steps: environment steps per copy and rollout; when omitted, about 2,048 joint steps shared by the copies
+    :param batch_size: agent-steps per minibatch, rounded down to whole joint steps; when omitted, about a tenth of the rollout
+    :param n_epochs: passes over each rollout
+    :param gamma: discount in [0, 1]
+    :param gae_lambda: bias-variance trade-off of generalized advantage estimation in [0, 1]
+    :param clip_range: bound on the change of an action's likelihood ratio, possibly a schedule
+    :param clip_range_vf: bound on the change of a value, in the unit of the return; ``None`` for none
+    :param normalize_advantage: normalise advantages in each minibatch
+    :param ent_coef: weight of the entropy bonus
+    :param vf_coef: weight of the value loss
+    :param max_grad_norm: bound on the norm of each parameter set's gradient
+    :param target_kl: stop an update early when the approximate KL divergence exceeds 1.5 times this
+    :param share_parameters: one network for all agents instead of one each
+    :param stats_window_size: episodes over which returns and lengths are averaged in the log
+    :param tensorboard_log: folder of the TensorBoard log, if any
+    :param policy_kwargs: keyword arguments of the policy, as in SB3
+    :param verbose: 0 silent, 1 information, 2 debug
+    :param seed: seed of every random stream
+    :param device: ``"auto"``, ``"cpu"``, ``"cuda"``
+    :param _init_setup_model: whether to build the networks at once
+    :raises ValueError: if a setting is out of range, or ``batch_size`` exceeds the rollout
+    """
+
+    def __init__(
+        self,
+        policy: str | type[MultiAgentActorCriticPolicy],
+        env: GymEnv | str | Any,
+        learning_rate: float | Schedule = 3e-4,
+        n_steps: int | None = None,
+        batch_size: int | None = None,
+        n_epochs: int = 10,
+        gamma: float = 0.99,
+        gae_lambda: float = 0.95,
+        clip_range: float | Schedule = 0.2,
+        clip_range_vf: float | Schedule | None = None,
+        normalize_advantage: bool = True,
+        ent_coef: float = 0.0,
+        vf_coef: float = 0.5,
+        max_grad_norm: float = 0.5,
+        target_kl: float | None = None,
+        share_parameters: bool = False,
+        stats_window_size: int = 100,
+        tensorboard_log: str | None = None,
+        policy_kwargs: dict[str, Any] | None = None,
+        verbose: int = 0,
+        seed: int | None = None,
+        device: th.device | str = "auto",
+        _init_setup_model: bool = True,
+    ) -> None:
+        self.batch_size = batch_size
+        self.n_epochs = n_epochs
+        self.clip_range = clip_range
+        self.clip_range_vf = clip_range_vf
+        self.normalize_advantage = normalize_advantage
+        self.target_kl = target_kl
+        if batch_size is not None and batch_size < 1:
+            raise ValueError(f"`batch_size` must be at least 1, got {batch_size}")
+        if n_epochs < 1:
+            raise ValueError(f"`n_epochs` must be at least 1, got {n_epochs}")
+        if isinstance(clip_range_vf, int | float) and clip_range_vf <= 0:
+            raise ValueError(f"`clip_range_vf` must be positive, got {clip_range_vf}; pass None to deactivate it")
+        super().__init__(
+            policy,
+            env,
+            learning_rate=learning_rate,
+            n_steps=n_steps,
+            gamma=gamma,
+            gae_lambda=gae_lambda,
+            ent_coef=ent_coef,
+            vf_coef=vf_coef,
+            max_grad_norm=max_grad_norm,
+            share_parameters=share_parameters,
+            stats_window_size=stats_window_size,
+            tensorboard_log=tensorboard_log,
+            policy_kwargs=policy_kwargs,
+            verbose=verbose,
+            seed=seed,
+            device=device,
+            _init_setup_model=_init_setup_model,
+        )
+
+    def _setup_model(self) -> None:
+        super()._setup_model()
+        self.clip_range = parse_schedule(self.clip_range)
+        if self.clip_range_vf is not None:
+            self.clip_range_vf = parse_schedule(self.clip_range_vf)
+
+    def _setup_lr_schedule(self) -> None:
+        self.lr_schedule = parse_schedule(self.learning_rate)
+
+    def _check_setup(self, n_copies: int) -> None:
+        n_agents = self.layout.n_agents
+        rollout = self.n_steps * n_copies * n_agents
+        if self.batch_size is None:
+            joint = self.n_steps * n_copies
+            parts = max(parts for parts in range(1, MAX_MINIBATCHES + 1) if joint % parts == 0)
+            self.batch_size = max(joint // parts, min(2, joint)) * n_agents
+        if self.batch_size > rollout:
+            raise ValueError(
+                f"`batch_size` must not exceed the rollout, got {self.batch_size} > n_steps * n_copies * n_agents = "
+                f"{self.n_steps} * {n_copies} * {n_agents} = {rollout}; lower it or raise `n_steps`"
+            )
+        rows = self.batch_size // n_agents
+        samples = rows * n_agents if self.share_parameters else rows
+        if rows < 1 or (self.normalize_advantage and samples < 2):
+            raise ValueError(
+                f"`batch_size`={self.batch_size} leaves {rows} joint steps of {n_agents} agents in a minibatch, and "
+                f"normalising advantages needs two samples of each parameter set; use at least {2 * n_agents}"
+            )
+        remainder = (self.n_steps * n_copies) % rows
+        if remainder and self.env is not None:
+            warnings.warn(
+                f"the rollout of {self.n_steps * n_copies} joint steps is no multiple of the {rows} in a minibatch of "
+                f"`batch_size`={self.batch_size}, so each epoch ends with a minibatch of {remainder}",
+                UserWarning,
+                stacklevel=4,
+            )
+
+    # ------------------------------------------------------------------ training
+    def train(self) -> None:
+        """Update every agent's policy and critic on the current rollout: PPO's inner loop (Schulman et al. 2017, Alg. 1)."""
+        self.policy.set_training_mode(True)
+        self._update_learning_rate(self.policy.optimizer)
+        snapshot = _snapshot(self.policy)
+        self._before_updates()
+        metrics: dict[str, list[th.Tensor]] = defaultdict(list)
+        assert self.batch_size is not None
+        rows = self.batch_size // self.layout.n_agents
+        for _ in range(self.n_epochs):
+            stop = False
+            for batch in self.rollout_buffer.get(rows):
+                stop = not self._update(batch, metrics)
+                if stop:
+                    break
+            self._n_updates += 1
+            if stop:
+                break
+        self._log_training(metrics, snapshot)
+
+    def _before_updates(self) -> None:
+        """Whatever an algorithm prepares once per rollout."""
+
+    def _auxiliary_loss(
+        self, batch: AgentRolloutSamples, evaluation: TeamActionEvaluation, metrics: dict[str, list[th.Tensor]]
+    ) -> th.Tensor | None:
+        """
+        A further loss of the algorithm's own.
+
+        :param batch: the minibatch
+        :param evaluation: the current policies on it
+        :param metrics: device tensors to be averaged into the log
+        :return: a scalar, summed over agents where parameters are separate; ``None`` for no such loss
+        """
+        return None
+
+    def _update(self, batch: AgentRolloutSamples, metrics: dict[str, list[th.Tensor]]) -> bool:
+        """
+        One gradient step.
+
+        :return: ``False`` when ``target_kl`` was exceeded and the step was not taken
+        """
+        evaluation = self.policy.evaluate_team_actions(batch.observations, batch.actions)
+        log_ratio = evaluation.log_prob - batch.old_log_prob
+        ratio = log_ratio.exp()
+        with th.no_grad():
+            # Schulman's low-variance estimator of the reverse divergence.
+            approx_kl = agent_mean((ratio - 1.0) - log_ratio, batch.active, pooled=True)
+        metrics["train/approx_kl"].append(approx_kl)
+        if self.target_kl is not None and float(approx_kl) > 1.5 * self.target_kl:
+            if self.verbose >= 1:
+                print(f"Early stopping after {self._n_updates} updates due to reaching max kl: {float(approx_kl):.2f}")
+            return False
+        loss = self._ppo_loss(batch, evaluation, ratio, metrics)
+        auxiliary = self._auxiliary_loss(batch, evaluation, metrics)
+        if auxiliary is not None:
+            loss = loss + auxiliary
+        metrics["train/loss"].append(loss.detach())
+        self.policy.optimizer.zero_grad()
+        loss.backward()
+        self.policy.clip_gradients(self.max_grad_norm)
+        self.policy.optimizer.step()
+        return True
+
+    def _ppo_loss(
+        self,
+        batch: AgentRolloutSamples,
+        evaluation: TeamActionEvaluation,
+        ratio: th.Tensor,
+        metrics: dict[str, list[th.Tensor]],
+    ) -> th.Tensor:
+        """SB3's PPO loss: each parameter set's own mean, summed over the sets."""
+        pooled, active = self.share_parameters, batch.active
+        clip_range = self._schedule_value(self.clip_range)
+        clip_range_vf = None if self.clip_range_vf is None else self._schedule_value(self.clip_range_vf)
+        advantages = batch.advantages
+        if self.normalize_advantage:
+            advantages = normalize_advantages(advantages, active, pooled=pooled)
+        policy_loss = -agent_mean(clipped_surrogate(ratio, advantages, clip_range), active, pooled=pooled)
+        errors = squared_value_error(evaluation.values, batch.old_values, batch.returns, clip_range_vf)
+        value_loss = agent_mean(errors, active, pooled=pooled)
+        loss = policy_loss + self.vf_coef * value_loss
+        if self.ent_coef != 0.0:
+            entropy_loss = -agent_mean(evaluation.entropy, active, pooled=pooled)
+            loss = loss + self.ent_coef * entropy_loss
+        with th.no_grad():
+            entropy = agent_mean(evaluation.entropy, active, pooled=True)
+            clipped = agent_mean(((ratio - 1.0).abs() > clip_range).to(ratio.dtype), active, pooled=True)
+        metrics["train/entropy_loss"].append(-entropy)
+        metrics["train/policy_gradient_loss"].append(policy_loss.detach().mean())
+        metrics["train/value_loss"].append(value_loss.detach().mean())
+        metrics["train/clip_fraction"].append(clipped)
+        return loss.sum()
+
+    def _schedule_value(self, schedule: Any) -> float:
+        return float(schedule(self._current_progress_remaining)) if callable(schedule) else float(schedule)
+
+    def _log_training(self, metrics: dict[str, list[th.Tensor]], snapshot: dict[str, Any]) -> None:
+        """Read every metric from the device at once, and undo the update if a loss was not finite."""
+        buffer = self.rollout_buffer
+        means = {name: th.stack(values).mean() for name, values in metrics.items()}
+        residual = (buffer.returns - buffer.values).var()
+        means["train/explained_variance"] = 1.0 - residual / buffer.returns.var().clamp_min(1e-12)
+        if hasattr(self.policy, "log_std"):
+            means["train/std"] = self.policy.log_std.detach().exp().mean()
+        # The parameters themselves are the last word: a NaN gradient can follow a finite loss.
+        means["parameters"] = th.stack([p.detach().abs().sum() for p in self.policy.parameters()]).sum()
+        numbers = dict(zip(means, th.stack([m.to(th.float32) for m in means.values()]).tolist(), strict=True))
+        bad = [name for name, value in numbers.items() if not -float("inf") < value < float("inf")]
+        if bad:
+            _restore(self.policy, snapshot)
+            raise ValueError(
+                f"{', '.join(f'`{name}`' for name in bad)} became NaN or infinite in the update after {self.num_timesteps} "
+                "agent-steps; the parameters from before it were restored. Lower `learning_rate`, or scale rewards and "
+                "observations"
+            )
+        del numbers["parameters"]
+        for name, value in numbers.items():
+            self.logger.record(name, value)
+        self.logger.record("train/n_updates", self._n_updates, exclude="tensorboard")
+        self.logger.record("train/clip_range", self._schedule_value(self.clip_range))
+        if self.clip_range_vf is not None:
+            self.logger.record("train/clip_range_vf", self._schedule_value(self.clip_range_vf))
+
+    def learn(
+        self,
+        total_timesteps: int,
+        callback: MaybeCallback = None,
+        log_interval: int = 1,
+        tb_log_name: str | None = None,
+        reset_num_timesteps: bool = True,
+        progress_bar: bool = False,
+    ) -> Any:
+        """
+        Train.
+
+        :param total_timesteps: agent-steps to collect; whole rollouts are finished
+        :param callback: one callback, a list, or a function
+        :param log_interval: rollouts between log entries
+        :param tb_log_name: name of the run; the class's name when omitted
+        :param reset_num_timesteps: start counting anew; ``False`` continues schedules and the log
+        :param progress_bar: show a progress bar
+        :return: the model
+        """
+        return super().learn(
+            total_timesteps, callback, log_interval, tb_log_name or type(self).__name__, reset_num_timesteps, progress_bar
+        )
+
+
+def _snapshot(policy: MultiAgentActorCriticPolicy) -> dict[str, Any]:
+    """Parameters and optimizer state, to go back to when an update turns out not finite."""
+    state = policy.optimizer.state_dict()
+    copied = {key: {name: _clone(value) for name, value in entry.items()} for key, entry in state["state"].items()}
+    return {
+        "policy": {name: value.clone() for name, value in policy.state_dict().items()},
+        "optimizer": {"state": copied, "param_groups": state["param_groups"]},
+    }
+
+
+def _clone(value: Any) -> Any:
+    return value.clone() if isinstance(value, th.Tensor) else value
+
+
+def _restore(policy: MultiAgentActorCriticPolicy, snapshot: dict[str, Any]) -> None:
+    policy.load_state_dict(snapshot["policy"])
+    policy.optimizer.load_state_dict(snapshot["optimizer"])
+
+

@@ -1,0 +1,198 @@
+"""
+The fixed-point loop shared by all entropic solvers, accelerated as Anderson (1965) proposed.
+
+A batch of independent problems is iterated at once; every problem has its own mixing coefficients and leaves the batch
+when it has converged.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch as th
+
+from otbaselines.ot._kernels import Domain
+
+# Plain steps between two mixings (which also are the convergence checks): a mixing costs about one step and
+# gains most when the plain steps have damped everything but the slow modes.
+PERIOD = 5
+MEMORY = 10
+# Iterations before the first mixing: easy problems are done by then and never pay for logarithms and memory.
+WARM_UP = 10
+# The largest change, in units of a log-scaling, that a mixing may make to any bin.
+TRUST = 50.0
+# A mixing after which the error is this many times the best one is undone.
+SETBACK = 10.0
+# Relative Tikhonov term of the normal equations, whose condition number is the square of the differences' own.
+RIDGE = 1e-10
+
+
+class FixedPointProblem(Protocol):
+    """A batch of maps ``x -> T(x)`` on positive vectors, shape ``(B, rows, n)``, in the number system ``domain``."""
+
+    domain: Domain
+
+    def step(self, x: th.Tensor) -> th.Tensor:
+        """``T(x)``."""
+
+    def step_error(self, x: th.Tensor) -> tuple[th.Tensor, th.Tensor]:
+        """``T(x)`` and the marginal error at ``x``, shape ``(B,)``."""
+
+    def weight(self) -> th.Tensor:
+        """Metric of the residual at the last :meth:`step_error`, broadcastable to ``(B, rows, n)``."""
+
+    def select(self, index: th.Tensor) -> FixedPointProblem:
+        """The problems ``index`` of the batch."""
+
+
+@dataclass(frozen=True)
+class FixedPoint:
+    """
+    Where the loop stopped.
+
+    :param x: the last iterate whose error was measured, shape ``(B, rows, n)``, in the problem's domain
+    :param error: marginal error at ``x``, shape ``(B,)``
+    :param n_iter: applications of the map, the largest of the batch
+    """
+
+    x: th.Tensor
+    error: th.Tensor
+    n_iter: int
+
+
+class Anderson:
+    """
+    Anderson mixing of type II, one least-squares problem per member of the batch.
+
+    :param memory: how many differences are kept
+    """
+
+    def __init__(self, memory: int = MEMORY) -> None:
+        self.memory = memory
+        self._count = 0
+        self._last: tuple[th.Tensor, th.Tensor] | None = None
+        self._residuals = th.empty(0)
+        self._values = th.empty(0)
+
+    def mix(self, mapped: th.Tensor, residual: th.Tensor, weight: th.Tensor) -> th.Tensor:
+        """
+        The next iterate.
+
+        :param mapped: ``T(x)``, shape ``(B, rows, n)``
+        :param residual: ``T(x) - x``, same shape
+        :param weight: metric of the residual, broadcastable to that shape
+        :return: the combination of the remembered ``T(x)`` with the smallest residual, same shape
+        """
+        flat_mapped = mapped.flatten(1)
+        flat_residual = (residual * weight).flatten(1)
+        if self._last is None:
+            shape = (mapped.shape[0], self.memory, flat_mapped.shape[1])
+            self._residuals = flat_mapped.new_zeros(shape)
+            self._values = flat_mapped.new_zeros(shape)
+        else:
+            slot = self._count % self.memory
+            self._residuals[:, slot] = flat_residual - self._last[0]
+            self._values[:, slot] = flat_mapped - self._last[1]
+            self._count += 1
+        self._last = (flat_residual, flat_mapped)
+        if self._count == 0:
+            return mapped
+        used = min(self._count, self.memory)
+        coefficients = self._coefficients(self._residuals[:, :used], flat_residual)
+        change = th.matmul(coefficients.unsqueeze(1), self._values[:, :used]).squeeze(1)
+        largest = change.abs().amax(dim=1, keepdim=True)
+        change = change * (TRUST / largest.clamp_min(TRUST))
+        return mapped - change.view_as(mapped)
+
+    def _coefficients(self, differences: th.Tensor, residual: th.Tensor) -> th.Tensor:
+        gram = th.matmul(differences, differences.transpose(1, 2))
+        right = th.matmul(differences, residual.unsqueeze(2)).squeeze(2)
+        norm = gram.diagonal(dim1=1, dim2=2).sqrt()
+        # A forgotten difference is a row of zeros: it keeps the coefficient zero.
+        norm = th.where(norm > 0, norm, th.ones_like(norm))
+        gram = gram / (norm.unsqueeze(1) * norm.unsqueeze(2))
+        gram.diagonal(dim1=1, dim2=2).add_(RIDGE)
+        solution: th.Tensor = th.linalg.solve_ex(gram, right / norm)[0]
+        return th.nan_to_num(solution / norm)
+
+    def forget(self, members: th.Tensor) -> None:
+        """Drop the memory of the problems in the mask ``members``, shape ``(B,)``."""
+        keep = ~members.view(-1, 1, 1)
+        self._residuals = th.where(keep, self._residuals, 0.0)
+        self._values = th.where(keep, self._values, 0.0)
+
+    def select(self, index: th.Tensor) -> None:
+        """Keep the problems ``index`` only."""
+        if self._last is not None:
+            self._residuals, self._values = self._residuals[index], self._values[index]
+            self._last = (self._last[0][index], self._last[1][index])
+
+
+class _Archive:
+    """Collects every problem's best iterate while the batch shrinks."""
+
+    def __init__(self, start: th.Tensor) -> None:
+        self.first = True
+        self.x = start
+        self.error = start.new_full(start.shape[:1], float("inf"))
+        self.index = th.arange(start.shape[0], device=start.device)
+
+    def keep(self, x: th.Tensor, error: th.Tensor) -> th.Tensor:
+        """Record the members that improved; return the best error so far, before this record."""
+        if self.index.shape[0] == self.x.shape[0] and self.first:
+            # Nothing to compare with yet: easy batches, done at the first check, pay for no copies.
+            self.first, self.x, self.error = False, x, th.nan_to_num(error, nan=float("inf"))
+            return th.full_like(error, float("inf"))
+        before = self.error[self.index]
+        better = error < before
+        improved = th.where(better, error, before)
+        if self.index.shape[0] == self.x.shape[0]:
+            self.error, self.x = improved, th.where(better.view(-1, 1, 1), x, self.x)
+        else:
+            self.error[self.index] = improved
+            self.x[self.index] = th.where(better.view(-1, 1, 1), x, self.x[self.index])
+        return before
+
+
+def solve(problem: FixedPointProblem, start: th.Tensor, *, tol: float, max_iter: int) -> FixedPoint:
+    """
+    Iterate every problem of the batch to its fixed point.
+
+    The host reads one number every :data:`PERIOD` iterations, how many problems have converged.
+
+    :param problem: the maps
+    :param start: first iterate, shape ``(B, rows, n)``, in the problem's domain
+    :param tol: marginal error at which a problem is done
+    :param max_iter: applications of the map at most
+    :return: the iterates with the smallest error seen
+    """
+    domain, archive, accelerator = problem.domain, _Archive(start), Anderson()
+    x, n_iter = start, 0
+    while True:
+        plain = max(0, min(PERIOD, max_iter - n_iter) - 1)
+        for _ in range(plain):
+            x = problem.step(x)
+        mapped, error = problem.step_error(x)
+        n_iter += plain + 1
+        best = archive.keep(x, error)
+        setback = ~(error <= SETBACK * best)
+        done = archive.error[archive.index] <= tol
+        n_done, n_setback = th.stack((done.sum(), setback.sum())).tolist()
+        if n_done == x.shape[0] or n_iter >= max_iter:
+            return FixedPoint(archive.x, archive.error, n_iter)
+        if n_iter < WARM_UP:
+            x = mapped
+            continue
+        log_mapped = domain.leave(mapped)
+        mixed = accelerator.mix(log_mapped, log_mapped - domain.leave(x), problem.weight())
+        if n_setback:
+            accelerator.forget(setback)
+            retreat = domain.leave(problem.step(archive.x[archive.index]))
+            mixed = th.where(setback.view(-1, 1, 1), retreat, mixed)
+        x = domain.enter(mixed)
+        if 4 * n_done >= x.shape[0]:
+            remaining = th.nonzero(~done).flatten()
+            problem, x = problem.select(remaining), x[remaining]
+            archive.index = archive.index[remaining]
+            accelerator.select(remaining)

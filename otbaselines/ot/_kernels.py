@@ -1,0 +1,238 @@
+"""
+Gibbs kernels and the two number systems in which they are applied.
+
+Every solver of this package is written once, in terms of a :class:`Domain` (ordinary products, or their logarithms) and
+of a kernel that knows how to apply :math:`K = e^{-C/\\varepsilon}` in that domain without a matrix larger than it needs.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+
+import torch as th
+
+# Beyond this range of exponents a float64 product loses bins (e^-600 times e^-100 is zero), hence logarithms.
+MAX_RANGE_FLOAT64 = 600.0
+# A float32 number ends at e^-87; the margin leaves room for the measures' own small weights.
+MAX_RANGE_FLOAT32 = 60.0
+# Exponents are clamped here: a denormal factor costs five times a normal one and contributes nothing.
+MIN_EXPONENT = {th.float32: -80.0, th.float64: -690.0}
+# A marginal in float32 cannot be trusted below a few ulp; tighter tolerances are solved in float64.
+FLOAT32_TOLERANCE = 32 * th.finfo(th.float32).eps
+# Log-sum-exp needs one number per entry of every plan; rows are taken in blocks of about this many numbers.
+BLOCK_SIZE = 1 << 22
+
+
+class Domain:
+    """Ordinary positive numbers: multiplication is multiplication."""
+
+    log = False
+
+    def enter(self, log_x: th.Tensor) -> th.Tensor:
+        """The number whose logarithm is given."""
+        return log_x.exp()
+
+    def leave(self, x: th.Tensor) -> th.Tensor:
+        """The logarithm of a number of this domain."""
+        return x.log()
+
+    def wrap(self, value: th.Tensor) -> th.Tensor:
+        """An ordinary number, in this domain."""
+        return value
+
+    def value(self, x: th.Tensor) -> th.Tensor:
+        """A number of this domain, as an ordinary one."""
+        return x
+
+    def mul(self, x: th.Tensor, y: th.Tensor) -> th.Tensor:
+        """Product."""
+        return x * y
+
+    def div(self, x: th.Tensor, y: th.Tensor) -> th.Tensor:
+        """Quotient."""
+        return x / y
+
+    def inverse(self, x: th.Tensor) -> th.Tensor:
+        """Reciprocal."""
+        return x.reciprocal()
+
+    def power(self, x: th.Tensor, exponent: float) -> th.Tensor:
+        """Power with a real exponent."""
+        return x.sqrt() if exponent == 0.5 else x.pow(exponent)
+
+    def geometric(self, weights: th.Tensor, x: th.Tensor) -> th.Tensor:
+        """Weighted geometric mean over the agents: ``(..., 1, N)`` and ``(..., N, n)`` to ``(..., 1, n)``."""
+        return th.matmul(weights, x.log()).exp()
+
+
+class LogDomain(Domain):
+    """Logarithms of positive numbers: multiplication is addition."""
+
+    log = True
+
+    def enter(self, log_x: th.Tensor) -> th.Tensor:
+        return log_x
+
+    def leave(self, x: th.Tensor) -> th.Tensor:
+        return x
+
+    def wrap(self, value: th.Tensor) -> th.Tensor:
+        return value.log()
+
+    def value(self, x: th.Tensor) -> th.Tensor:
+        return x.exp()
+
+    def mul(self, x: th.Tensor, y: th.Tensor) -> th.Tensor:
+        return x + y
+
+    def div(self, x: th.Tensor, y: th.Tensor) -> th.Tensor:
+        return x - y
+
+    def inverse(self, x: th.Tensor) -> th.Tensor:
+        return -x
+
+    def power(self, x: th.Tensor, exponent: float) -> th.Tensor:
+        return x * exponent
+
+    def geometric(self, weights: th.Tensor, x: th.Tensor) -> th.Tensor:
+        return th.matmul(weights, x)
+
+
+class Kernel(ABC):
+    """
+    Applies a Gibbs kernel to rows: ``(B, N, m) -> (B, N, n)``, in the number system ``domain``.
+
+    :param domain: in which inputs and outputs are written
+    """
+
+    def __init__(self, domain: Domain) -> None:
+        self.domain = domain
+
+    @abstractmethod
+    def forward(self, v: th.Tensor) -> th.Tensor:
+        """``K v``, shape ``(B, N, n)``."""
+
+    @abstractmethod
+    def adjoint(self, u: th.Tensor) -> th.Tensor:
+        """``K' u``, shape ``(B, N, m)``."""
+
+    @abstractmethod
+    def select(self, index: th.Tensor) -> Kernel:
+        """The kernel of the problems ``index`` of the batch."""
+
+    @abstractmethod
+    def cost_weighted(self) -> Sequence[Kernel]:
+        """Kernels that sum to the elementwise product of ``K`` with the cost, for :math:`\\langle P, C\\rangle`."""
+
+
+class DenseKernel(Kernel):
+    """
+    A kernel held as one matrix, shared by the batch or one per problem.
+
+    :param exponent: ``-C / reg`` plus whatever log-weights, shape ``(n, m)`` or ``(B, n, m)``
+    :param domain: the number system
+    :param cost: the cost itself, needed by :meth:`cost_weighted` only
+    """
+
+    def __init__(self, exponent: th.Tensor, domain: Domain, cost: th.Tensor | None = None) -> None:
+        super().__init__(domain)
+        self._exponent = exponent
+        self._cost = cost
+        if domain.log:
+            self._matrix = exponent
+        else:
+            self._matrix = exponent.clamp_min(MIN_EXPONENT[exponent.dtype]).exp()
+        self._transpose = self._matrix.transpose(-1, -2)
+
+    def forward(self, v: th.Tensor) -> th.Tensor:
+        if self.domain.log:
+            return log_matmul(v, self._matrix)
+        return th.matmul(v, self._transpose)
+
+    def adjoint(self, u: th.Tensor) -> th.Tensor:
+        if self.domain.log:
+            return log_matmul(u, self._transpose)
+        return th.matmul(u, self._matrix)
+
+    def select(self, index: th.Tensor) -> Kernel:
+        if self._exponent.dim() == 2:
+            return self
+        return DenseKernel(self._exponent[index], self.domain, None if self._cost is None else self._cost[index])
+
+    def cost_weighted(self) -> Sequence[Kernel]:
+        if self._cost is None:
+            raise RuntimeError("this kernel was built without its cost")
+        return [DenseKernel(self._exponent + self._cost.log(), LOG)]
+
+
+class LatticeKernel(Kernel):
+    """
+    A Kronecker product of kernels, applied factor by factor: :math:`O(n \\sum_k n_k)` instead of :math:`O(n^2)`.
+
+    :param exponents: ``-C_k / reg`` of every factor, each ``(n_k, m_k)``
+    :param domain: the number system
+    :param costs: the factor costs, needed by :meth:`cost_weighted` only
+    """
+
+    def __init__(self, exponents: Sequence[th.Tensor], domain: Domain, costs: Sequence[th.Tensor] | None = None) -> None:
+        super().__init__(domain)
+        self._exponents = tuple(exponents)
+        self._costs = None if costs is None else tuple(costs)
+        if domain.log:
+            self._matrices = self._exponents
+        else:
+            self._matrices = tuple(e.clamp_min(MIN_EXPONENT[e.dtype]).exp() for e in self._exponents)
+
+    def forward(self, v: th.Tensor) -> th.Tensor:
+        return self._apply(v, self._matrices)
+
+    def adjoint(self, u: th.Tensor) -> th.Tensor:
+        return self._apply(u, tuple(matrix.transpose(-1, -2) for matrix in self._matrices))
+
+    def _apply(self, x: th.Tensor, matrices: Sequence[th.Tensor]) -> th.Tensor:
+        batch, rows, _ = x.shape
+        # Each factor acts on the last axis, which then moves to the front: after all factors the order is restored.
+        for matrix in matrices:
+            x = x.reshape(batch, rows, matrix.shape[1], -1).transpose(-1, -2)
+            if self.domain.log:
+                x = log_matmul(x.reshape(batch, -1, matrix.shape[1]), matrix)
+            else:
+                x = th.matmul(x.reshape(batch, -1, matrix.shape[1]), matrix.transpose(-1, -2))
+            x = x.reshape(batch, rows, -1)
+        return x
+
+    def select(self, index: th.Tensor) -> Kernel:
+        return self
+
+    def cost_weighted(self) -> Sequence[Kernel]:
+        if self._costs is None:
+            raise RuntimeError("this kernel was built without its costs")
+        kernels = []
+        for k, cost in enumerate(self._costs):
+            exponents = [e + cost.log() if j == k else e for j, e in enumerate(self._exponents)]
+            kernels.append(LatticeKernel(exponents, LOG))
+        return kernels
+
+
+PRODUCT = Domain()
+LOG = LogDomain()
+
+
+def log_matmul(x: th.Tensor, log_matrix: th.Tensor) -> th.Tensor:
+    r"""
+    :math:`\log \sum_j e^{x_j + L_{ij}}`, in blocks of rows that bound the memory.
+
+    :param x: logarithms, shape ``(B, N, m)``
+    :param log_matrix: shape ``(n, m)``, shared, or ``(B, n, m)``
+    :return: shape ``(B, N, n)``
+    """
+    n, m = log_matrix.shape[-2:]
+    if log_matrix.dim() == 2:
+        rows = x.reshape(-1, m)
+        size = max(1, BLOCK_SIZE // (n * m))
+        parts = [th.logsumexp(block.unsqueeze(-2) + log_matrix, dim=-1) for block in rows.split(size)]
+        return th.cat(parts).reshape(*x.shape[:-1], n)
+    size = max(1, BLOCK_SIZE // (n * m * x.shape[-2]))
+    pairs = zip(x.split(size), log_matrix.split(size), strict=True)
+    return th.cat([th.logsumexp(block.unsqueeze(-2) + matrix.unsqueeze(-3), dim=-1) for block, matrix in pairs])
