@@ -128,3 +128,14 @@ def make_kernel(cost: Cost, reg: float, dtype: th.dtype, domain: Domain) -> Kern
         return LatticeKernel([factor / -reg for factor in factors], domain, factors)
     cost = cost.detach().to(dtype)
     return DenseKernel(cost / -reg, domain, cost)
+
+
+def flatten_cost(cost: Cost, batch: th.Size) -> Cost:
+    """
+    :param cost: shape ``(n, m)`` or ``(..., n, m)``, or a lattice
+    :param batch: the leading dimensions of the whole problem
+    :return: a shared cost as it is, a batched one as ``(B, n, m)``
+    """
+    if isinstance(cost, LatticeCost) or cost.dim() == 2:
+        return cost
+    return cost.detach().expand(*batch, -1, -1).reshape(-1, *cost.shape[-2:])

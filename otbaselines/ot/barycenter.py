@@ -12,10 +12,13 @@ iterative Bregman projections already minimise with the term :math:`\varepsilon 
 
 from __future__ import annotations
 
+from functools import partial
+
 import torch as th
 
-from otbaselines.ot._anderson import FixedPoint, FixedPointProblem, solve
-from otbaselines.ot._kernels import LOG, Domain, Kernel
+from otbaselines.ot._anderson import solve
+from otbaselines.ot._kernels import LOG, Domain
+from otbaselines.ot._projections import DebiasedProjections, Projections
 from otbaselines.ot._validation import (
     check_measure,
     check_reg,
@@ -23,115 +26,11 @@ from otbaselines.ot._validation import (
     check_stop,
     choose_arithmetic,
     exponent_range,
+    flatten_cost,
     make_kernel,
 )
-from otbaselines.ot.costs import Cost, LatticeCost, validate_cost
+from otbaselines.ot.costs import Cost, validate_cost
 from otbaselines.ot.result import BarycenterResult
-
-
-class _Projections:
-    r"""
-    Iterative Bregman projections on :math:`x_i = u_i / \eta`, finite and positive on empty bins.
-
-    :param kernel: of the cost
-    :param measures: shape ``(B, N, n)``, in the kernel's domain
-    :param weights: shape ``(B, 1, N)`` or ``(1, N)``, ordinary numbers
-    :param reference: :math:`\eta`, shape ``(B, 1, n)`` or ``(1, n)``, in the kernel's domain
-    :param outer: :math:`\varepsilon / \tau`
-    """
-
-    def __init__(
-        self, kernel: Kernel, measures: th.Tensor, weights: th.Tensor, reference: th.Tensor, outer: float
-    ) -> None:
-        self.kernel, self.domain, self.measures = kernel, kernel.domain, measures
-        self.weights, self.reference, self.outer = weights, reference, outer
-        self._weighted = weights * outer
-        self._barycenter = reference
-
-    def _half_step(self, u: th.Tensor) -> tuple[th.Tensor, th.Tensor]:
-        """``1 / K v_i``, shape ``(B, N, n)``, and its geometric mean over the agents, shape ``(B, 1, n)``."""
-        v = self.domain.div(self.measures, self.kernel.adjoint(u))
-        inverse = self.domain.inverse(self.kernel.forward(v))
-        return inverse, self.domain.geometric(self._weighted, inverse)
-
-    def step(self, x: th.Tensor) -> th.Tensor:
-        inverse, mean = self._half_step(self.domain.mul(x, self.reference))
-        return self._damp(x, self.domain.div(inverse, mean))
-
-    def step_error(self, x: th.Tensor) -> tuple[th.Tensor, th.Tensor]:
-        u = self.domain.mul(x, self.reference)
-        inverse, mean = self._half_step(u)
-        barycenter = self.domain.value(self.domain.div(self.reference, mean))
-        self._barycenter = barycenter / barycenter.sum(-1, keepdim=True)
-        gaps = (self.domain.value(self.domain.div(u, inverse)) - self._barycenter).abs().sum(-1)
-        return self._damp(x, self.domain.div(inverse, mean)), gaps.amax(-1)
-
-    def _damp(self, x: th.Tensor, mapped: th.Tensor) -> th.Tensor:
-        if self.outer <= 1.0:
-            return mapped
-        # Where the reference is weaker than the entropy the plain map overshoots by eps / tau and diverges.
-        share = 1.0 / self.outer
-        return self.domain.mul(self.domain.power(x, 1.0 - share), self.domain.power(mapped, share))
-
-    def weight(self) -> th.Tensor:
-        return self._barycenter.sqrt()
-
-    def select(self, index: th.Tensor) -> FixedPointProblem:
-        weights = self.weights if self.weights.dim() == 2 else self.weights[index]
-        reference = self.reference if self.reference.dim() == 2 else self.reference[index]
-        chosen = _Projections(self.kernel.select(index), self.measures[index], weights, reference, self.outer)
-        chosen._barycenter = self._barycenter[index]
-        return chosen
-
-    def finish(self, x: th.Tensor) -> tuple[th.Tensor, th.Tensor, th.Tensor]:
-        """Barycenter, and the logarithms of the scalings of both sides of every plan."""
-        u = self.domain.mul(x, self.reference)
-        product = self.kernel.adjoint(u)
-        inverse = self.domain.inverse(self.kernel.forward(self.domain.div(self.measures, product)))
-        mean = self.domain.geometric(self._weighted, inverse)
-        log_mean = self.domain.leave(mean)
-        barycenter = self.domain.value(self.domain.div(self.reference, mean))
-        return barycenter.squeeze(-2), self.domain.leave(x) + log_mean, -self.domain.leave(product)
-
-
-class _DebiasedProjections(_Projections):
-    r"""
-    Projections in which the reference is the scaling :math:`d` of the barycenter's transport to itself.
-
-    :math:`d \leftarrow \sqrt{d \mu / K d}` (Janati et al. 2020, Alg. 1). The state has one row more than there are agents:
-    the last is :math:`d`.
-    """
-
-    def step(self, x: th.Tensor) -> th.Tensor:
-        return self._debiased_step(x)[0]
-
-    def step_error(self, x: th.Tensor) -> tuple[th.Tensor, th.Tensor]:
-        mapped, u, inverse, barycenter, own = self._debiased_step(x)
-        ordinary = self.domain.value(barycenter)
-        self._barycenter = ordinary / ordinary.sum(-1, keepdim=True)
-        plans = self.domain.value(self.domain.div(u, inverse))
-        gaps = (th.cat((plans, self.domain.value(own)), -2) - self._barycenter).abs().sum(-1)
-        return mapped, gaps.amax(-1)
-
-    def _debiased_step(self, x: th.Tensor) -> tuple[th.Tensor, th.Tensor, th.Tensor, th.Tensor, th.Tensor]:
-        scaling = x[..., -1:, :]
-        u = self.domain.mul(x[..., :-1, :], scaling)
-        inverse, mean = self._half_step(u)
-        barycenter = self.domain.div(scaling, mean)
-        own = self.domain.mul(scaling, self.kernel.forward(scaling))
-        update = self.domain.mul(scaling, self.domain.power(self.domain.div(barycenter, own), 0.5))
-        return th.cat((self.domain.div(inverse, mean), update), -2), u, inverse, barycenter, own
-
-    def select(self, index: th.Tensor) -> FixedPointProblem:
-        weights = self.weights if self.weights.dim() == 2 else self.weights[index]
-        chosen = _DebiasedProjections(self.kernel.select(index), self.measures[index], weights, self.reference, self.outer)
-        chosen._barycenter = self._barycenter[index]
-        return chosen
-
-    def finish(self, x: th.Tensor) -> tuple[th.Tensor, th.Tensor, th.Tensor]:
-        scaling = x[..., -1:, :]
-        fixed = _Projections(self.kernel, self.measures, self.weights, scaling, self.outer)
-        return fixed.finish(x[..., :-1, :])
 
 
 def barycenter(
@@ -188,26 +87,21 @@ def barycenter(
                 raise ValueError("`reference` must be positive everywhere; mix in a little of the uniform measure")
     batch = th.broadcast_shapes(cost.shape[:-2], measures.shape[:-2])
     measures = measures.detach().expand(*batch, -1, -1)
-    if isinstance(cost, th.Tensor) and cost.dim() > 2:
-        flat: Cost = cost.detach().expand(*batch, -1, -1).reshape(-1, *cost.shape[-2:])
-    else:
-        flat = cost
+    given = _given_potentials(init, measures, reg)
     with th.no_grad():
-        start = None if init is None else _potentials(init, measures.shape)
-        dtype, domain = choose_arithmetic(exponent_range(flat, reg), measures.dtype, tol)
-        point, problem = _solve(flat, measures, weights, reference, start, reg, outer, debiased, tol, max_iter, dtype, domain)
-        if not domain.log and not bool(point.error.isfinite().all()):
+        build = partial(_build, flatten_cost(cost, batch), measures, weights, reference, outer, debiased, reg)
+        problem = build(*choose_arithmetic(exponent_range(cost, reg), measures.dtype, tol))
+        point = solve(problem, problem.start(*given), tol=tol, max_iter=max_iter)
+        if not problem.domain.log and not bool(point.error.isfinite().all()):
             # The products ran out of range in spite of the bound (an extreme warm start can do that).
-            point, problem = _solve(
-                flat, measures, weights, reference, None, reg, outer, debiased, tol, max_iter, th.float64, LOG
-            )
-        result, log_f, log_g = problem.finish(point.x)
-    result = (result / result.sum(-1, keepdim=True)).reshape(*batch, -1)
+            problem = build(th.float64, LOG)
+            point = solve(problem, problem.start(th.zeros_like(given[0]), None), tol=tol, max_iter=max_iter)
+        solution = problem.finish(point.x)
     error = point.error.reshape(batch)
     return BarycenterResult(
-        weights=result.to(measures.dtype),
-        potentials_a=(reg * log_f).reshape(measures.shape).to(measures.dtype),
-        potentials_b=(reg * log_g).reshape(measures.shape).to(measures.dtype),
+        weights=solution.barycenter.reshape(*batch, -1).to(measures.dtype),
+        potentials_a=(reg * solution.log_f).reshape(measures.shape).to(measures.dtype),
+        potentials_b=(reg * solution.log_g).reshape(measures.shape).to(measures.dtype),
         n_iter=point.n_iter,
         converged=error <= tol,
         error=error.to(measures.dtype),
@@ -215,3 +109,72 @@ def barycenter(
         _reg=reg,
         _measures=measures,
     )
+
+
+def _build(
+    cost: Cost,
+    measures: th.Tensor,
+    weights: th.Tensor,
+    reference: th.Tensor | None,
+    outer: float,
+    debiased: bool,
+    reg: float,
+    dtype: th.dtype,
+    domain: Domain,
+) -> Projections:
+    n_agents, n = measures.shape[-2:]
+    rows = domain.wrap(measures.reshape(-1, n_agents, n).to(dtype))
+    flat_weights = _rows(weights, measures.shape[:-2], dtype)
+    if reference is None:
+        eta = rows.new_full((1, n), 1.0 / n)
+    else:
+        eta = _rows(reference, measures.shape[:-2], dtype)
+    kind = DebiasedProjections if debiased else Projections
+    return kind(make_kernel(cost, reg, dtype, domain), rows, flat_weights, domain.wrap(eta), outer)
+
+
+def _rows(vectors: th.Tensor, batch: th.Size, dtype: th.dtype) -> th.Tensor:
+    """One vector as ``(1, k)``, a batch of them as ``(B, 1, k)``."""
+    vectors = vectors.detach().to(dtype)
+    if vectors.dim() == 1:
+        return vectors.unsqueeze(0)
+    return vectors.expand(*batch, -1).reshape(-1, 1, vectors.shape[-1])
+
+
+def _given_potentials(
+    init: BarycenterResult | th.Tensor | None, measures: th.Tensor, reg: float
+) -> tuple[th.Tensor, th.Tensor | None]:
+    n_agents, n = measures.shape[-2:]
+    dtype = th.float64
+    if init is None:
+        return measures.new_zeros((measures.shape[:-2].numel(), n_agents, n)), None
+    potentials = init.potentials_a if isinstance(init, BarycenterResult) else init
+    if potentials.shape != measures.shape:
+        raise ValueError(f"`init` must hold potentials of shape {tuple(measures.shape)}, got {tuple(potentials.shape)}")
+    log_f = potentials.detach().to(dtype).reshape(-1, n_agents, n) / reg
+    weights = init.weights.to(dtype).reshape(-1, 1, n) if isinstance(init, BarycenterResult) else None
+    return log_f, weights
+
+
+def _check_reference(reference: th.Tensor | None, reference_strength: float | None, debiased: bool, reg: float) -> float:
+    """The exponent ``reg / reference_strength``."""
+    if debiased and (reference is not None or reference_strength is not None):
+        raise ValueError(
+            "`debiased=True` has no reference measure; drop `reference` and `reference_strength`, or set it to False"
+        )
+    if reference_strength is None:
+        return 1.0
+    if not 0 < reference_strength < float("inf"):
+        raise ValueError(f"`reference_strength` must be positive and finite, got {reference_strength}")
+    return reg / reference_strength
+
+
+def _check_weights(weights: th.Tensor | None, measures: th.Tensor, validate: bool) -> th.Tensor:
+    n_agents = measures.shape[-2]
+    if weights is None:
+        return measures.new_full((n_agents,), 1.0 / n_agents)
+    if weights.shape[-1:] != (n_agents,):
+        raise ValueError(f"`weights` must have one entry per agent, {n_agents}, got shape {tuple(weights.shape)}")
+    if validate:
+        check_measure(weights, "weights")
+    return weights

@@ -33,7 +33,9 @@ class LatticeCost:
         object.__setattr__(self, "factors", tuple(factors))
         if not self.factors or any(factor.dim() != 2 for factor in self.factors):
             shapes = [tuple(factor.shape) for factor in self.factors]
-            raise ValueError(f"`factors` must be one or more matrices, got shapes {shapes}; batched lattices are not supported")
+            raise ValueError(
+                f"`factors` must be one or more matrices, got shapes {shapes}; batched lattices are not supported"
+            )
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -92,7 +94,7 @@ def pairwise(x: th.Tensor, y: th.Tensor | None = None, *, p: float = 1.0, scale:
             raise ValueError(f"`scale` must be positive, got {factor.tolist()}; give constant coordinates the scale 1")
         x, y = x / factor, y / factor
     # The matrix-product form of cdist loses half of the digits of small distances.
-    distance = th.cdist(x, y, compute_mode="donot_use_mm_for_euclid_dist")
+    distance: th.Tensor = th.cdist(x, y, compute_mode="donot_use_mm_for_euclid_dist")
     return distance if p == 1.0 else distance**p
 
 
@@ -123,7 +125,8 @@ def action_cost(embedding: th.Tensor, *, beta: float = 1.0, p: float = 1.0) -> t
     """
     if embedding.dim() != 2:
         raise ValueError(f"`embedding` must have one row per action, shape (n_actions, k), got {tuple(embedding.shape)}")
-    return _check_beta(beta) ** p * pairwise(embedding, p=p)
+    weight = _check_beta(beta) ** p
+    return weight * pairwise(embedding, p=p)
 
 
 def state_action_cost(

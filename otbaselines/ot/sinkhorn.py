@@ -19,9 +19,10 @@ from otbaselines.ot._validation import (
     check_stop,
     choose_arithmetic,
     exponent_range,
+    flatten_cost,
     make_kernel,
 )
-from otbaselines.ot.costs import Cost, LatticeCost, validate_cost
+from otbaselines.ot.costs import Cost, validate_cost
 from otbaselines.ot.result import OTResult, gibbs_plan
 
 
@@ -107,7 +108,8 @@ def sinkhorn(
     :param init: where to start: an earlier result, or first potentials of shape ``(..., n)``
     :param validate: whether to check the tensors' contents (two reads from the device)
     :return: value, potentials, plan on demand, and how the solver stopped
-    :raises ValueError: if ``reg`` or ``tol`` is not positive, shapes or dtypes disagree, or the contents are not measures and costs
+    :raises ValueError: if ``reg`` or ``tol`` is not positive, shapes or dtypes disagree, or the contents are no
+        measures and costs
     """
     reg = check_reg(reg)
     check_stop(tol, max_iter)
@@ -122,7 +124,7 @@ def sinkhorn(
     if start is not None and start.shape != a.shape:
         raise ValueError(f"`init` must hold potentials of shape {tuple(a.shape)}, got {tuple(start.shape)}")
     with th.no_grad():
-        f, g, point = _solve_coupling(_flat_cost(cost, batch), a, b, start, reg, tol, max_iter)
+        f, g, point = _solve_coupling(flatten_cost(cost, batch), a, b, start, reg, tol, max_iter)
     f, g, error = f.reshape(a.shape), g.reshape(b.shape), point.error.reshape(batch)
     value = _dual_value(a, b, f, g)
     if cost.requires_grad and isinstance(cost, th.Tensor):
@@ -140,12 +142,6 @@ def sinkhorn(
         _a=a,
         _b=b,
     )
-
-
-def _flat_cost(cost: Cost, batch: th.Size) -> Cost:
-    if isinstance(cost, LatticeCost) or cost.dim() == 2:
-        return cost
-    return cost.detach().expand(*batch, -1, -1).reshape(-1, *cost.shape[-2:])
 
 
 def _dual_value(a: th.Tensor, b: th.Tensor, f: th.Tensor, g: th.Tensor) -> th.Tensor:
@@ -190,7 +186,7 @@ def self_transport(
     batch = th.broadcast_shapes(cost.shape[:-2], a.shape[:-1])
     a = a.expand(*batch, -1)
     with th.no_grad():
-        flat = _flat_cost(cost, batch)
+        flat = flatten_cost(cost, batch)
         dtype, domain = choose_arithmetic(exponent_range(flat, reg), a.dtype, tol)
         rows = a.reshape(-1, 1, a.shape[-1]).to(dtype)
         problem = _SelfCoupling(make_kernel(flat, reg, dtype, domain), domain.wrap(rows), domain.wrap(rows))
