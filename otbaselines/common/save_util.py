@@ -29,6 +29,8 @@ _NEVER_STORED = ("self", "policy", "env", "device", "_init_setup_model")
 # The state of an unfinished rollout, for `load(..., force_reset=False)`.
 _LAST_STEP = ("_last_obs", "_last_episode_starts", "_last_original_obs")
 _EPISODES = ("ep_info_buffer", "ep_success_buffer")
+# Stored beside the constructor's parameters and `_json_state`.
+_BESIDE = (*_REQUIRED, *_EPISODES, *_LAST_STEP, "_extra_data")
 _VARIABLES = "pytorch_variables"
 
 
@@ -37,6 +39,12 @@ def _portable_log(path: Any) -> str | None:
     if path is None or os.path.isabs(str(path)) or ".." in pathlib.PurePath(str(path)).parts:
         return None
     return str(path)
+
+
+def _ask_again(missing: list[str]) -> str:
+    """The ``custom_objects`` that would supply what a file lacks."""
+    names = sorted({item.split(" ")[0].split("[")[0] for item in missing})
+    return "custom_objects={" + ", ".join(f"'{name}': ..." for name in names) + "}"
 
 
 def _is_small(value: Any) -> bool:
@@ -68,8 +76,8 @@ class JsonSaveMixin(BaseAlgorithm):
     - tensors that must survive are named by ``_get_torch_save_params``, best as parts of the policy module;
     - further plain attributes that must survive are named in ``_json_state``.
 
-    The logger, the environment, buffers and a ``tensorboard_log`` outside the working directory are not stored. Attributes that are named
-    nowhere are not stored either, unless ``save(include=...)`` names them.
+    The logger, the environment, buffers and a ``tensorboard_log`` outside the working directory are not stored. Attributes
+    that are named nowhere are not stored either, unless ``save(include=...)`` names them.
 
     :cvar _json_state: names of plain attributes that survive, merged over the class's ancestors
     :cvar _json_skip: names of constructor parameters that are never stored (datasets, clients), merged likewise; ``load``
@@ -145,6 +153,12 @@ class JsonSaveMixin(BaseAlgorithm):
                 break
         return tuple(name for name in dict.fromkeys(names) if name not in _NEVER_STORED)
 
+    @classmethod
+    def _is_free(cls, name: Any) -> bool:
+        """Whether a file may set an attribute of this name: it must not hide what the class defines."""
+        defined = inspect.getattr_static(cls, str(name), None)
+        return str(name).isidentifier() and not callable(defined) and not hasattr(defined, "__get__")
+
     def _parameter_value(self, name: str) -> Any:
         for attribute in (name, f"_{name}"):
             if hasattr(self, attribute):
@@ -183,6 +197,11 @@ class JsonSaveMixin(BaseAlgorithm):
             raise ValueError(
                 f"`exclude` names {sorted(required)}, without which nothing can be loaded; leave it out of `exclude`"
             )
+        defined = sorted(name for name in include if not self._is_free(name))
+        if defined:
+            raise ValueError(
+                f"`include` names {defined}, which {type(self).__name__} itself defines; name plain attributes only"
+            )
         missing: list[str] = []
         data: dict[str, Any] = {
             "policy_class": encode_value(self._stored_policy(), name="policy_class", missing=missing),
@@ -198,11 +217,9 @@ class JsonSaveMixin(BaseAlgorithm):
         data |= {name: value for name, value in self._encode_state(sorted(others)).items() if name not in exclude - include}
         data["_extra_data"] = encode_value(self._extra_data(), name="_extra_data")
         if missing:
-            names = sorted({item.split(" ")[0].split("[")[0] for item in missing})
-            again = ", ".join(f"'{name}': ..." for name in names)
             warnings.warn(
                 f"{type(self).__name__}.save: JSON cannot hold {', '.join(missing)}, so the file is written without. "
-                f"Give it again at load: {type(self).__name__}.load(path, custom_objects={{{again}}}). A schedule can be "
+                f"Give it again at load: {type(self).__name__}.load(path, {_ask_again(missing)}). A schedule can be "
                 "stored as a number, as 'lin_<start>', or as stable_baselines3.common.utils.LinearSchedule.",
                 UserWarning,
                 stacklevel=3,
@@ -235,14 +252,7 @@ class JsonSaveMixin(BaseAlgorithm):
         """
         names, variables = self._get_torch_save_params()
         parameters = set(self._constructor_parameters()).difference(self._merged("_json_skip"))
-        stored = {
-            *_REQUIRED,
-            *_EPISODES,
-            *_LAST_STEP,
-            *self._merged("_json_state"),
-            *parameters,
-            *(f"_{p}" for p in parameters),
-        }
+        stored = {*_BESIDE, *self._merged("_json_state"), *parameters, *(f"_{name}" for name in parameters)}
         modules = {name.split(".")[0] for name in (*names, *variables)}
         return set(vars(self)).difference(stored, modules, self._excluded_save_params(), ("start_time", "lr_schedule"))
 
@@ -283,18 +293,9 @@ class JsonSaveMixin(BaseAlgorithm):
         absent = [name for name in _REQUIRED if name not in saved.data]
         if absent:
             raise ValueError(f"`path` {label} holds no {', '.join(absent)}; save the model again")
-        included = [
-            name for name in saved.manifest.get("included", []) if str(name).isidentifier() and not name.startswith("__")
-        ]
-        known = {
-            *_REQUIRED,
-            *_EPISODES,
-            *_LAST_STEP,
-            "_extra_data",
-            *cls._constructor_parameters(),
-            *cls._merged("_json_state"),
-        }
-        unknown = sorted(set(saved.data) - known - set(included))
+        included = [name for name in saved.manifest.get("included", []) if cls._is_free(name)]
+        known = {*_BESIDE, *cls._constructor_parameters(), *cls._merged("_json_state"), *included}
+        unknown = sorted(set(saved.data) - known)
         if unknown:
             raise ValueError(
                 f"`path` {label} holds {', '.join(unknown)}, which {cls.__name__} does not know; it was saved by another "
@@ -305,11 +306,9 @@ class JsonSaveMixin(BaseAlgorithm):
         for name, stored in saved.data.items():
             values[name] = given[name] if name in given else decode_value(stored, name=name, missing=missing)
         if missing:
-            names = sorted({item.split(" ")[0].split("[")[0] for item in missing})
-            again = ", ".join(f"'{name}': ..." for name in names)
             raise ValueError(
                 f"`path` {label} could not store {', '.join(missing)}; give it at load: "
-                f"{cls.__name__}.load(path, custom_objects={{{again}}})"
+                f"{cls.__name__}.load(path, {_ask_again(missing)})"
             )
         if "tensorboard_log" in values and "tensorboard_log" not in given:
             values["tensorboard_log"] = _portable_log(values["tensorboard_log"])
