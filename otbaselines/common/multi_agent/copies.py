@@ -1,16 +1,20 @@
 """Independent copies of a PettingZoo environment: building them, telling them apart, and finding what lies inside."""
 
 import copy as copylib
+import hashlib
+import pickle
 import random
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from typing import Any, TypeAlias
 
 import cloudpickle
 import numpy as np
+from gymnasium import spaces
 from pettingzoo import AECEnv, ParallelEnv
 from pettingzoo.utils.conversions import aec_to_parallel
 
-TeamEnv = ParallelEnv[Any, Any, Any]
+# PettingZoo carries no type information, so a `ParallelEnv` is anything to the type checker.
+TeamEnv: TypeAlias = Any
 EnvFactory = Callable[[], Any]
 
 # Attributes under which PettingZoo's and SuperSuit's wrappers and converters keep what they wrap.
@@ -116,34 +120,65 @@ def owner_of(env: Any, name: str) -> Any | None:
     return env if hasattr(env, name) else None
 
 
-def check_distinct_streams(copies: Sequence[TeamEnv]) -> None:
+def stream_fingerprint(env: Any) -> str | None:
     """
-    Make sure, after the copies were reset with different seeds, that they do not play the same episodes.
+    Digest the states of all random generators that are attributes of an environment or of what it wraps.
 
-    Only generators that can be seen among the environments' attributes are compared. A copy is refused if it has some,
-    and every one of them is in the same state as in another copy.
-
-    :param copies: environments that have just been reset with different seeds
-    :raises ValueError: if two copies hold the same random stream
+    :param env: the environment
+    :return: equal for equal states; ``None`` where no generator is found
     """
-    streams: dict[tuple[str, ...], int] = {}
-    for index, copy in enumerate(copies):
-        states = tuple(_generator_states(copy))
-        if states and states in streams:
-            raise ValueError(
-                f"copies {streams[states]} and {index} have the same random stream although they were reset with different "
-                "seeds, so they would play identical episodes; make `reset(seed=...)` of the environment use its seed, or "
-                "pass a list of factories that seed their environments differently"
-            )
-        streams[states] = index
-
-
-def _generator_states(env: Any) -> Iterator[str]:
+    states: list[tuple[str, Any]] = []
     for inner in inner_envs(env):
         for name, value in sorted(getattr(inner, "__dict__", {}).items()):
             if isinstance(value, np.random.Generator):
-                yield f"{name}:{value.bit_generator.state}"
+                states.append((name, value.bit_generator.state))
             elif isinstance(value, np.random.RandomState):
-                yield f"{name}:{value.get_state()!r}"
+                states.append((name, value.get_state(legacy=False)))
             elif isinstance(value, random.Random):
-                yield f"{name}:{value.getstate()!r}"
+                states.append((name, value.getstate()))
+    return hashlib.sha256(pickle.dumps(states)).hexdigest() if states else None
+
+
+def check_distinct_streams(fingerprints: Sequence[str | None]) -> None:
+    """
+    Make sure that copies which were just reset with different seeds do not play the same episodes.
+
+    A copy is refused if every generator that can be seen in it is in the same state as in another copy.
+
+    :param fingerprints: what :func:`stream_fingerprint` returns for every copy
+    :raises ValueError: if two copies hold the same random streams
+    """
+    first: dict[str, int] = {}
+    for index, fingerprint in enumerate(fingerprints):
+        if fingerprint is None:
+            continue
+        if fingerprint in first:
+            raise ValueError(
+                f"copies {first[fingerprint]} and {index} have the same random stream although they were reset with different "
+                "seeds, so they would play identical episodes; make `reset(seed=...)` of the environment use its seed, or "
+                "pass a list of factories that seed their environments differently"
+            )
+        first[fingerprint] = index
+
+
+def native_action_space(env: Any, agent: Any) -> spaces.Space[Any]:
+    """
+    Return an agent's action space from under SuperSuit's ``pad_action_space_v0``, where that is safe.
+
+    The padding wrapper replaces choices that an agent does not have by its first one, so a policy must know which those are.
+
+    :param env: the environment, with any wrappers
+    :param agent: identifier of the agent
+    :return: the space below the padding; ``env.action_space(agent)`` where nothing is padded, or where a wrapper above
+        the padding changes actions once more
+    """
+    outermost: spaces.Space[Any] = env.action_space(agent)
+    for inner in inner_envs(env):
+        change = getattr(inner, "__dict__", {}).get("change_action_fn")
+        if change is None:
+            continue
+        if change.__qualname__.startswith("pad_action_space_v0.") and inner.action_space(agent) == outermost:
+            native: spaces.Space[Any] = inner.env.action_space(agent)
+            return native
+        break
+    return outermost

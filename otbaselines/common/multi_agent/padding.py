@@ -159,6 +159,11 @@ class ObservationWriter:
         else:
             buffer[index] = observation
 
+    def assign(self, buffer: Any, start: int, stop: int, rows: Any) -> None:
+        """Write whole rows that another process has made into the rows ``start`` to ``stop``."""
+        for part, new in zip(_parts(buffer), _parts(rows), strict=True):
+            part[start:stop] = new
+
     def copy_row(self, source: Any, target: Any, index: int) -> None:
         """Copy one row from one buffer to another."""
         for old, new in zip(_parts(source), _parts(target), strict=True):
@@ -194,7 +199,7 @@ class ObservationWriter:
             parts = [(observation[key], part) for key, part in space.spaces.items()]
         for value, part in parts:
             array = np.asarray(value)
-            if array.shape != part.shape or not np.can_cast(array.dtype, part.dtype, casting="same_kind"):
+            if array.shape != part.shape or not np.can_cast(array.dtype, np.dtype(part.dtype), casting="same_kind"):
                 raise ValueError(
                     f"agent {agent!r} observed an array of shape {array.shape} and dtype {array.dtype}, but its observation "
                     f"space is {part} ({part.dtype}); make `observation_space` and what `reset` and `step` return agree"
@@ -288,7 +293,7 @@ class ActionReader:
     def _read_boxes(self, actions: Array, active: Array) -> list[Any]:
         finite = np.isfinite(actions).reshape(len(actions), -1).all(axis=1)
         if not finite.all() and (~finite & active).any():
-            self._refuse(actions, int(np.flatnonzero(~finite & active)[0]))
+            self._refuse(actions, int(np.flatnonzero(~finite & active)[0]), "only finite numbers can be acted on")
         clipped = np.clip(actions.astype(self._team.action_space.dtype, copy=False), self._low, self._high)
         if self._uniform:
             return list(clipped)
@@ -297,11 +302,11 @@ class ActionReader:
             for row, width, dtype in zip(clipped, self._widths, self._dtypes, strict=True)
         ]
 
-    def _refuse(self, actions: Array, slot: int) -> None:
+    def _refuse(self, actions: Array, slot: int, remedy: str = "mask padded actions out of the policy's distribution") -> None:
         copy, index = divmod(slot, len(self._native))
         raise ValueError(
-            f"`actions[{slot}]` is {actions[slot]}, which agent {self._team.agents[index]!r} of copy {copy} does not have: its "
-            f"action space is {self._native[index]}; mask padded actions out of the policy's distribution"
+            f"`actions[{slot}]` is {actions[slot]}, which agent {self._team.agents[index]!r} of copy {copy} does not have: "
+            f"its action space is {self._native[index]}; {remedy}"
         )
 
 

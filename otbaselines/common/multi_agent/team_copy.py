@@ -4,9 +4,7 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import numpy as np
-
-from otbaselines.common.multi_agent.copies import TeamEnv, inner_envs
+from otbaselines.common.multi_agent.copies import TeamEnv
 from otbaselines.common.multi_agent.padding import Array, ObservationWriter
 
 Infos = list[dict[str, Any]]
@@ -138,6 +136,6 @@ class TeamCopy:
             return [self._index[agent] for agent in agents]
         except KeyError as error:
             raise ValueError(
-                f"{self.env} has the agent {error.args[0]!r}, which `possible_agents` {self._agents} does not list; list every "
-                "agent that can ever appear"
+                f"{self.env} has the agent {error.args[0]!r}, which `possible_agents` {self._agents} does not list; list "
+                "every agent that can ever appear"
             ) from None

@@ -1,7 +1,7 @@
 """PettingZoo teams as Stable-Baselines3 vector environments, one slot per copy and agent."""
 
 from abc import abstractmethod
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import gymnasium as gym
@@ -11,7 +11,14 @@ from stable_baselines3.common.monitor import Monitor
 from stable_baselines3.common.vec_env import VecEnv
 from stable_baselines3.common.vec_env.base_vec_env import VecEnvIndices, VecEnvObs, VecEnvStepReturn
 
-from otbaselines.common.multi_agent.copies import build_copies, check_distinct_streams, inner_envs, owner_of
+from otbaselines.common.multi_agent.copies import (
+    build_copies,
+    check_distinct_streams,
+    inner_envs,
+    native_action_space,
+    owner_of,
+    stream_fingerprint,
+)
 from otbaselines.common.multi_agent.lean_mpe import make_team_copy
 from otbaselines.common.multi_agent.padding import ActionReader, Array, ObservationWriter, TeamSpaces, team_spaces
 
@@ -189,7 +196,7 @@ class ParallelVecEnv(TeamVecEnv):
             copy.reset(rows, seed=seeds[index], options=options[index])
             self._note_reset(index)
         if not self._has_reset:
-            check_distinct_streams(self.envs)
+            check_distinct_streams([stream_fingerprint(env) for env in self.envs])
         self._note_active()
         self._has_reset, self._pending = True, None
         return observations  # type: ignore[no-any-return]
@@ -253,7 +260,7 @@ def _spaces_of(env: Any, *, pad: bool) -> TeamSpaces:
         raise ValueError(f"{env} has no `possible_agents`; list every agent that can ever appear, because slots are fixed")
     return team_spaces(
         {str(agent): env.observation_space(agent) for agent in agents},
-        {str(agent): env.action_space(agent) for agent in agents},
+        {str(agent): native_action_space(env, agent) if pad else env.action_space(agent) for agent in agents},
         pad=pad,
     )
 
@@ -279,4 +286,4 @@ def _wrapped(env: Any, wrapper_class: type) -> bool:
     return any(isinstance(inner, wrapper_class) for inner in inner_envs(env))
 
 
-_COPY_METHODS = {"get": _get, "set": _set, "call": _call, "wrapped": _wrapped}
+_COPY_METHODS: dict[str, Callable[..., Any]] = {"get": _get, "set": _set, "call": _call, "wrapped": _wrapped}
