@@ -164,7 +164,7 @@ class JsonSaveMixin(BaseAlgorithm):
             if hasattr(self, attribute):
                 value = getattr(self, attribute)
                 if name == "policy_kwargs":
-                    return {key: item for key, item in value.items() if key != "device"}
+                    return {key: item for key, item in (value or {}).items() if key != "device"}
                 return _portable_log(value) if name == "tensorboard_log" else value
         raise TypeError(
             f"`{type(self).__name__}` keeps no attribute for its constructor parameter `{name}`, so it cannot be saved; "
@@ -283,7 +283,9 @@ class JsonSaveMixin(BaseAlgorithm):
                 f"`path` {label} has the format {manifest.get('format')!r}, this otbaselines reads up to {_FORMAT}; update it"
             )
         # Bare names, so that a class may move to another module. A file of an ancestor or a descendant is let through.
-        lineage = manifest.get("lineage") or [None]
+        lineage = manifest.get("lineage")
+        if not isinstance(lineage, list) or not lineage or not isinstance(manifest.get("included"), list):
+            raise ValueError(f"`path` {label} does not say which class it holds; save the model again")
         if lineage[0] not in [base.__name__ for base in cls.__mro__] and cls.__name__ not in lineage:
             raise ValueError(f"`path` {label} holds a {lineage[0]}, not a {cls.__name__}; load it with {lineage[0]}.load")
 
@@ -293,7 +295,7 @@ class JsonSaveMixin(BaseAlgorithm):
         absent = [name for name in _REQUIRED if name not in saved.data]
         if absent:
             raise ValueError(f"`path` {label} holds no {', '.join(absent)}; save the model again")
-        included = [name for name in saved.manifest.get("included", []) if cls._is_free(name)]
+        included = [name for name in saved.manifest["included"] if cls._is_free(name)]
         known = {*_BESIDE, *cls._constructor_parameters(), *cls._merged("_json_state"), *included}
         unknown = sorted(set(saved.data) - known)
         if unknown:
@@ -304,7 +306,10 @@ class JsonSaveMixin(BaseAlgorithm):
         missing: list[str] = []
         values = {}
         for name, stored in saved.data.items():
-            values[name] = given[name] if name in given else decode_value(stored, name=name, missing=missing)
+            try:
+                values[name] = given[name] if name in given else decode_value(stored, name=name, missing=missing)
+            except ValueError as error:
+                raise ValueError(f"`path` {label} cannot be loaded: {error}; save the model again") from error
         if missing:
             raise ValueError(
                 f"`path` {label} could not store {', '.join(missing)}; give it at load: "

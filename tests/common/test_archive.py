@@ -165,7 +165,7 @@ def test_a_malicious_class_name_is_refused(saved: pathlib.Path, name: str) -> No
         {"rollout_buffer_class": {":kind:": "class", "name": name}},
     ):
         edit_data(saved, **values)
-        with pytest.raises(ValueError, match="is refused"):
+        with pytest.raises(ValueError, match=r"model.zip.*is refused"):
             JsonPPO.load(saved)
 
 
@@ -240,6 +240,12 @@ def test_broken_json_is_a_value_error_with_the_file(saved: pathlib.Path, data: b
         JsonPPO.load(saved)
 
 
+def test_the_nan_literal_is_refused_though_python_would_read_it(saved: pathlib.Path) -> None:
+    edit_data(saved, gamma=float("nan"))
+    with pytest.raises(ValueError, match="NaN is not JSON"):
+        JsonPPO.load(saved)
+
+
 def test_truncated_and_flipped_files_load_or_say_which_file_is_broken(saved: pathlib.Path) -> None:
     whole = saved.read_bytes()
     generator = np.random.default_rng(0)
@@ -266,6 +272,20 @@ def test_tensors_that_do_not_fit_are_a_value_error_with_the_file(saved: pathlib.
     th.save({"weight": th.zeros(3)}, content)
     rewrite(saved, policy__pth=content.getvalue())
     with pytest.raises(ValueError, match=r"model.zip.*does not fit"):
+        JsonPPO.load(saved)
+
+
+@pytest.mark.parametrize(
+    "changes", [{"lineage": 5}, {"lineage": []}, {"included": "x"}, {"included": [3, None]}, {"format": "1"}]
+)
+def test_a_damaged_manifest_is_a_value_error_or_harmless(saved: pathlib.Path, changes: dict[str, Any]) -> None:
+    with zipfile.ZipFile(saved) as archive:
+        manifest = json.loads(archive.read("otbaselines.json"))
+    rewrite(saved, otbaselines__json=json.dumps({**manifest, **changes}).encode())
+    if changes == {"included": [3, None]}:
+        JsonPPO.load(saved, device="cpu")
+        return
+    with pytest.raises(ValueError, match=r"model.zip"):
         JsonPPO.load(saved)
 
 

@@ -167,6 +167,15 @@ def test_dict_image_and_sde_models_survive(tmp_path: pathlib.Path) -> None:
     loaded.learn(4)
 
 
+def test_the_exploration_matrix_is_drawn_with_the_loaded_deviations(tmp_path: pathlib.Path) -> None:
+    model = make_model("Pendulum-v1", use_sde=True)
+    with th.no_grad():
+        model.policy.log_std.fill_(5.0)
+    model.save(tmp_path / "sde")
+    # A freshly built policy has a deviation of one; 150 times that is far outside its samples.
+    assert JsonPPO.load(tmp_path / "sde", device="cpu").policy.action_dist.exploration_mat.abs().max() > 20.0
+
+
 @pytest.mark.parametrize("name", ["model", "model.zip", "wbc-mpe2.simple_spread", "new/folder/model.v1"])
 def test_a_name_gets_the_suffix_unless_it_ends_so(trained: JsonPPO, tmp_path: pathlib.Path, name: str) -> None:
     with warnings.catch_warnings():
