@@ -283,7 +283,7 @@ class TensorVecEnv(VecEnv):
     def reset(self) -> np.ndarray[Any, Any]:
         """Restart every copy and return the observations as ``(n_copies * n_agents, obs_dim)`` float32."""
         self.reset_infos = [{} for _ in range(self.num_envs)]
-        return self._rows(self.reset_tensor())
+        return self._numpy_rows(self.reset_tensor())
 
     def step_async(self, actions: np.ndarray[Any, Any]) -> None:
         """
@@ -318,22 +318,22 @@ class TensorVecEnv(VecEnv):
         self._pending = None
         step = self.step_tensor(actions.view(self._action_shape))
         infos: list[dict[str, Any]] = [{} for _ in range(self.num_envs)]
-        dones = self._flags(step.done)
+        dones = self._numpy_flags(step.done)
         if step.final_obs is not None and dones.any():
-            final_obs = self._rows(step.final_obs)
-            terminated = self._flags(False if step.terminated is None else step.terminated)
+            final_obs = self._numpy_rows(step.final_obs)
+            terminated = self._numpy_flags(False if step.terminated is None else step.terminated)
             for slot in np.flatnonzero(dones):
                 infos[slot]["terminal_observation"] = final_obs[slot]
                 infos[slot]["TimeLimit.truncated"] = not terminated[slot]
         rewards = step.rewards.to(device="cpu", dtype=th.float32).reshape(-1).numpy().copy()
-        return self._rows(step.obs), rewards, dones, infos
+        return self._numpy_rows(step.obs), rewards, dones, infos
 
-    def _rows(self, obs: th.Tensor) -> np.ndarray[Any, Any]:
+    def _numpy_rows(self, obs: th.Tensor) -> np.ndarray[Any, Any]:
         # The copy keeps wrappers that normalise in place from writing into the environment's own observation.
         rows: np.ndarray[Any, Any] = obs.reshape(self.num_envs, -1).cpu().numpy().copy()
         return rows
 
-    def _flags(self, flags: bool | th.Tensor) -> np.ndarray[Any, Any]:
+    def _numpy_flags(self, flags: bool | th.Tensor) -> np.ndarray[Any, Any]:
         if isinstance(flags, bool):
             return np.full(self.num_envs, flags, dtype=np.bool_)
         rows: np.ndarray[Any, Any] = flags.reshape(-1).cpu().numpy()
@@ -349,7 +349,7 @@ class TensorVecEnv(VecEnv):
         :return: the seed, once per slot
         """
         if seed is None:
-            seed = int(np.random.randint(0, np.iinfo(np.uint32).max, dtype=np.uint32))
+            seed = int(np.random.randint(0, np.iinfo(np.uint32).max, dtype=np.uint32))  # noqa: NPY002 (SB3 seeds this one)
         self.generator.manual_seed(seed)
         return [seed] * self.num_envs
 

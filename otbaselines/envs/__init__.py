@@ -1,0 +1,99 @@
+"""Team environments, each as a PettingZoo ``ParallelEnv`` and as a batched ``TensorVecEnv`` with the same dynamics."""
+
+import difflib
+from collections.abc import Callable
+from typing import Any
+
+import torch as th
+from pettingzoo import ParallelEnv
+
+from otbaselines.common.multi_agent.registration import TeamEnvSpec
+from otbaselines.common.vec_env import TensorVecEnv
+from otbaselines.envs.navigation import NavigationConfig, NavigationEnv
+from otbaselines.envs.navigation_tensor import NavigationVecEnv
+from otbaselines.envs.simple_spread import SimpleSpreadConfig, SimpleSpreadEnv
+from otbaselines.envs.simple_spread_tensor import SimpleSpreadVecEnv
+
+__all__ = [
+    "NavigationConfig",
+    "NavigationEnv",
+    "NavigationVecEnv",
+    "SimpleSpreadConfig",
+    "SimpleSpreadEnv",
+    "SimpleSpreadVecEnv",
+    "make_parallel",
+    "make_tensor",
+    "register",
+    "registry",
+]
+
+#: The known environments by id.
+registry: dict[str, TeamEnvSpec] = {}
+
+
+def register(
+    id: str,
+    parallel_factory: Callable[..., ParallelEnv[Any, Any, Any]],
+    tensor_factory: Callable[..., TensorVecEnv] | None = None,
+) -> None:
+    """
+    Make an environment known by a name.
+
+    :param id: name, by convention ``"namespace/Name-v0"``
+    :param parallel_factory: called with the environment's keyword arguments
+    :param tensor_factory: called with ``n_copies``, ``device``, ``seed`` and the environment's keyword arguments; ``None``
+        where there is no batched version
+    :raises ValueError: if the name is empty or taken
+    """
+    if not id:
+        raise ValueError("`id` must not be empty; use a name such as 'mine/Gather-v0'")
+    if id in registry:
+        raise ValueError(f"`id` {id!r} is taken; choose another, or delete it from `otbaselines.envs.registry` first")
+    registry[id] = TeamEnvSpec(id=id, parallel=parallel_factory, tensor=tensor_factory)
+
+
+def make_parallel(id: str, **env_kwargs: Any) -> ParallelEnv[Any, Any, Any]:
+    """
+    Build one copy as a PettingZoo environment.
+
+    :param id: a registered name
+    :param env_kwargs: the environment's own arguments
+    :return: the environment
+    :raises ValueError: if the name is unknown
+    """
+    env: ParallelEnv[Any, Any, Any] = _spec(id).parallel(**env_kwargs)
+    return env
+
+
+def make_tensor(
+    id: str, n_copies: int, device: th.device | str = "cpu", seed: int | None = None, **env_kwargs: Any
+) -> TensorVecEnv:
+    """
+    Build many copies as one batched environment.
+
+    :param id: a registered name
+    :param n_copies: number of copies of the team
+    :param device: where they live
+    :param seed: seed of all randomness; drawn from the operating system when omitted
+    :param env_kwargs: the environment's own arguments
+    :return: the environment
+    :raises ValueError: if the name is unknown or has no batched version
+    """
+    tensor = _spec(id).tensor
+    if tensor is None:
+        raise ValueError(f"`id` {id!r} has no batched version; use `make_parallel`")
+    env: TensorVecEnv = tensor(n_copies=n_copies, device=device, seed=seed, **env_kwargs)
+    return env
+
+
+def _spec(id: str) -> TeamEnvSpec:
+    if id in registry:
+        return registry[id]
+    names = {name.lower(): name for name in registry}
+    close = [names[match] for match in difflib.get_close_matches(id.lower(), names, n=3, cutoff=0.5)]
+    hint = f"did you mean {' or '.join(map(repr, close))}? " if close else ""
+    raise ValueError(f"`id` {id!r} is unknown; {hint}known are {', '.join(sorted(registry))}")
+
+
+register("otbaselines/Navigation-v0", NavigationEnv, NavigationVecEnv)
+register("otbaselines/SimpleSpread-v0", SimpleSpreadEnv, SimpleSpreadVecEnv)

@@ -12,7 +12,16 @@ if TYPE_CHECKING:
     from PIL import ImageDraw
 
 #: Okabe and Ito's colours, which people with colour vision deficiencies can tell apart.
-PALETTE = ((0, 114, 178), (213, 94, 0), (0, 158, 115), (204, 121, 167), (230, 159, 0), (86, 180, 233), (150, 130, 0), (90, 90, 90))
+PALETTE = (
+    (0, 114, 178),
+    (213, 94, 0),
+    (0, 158, 115),
+    (204, 121, 167),
+    (230, 159, 0),
+    (86, 180, 233),
+    (150, 130, 0),
+    (90, 90, 90),
+)
 INK = (40, 44, 52)
 GRID = (226, 229, 235)
 ALARM = (200, 0, 30)
@@ -189,7 +198,9 @@ class _Canvas:
             sides = [(x + length * math.cos(angle + turn), y + length * math.sin(angle + turn)) for turn in (0.6, -0.6)]
             self._draw.polygon([tip, *sides], fill=colour)
         ring, width = (ALARM, 4 * OVERSAMPLING) if alarm else (INK, OVERSAMPLING)
-        self._draw.ellipse([x - length, y - length, x + length, y + length], fill=_blend(colour, 0.85), outline=ring, width=width)
+        self._draw.ellipse(
+            [x - length, y - length, x + length, y + length], fill=_blend(colour, 0.85), outline=ring, width=width
+        )
         self.text((x, y), label, (255, 255, 255), 15, centred=True)
 
     def text(

@@ -12,10 +12,10 @@ from typing import Any
 
 import numpy as np
 from gymnasium import spaces
-from gymnasium.utils import EzPickle, seeding
-from pettingzoo import ParallelEnv
+from gymnasium.utils import EzPickle
 
-from otbaselines.envs._drawing import Scene, draw_scene
+from otbaselines.envs._drawing import Scene
+from otbaselines.envs._parallel import Array, PlaneTeamEnv
 
 # The physics of mpe2's `World`, `SimpleEnv` and `simple_spread` scenario, in their units (seconds, lengths of half an arena).
 TIME_STEP = 0.1
@@ -34,7 +34,7 @@ PUSHES = np.array([[0.0, 0.0], [-1.0, 0.0], [1.0, 0.0], [0.0, -1.0], [0.0, 1.0]]
 @dataclass(frozen=True, kw_only=True)
 class SimpleSpreadConfig:
     """
-    The arguments of mpe2's ``simple_spread_v3``, checked. Its ``dynamic_rescaling`` and ``benchmark_data`` have no counterpart.
+    The arguments of mpe2's ``simple_spread_v3``, checked; ``dynamic_rescaling`` and ``benchmark_data`` have no counterpart.
 
     :param N: number of agents and of landmarks, at least 1
     :param local_ratio: share of the agent's own collision penalty in its reward, in [0, 1]; the rest is the team's
@@ -71,7 +71,7 @@ class SimpleSpreadConfig:
 
     @property
     def obs_dim(self) -> int:
-        """Own velocity and position, then landmarks, team-mates (both relative) and their silent channels: two numbers each."""
+        """Two numbers for each of: own velocity, own position, landmarks, team-mates, and the team-mates' silent channels."""
         n_others = self.N - 1 if self.num_agent_neighbors is None else self.num_agent_neighbors
         return 2 * (2 + (self.num_landmark_neighbors or self.N) + 2 * n_others)
 
@@ -79,7 +79,7 @@ class SimpleSpreadConfig:
         """Return a fresh observation space of one agent."""
         return spaces.Box(-np.inf, np.inf, (self.obs_dim,), np.float32)
 
-    def action_space(self) -> spaces.Space[Any]:
+    def action_space(self) -> spaces.Box | spaces.Discrete:
         """Return a fresh action space of one agent."""
         return spaces.Box(0.0, 1.0, (5,), np.float32) if self.continuous_actions else spaces.Discrete(5)
 
@@ -112,7 +112,7 @@ class Curriculum:
         return not self.config.curriculum or self._stage == 1
 
 
-class SimpleSpreadEnv(Curriculum, ParallelEnv[str, np.ndarray[Any, Any], Any], EzPickle):
+class SimpleSpreadEnv(Curriculum, PlaneTeamEnv, EzPickle):
     """
     The task as a PettingZoo ``ParallelEnv`` in NumPy and float64; with the same seed it plays the same episode as mpe2.
 
@@ -131,92 +131,36 @@ class SimpleSpreadEnv(Curriculum, ParallelEnv[str, np.ndarray[Any, Any], Any], E
     def __init__(self, *, render_mode: str | None = None, **config: Any) -> None:
         EzPickle.__init__(self, render_mode=render_mode, **config)
         self.config = SimpleSpreadConfig(**config)
-        if render_mode not in (None, "rgb_array"):
-            raise ValueError(f'`render_mode` must be None or "rgb_array", got {render_mode!r}')
-        self.render_mode = render_mode
-        self.max_cycles = self.config.max_cycles
-        self.possible_agents = self.config.possible_agents
-        self.agents: list[str] = []
-        self.observation_spaces = {agent: self.config.observation_space() for agent in self.possible_agents}
-        self.action_spaces = {agent: self.config.action_space() for agent in self.possible_agents}
-        self.state_space = spaces.Box(-np.inf, np.inf, (self.config.N * self.config.obs_dim,), np.float32)
+        super().__init__(
+            possible_agents=self.config.possible_agents,
+            observation_space=self.config.observation_space(),
+            action_space=self.config.action_space(),
+            max_cycles=self.config.max_cycles,
+            render_mode=render_mode,
+        )
         self._stage = 0
-        self._np_random, _ = seeding.np_random()
-        n = self.config.N
-        self.positions, self.velocities, self.landmarks = np.zeros((n, 2)), np.zeros((n, 2)), np.zeros((n, 2))
-        self.steps = 0
-        self._trail: list[np.ndarray[Any, Any]] = []
+        self.positions, self.velocities, self.landmarks = np.zeros((3, self.config.N, 2))
 
-    def observation_space(self, agent: str) -> spaces.Space[Any]:
-        """Return the agent's observation space, always the same object."""
-        return self.observation_spaces[agent]
-
-    def action_space(self, agent: str) -> spaces.Space[Any]:
-        """Return the agent's action space, always the same object."""
-        return self.action_spaces[agent]
-
-    def reset(
-        self, seed: int | None = None, options: dict[str, Any] | None = None
-    ) -> tuple[dict[str, np.ndarray[Any, Any]], dict[str, dict[str, Any]]]:
-        """Place agents and landmarks uniformly in [-1, 1]^2, at rest."""
-        if seed is not None:
-            self._np_random, _ = seeding.np_random(seed)
-        self.agents = list(self.possible_agents)
-        self.steps = 0
-        start = self._np_random.uniform(-1.0, 1.0, (2 * self.config.N, 2))
-        self.set_state(positions=start[: self.config.N], velocities=0.0 * start[: self.config.N], landmarks=start[self.config.N :])
-        return self._observations(), {agent: {} for agent in self.agents}
-
-    def set_state(
-        self, *, positions: np.ndarray[Any, Any], velocities: np.ndarray[Any, Any], landmarks: np.ndarray[Any, Any]
-    ) -> None:
+    def set_state(self, *, positions: Array, velocities: Array, landmarks: Array) -> None:
         """
-        Place everything; each argument has shape ``(N, 2)``.
+        Begin an episode in a given state; each argument has shape ``(N, 2)``.
 
         :raises ValueError: if a shape is wrong
         """
-        for name, value in (("positions", positions), ("velocities", velocities), ("landmarks", landmarks)):
-            if np.shape(value) != (self.config.N, 2):
-                raise ValueError(f"`{name}` must have shape {(self.config.N, 2)}, got {np.shape(value)}")
-            setattr(self, name, np.array(value, dtype=np.float64))
-        self._trail = [self.positions.copy()]
+        self._take_state(positions=positions, velocities=velocities, landmarks=landmarks)
 
-    def step(
-        self, actions: dict[str, Any]
-    ) -> tuple[
-        dict[str, np.ndarray[Any, Any]], dict[str, float], dict[str, bool], dict[str, bool], dict[str, dict[str, Any]]
-    ]:
-        """Advance by one step; actions as the action spaces say, continuous ones are clipped."""
-        if not self.agents:
-            return {}, {}, {}, {}, {}
-        self._move(self._pushes(actions))
-        self.steps += 1
-        names = self.agents
-        rewards = dict(zip(names, self._rewards().tolist(), strict=True))
-        # As in mpe2, running out of time takes precedence over success in the last step.
-        truncated = self.steps >= self.max_cycles
-        terminated = not truncated and self.config.terminate_on_success and self._covered()
-        observations = self._observations()
-        if truncated or terminated:
-            self.agents = []
-        return (
-            observations,
-            rewards,
-            dict.fromkeys(names, terminated),
-            dict.fromkeys(names, truncated),
-            {agent: {} for agent in names},
-        )
+    def _start(self, rng: np.random.Generator) -> None:
+        """Place agents and landmarks uniformly in [-1, 1]^2, at rest, drawing in mpe2's order."""
+        self.positions, self.landmarks = rng.uniform(-1.0, 1.0, (2, self.config.N, 2))
+        self.velocities = np.zeros((self.config.N, 2))
 
-    def _pushes(self, actions: dict[str, Any]) -> np.ndarray[Any, Any]:
-        rows = np.array([np.asarray(actions[agent]) for agent in self.possible_agents])
-        if self.config.continuous_actions:
-            pushes: np.ndarray[Any, Any] = np.clip(rows, 0.0, 1.0) @ PUSHES
-            return pushes
-        if rows.min() < 0 or rows.max() > 4:
-            raise ValueError(f"`actions` must lie in 0..4, got {actions}")
-        return PUSHES[rows]
+    def _advance(self, actions: Array) -> tuple[Array, bool]:
+        self._move(actions @ PUSHES if self.config.continuous_actions else PUSHES[actions])
+        nearest = np.linalg.norm(self.positions[:, None] - self.landmarks[None], axis=-1).min(axis=0)
+        finished = self.config.terminate_on_success and bool((nearest < CAPTURE_RADIUS).all())
+        return self._rewards(nearest), finished
 
-    def _move(self, pushes: np.ndarray[Any, Any]) -> None:
+    def _move(self, pushes: Array) -> None:
         """One step of semi-implicit motion with damping; forces are those at the positions before the move."""
         offset = self.positions[:, None] - self.positions[None]
         distance = np.sqrt((offset**2).sum(-1))
@@ -226,49 +170,29 @@ class SimpleSpreadEnv(Curriculum, ParallelEnv[str, np.ndarray[Any, Any], Any], E
         contact = CONTACT_FORCE * (offset * (overlap / np.maximum(distance, 1e-10))[..., None]).sum(1)
         self.positions = self.positions + TIME_STEP * self.velocities
         self.velocities = (1.0 - DAMPING) * self.velocities + TIME_STEP * (SENSITIVITY * pushes + contact)
-        if self.render_mode is not None:
-            self._trail.append(self.positions.copy())
 
-    def _landmark_distances(self) -> np.ndarray[Any, Any]:
-        """Distance of every agent (rows) to every landmark (columns)."""
-        distances: np.ndarray[Any, Any] = np.linalg.norm(self.positions[:, None] - self.landmarks[None], axis=-1)
-        return distances
-
-    def _covered(self) -> bool:
-        return bool((self._landmark_distances().min(axis=0) < CAPTURE_RADIUS).all())
-
-    def _rewards(self) -> np.ndarray[Any, Any]:
-        team = -self._landmark_distances().min(axis=0).sum()
+    def _rewards(self, nearest: Array) -> Array:
+        """Mix the team's reward, from each landmark's distance to the nearest agent, with the agent's own."""
         distance = np.linalg.norm(self.positions[:, None] - self.positions[None], axis=-1)
         np.fill_diagonal(distance, np.inf)
         own = -(distance < 2 * AGENT_RADIUS).sum(axis=1).astype(np.float64) * self._penalise_collisions
-        rewards: np.ndarray[Any, Any] = (1.0 - self.config.local_ratio) * team + self.config.local_ratio * own
+        rewards: Array = self.config.local_ratio * own - (1.0 - self.config.local_ratio) * nearest.sum()
         return rewards
 
-    def _observations(self) -> dict[str, np.ndarray[Any, Any]]:
-        rows = {}
-        for i, agent in enumerate(self.possible_agents):
+    def _observations(self) -> Array:
+        rows = []
+        for i in range(self.config.N):
             landmarks = _nearest(self.landmarks - self.positions[i], self.config.num_landmark_neighbors)
             others = _nearest(np.delete(self.positions, i, axis=0) - self.positions[i], self.config.num_agent_neighbors)
-            parts = [self.velocities[i : i + 1], self.positions[i : i + 1], landmarks, others, np.zeros_like(others)]
-            rows[agent] = np.concatenate(parts).reshape(-1).astype(np.float32)
-        return rows
+            own = np.stack([self.velocities[i], self.positions[i]])
+            rows.append(np.concatenate([own, landmarks, others, np.zeros_like(others)]).reshape(-1))
+        return np.stack(rows)
 
-    def state(self) -> np.ndarray[Any, Any]:
-        """Return all agents' observations in one vector, as mpe2 does."""
-        return np.concatenate(list(self._observations().values()))
-
-    def render(self) -> np.ndarray[Any, Any] | None:
-        """Return a picture, ``(height, width, 3)`` uint8, or ``None`` without ``render_mode="rgb_array"``."""
-        if self.render_mode is None:
-            return None
-        return draw_scene(spread_scene(np.array(self._trail), self.landmarks, step=self.steps, horizon=self.max_cycles))
-
-    def close(self) -> None:
-        """Do nothing: no window is open."""
+    def _scene(self, trail: Array) -> Scene:
+        return spread_scene(trail, self.landmarks, step=self.steps, horizon=self.max_cycles)
 
 
-def _nearest(offsets: np.ndarray[Any, Any], count: int | None) -> np.ndarray[Any, Any]:
+def _nearest(offsets: Array, count: int | None) -> Array:
     """Return the ``count`` shortest rows of ``offsets``, shortest first, padded with zeros; all of them for ``None``."""
     if count is None:
         return offsets
@@ -276,7 +200,7 @@ def _nearest(offsets: np.ndarray[Any, Any], count: int | None) -> np.ndarray[Any
     return np.concatenate([chosen, np.zeros((count - len(chosen), 2))])
 
 
-def spread_scene(trail: np.ndarray[Any, Any], landmarks: np.ndarray[Any, Any], *, step: int, horizon: int) -> Scene:
+def spread_scene(trail: Array, landmarks: Array, *, step: int, horizon: int) -> Scene:
     """Describe a moment of the task for drawing, given the trail ``(n_moments, N, 2)`` that ends in it."""
     covered = np.linalg.norm(trail[-1][:, None] - landmarks[None], axis=-1).min(axis=0) < CAPTURE_RADIUS
     return Scene(

@@ -86,7 +86,11 @@ class SimpleSpreadVecEnv(Curriculum, TensorVecEnv):
         self._velocities, self._positions, self._landmarks = self._rows[:n], self._rows[n : 2 * n], self._rows[2 * n : 3 * n]
         self._offsets = self._rows[3 * n :].view(n, 2 * n, 2, copies)
         self._entities = self._rows[n : 3 * n]
-        self._agent_offsets, self._offset_x, self._offset_y = self._offsets[:, :n], self._offsets[:, :, 0], self._offsets[:, :, 1]
+        self._agent_offsets, self._offset_x, self._offset_y = (
+            self._offsets[:, :n],
+            self._offsets[:, :, 0],
+            self._offsets[:, :, 1],
+        )
         self._to, self._from = self._entities.unsqueeze(0), self._positions.unsqueeze(1)
         self._distances = full(0.0, n, 2 * n, copies)
         self._agent_distances, self._landmark_distances = self._distances[:, :n], self._distances[:, n:]
