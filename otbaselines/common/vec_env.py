@@ -107,6 +107,11 @@ class TensorVecEnv(VecEnv):
         observation_space = _common_space("agent_observation_spaces", agent_observation_spaces)
         action_space = _common_space("agent_action_spaces", agent_action_spaces)
         _check_spaces(observation_space, action_space)
+        if list(agent_observation_spaces) != list(agent_action_spaces):
+            raise ValueError(
+                "`agent_observation_spaces` and `agent_action_spaces` must name the same agents in the same order, got "
+                f"{list(agent_observation_spaces)} and {list(agent_action_spaces)}"
+            )
         self.n_copies = n_copies
         self.possible_agents = list(agent_observation_spaces)
         self.n_agents = len(self.possible_agents)

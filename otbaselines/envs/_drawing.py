@@ -2,7 +2,7 @@
 
 import math
 from collections import deque
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -42,7 +42,6 @@ class Scene:
     :param landmarks: positions of things that belong to everyone ``(n_landmarks, 2)``, drawn as grey stars
     :param touching: which agents collide ``(n_agents,)`` bool, drawn with a red ring; computed from ``radii`` if omitted
     :param caption: a line of text under the picture
-    :param labels: what stands on the agents; their numbers if omitted
     """
 
     trail: np.ndarray[Any, Any]
@@ -51,7 +50,6 @@ class Scene:
     landmarks: np.ndarray[Any, Any] | None = None
     touching: np.ndarray[Any, Any] | None = None
     caption: str = ""
-    labels: list[str] = field(default_factory=list)
 
 
 class TensorTrail:
@@ -114,8 +112,9 @@ def draw_scene(scene: Scene, *, size: int = 480) -> np.ndarray[Any, Any]:
     touching = _touching(scene) if scene.touching is None else scene.touching
     for i, point in enumerate(scene.trail[-1]):
         heading = scene.trail[-1, i] - scene.trail[-2, i] if len(scene.trail) > 1 else np.zeros(2)
-        label = scene.labels[i] if scene.labels else str(i)
-        canvas.agent(point, float(scene.radii[i]), heading, _colour(i), label=label, alarm=bool(touching[i]))
+        canvas.agent(point, float(scene.radii[i]), heading, _colour(i), alarm=bool(touching[i]))
+    for i, point in enumerate(scene.trail[-1]):
+        canvas.number(point, i)
     canvas.text((10 * OVERSAMPLING, pixels + 5 * OVERSAMPLING), scene.caption, INK, 15)
     return np.asarray(image.resize((size, size + CAPTION_HEIGHT), Image.Resampling.BOX)).copy()
 
@@ -186,7 +185,6 @@ class _Canvas:
         heading: np.ndarray[Any, Any],
         colour: tuple[int, int, int],
         *,
-        label: str,
         alarm: bool,
     ) -> None:
         """A disc in true size with a nose that shows where it last moved, ringed in red while it collides."""
@@ -201,7 +199,10 @@ class _Canvas:
         self._draw.ellipse(
             [x - length, y - length, x + length, y + length], fill=_blend(colour, 0.85), outline=ring, width=width
         )
-        self.text((x, y), label, (255, 255, 255), 15, centred=True)
+
+    def number(self, point: np.ndarray[Any, Any], number: int) -> None:
+        """An agent's number, drawn after all discs so that none hides it."""
+        self.text(self._at(point), str(number), (255, 255, 255), 15, centred=True)
 
     def text(
         self, corner: tuple[float, float], text: str, colour: tuple[int, int, int], size: int, *, centred: bool = False

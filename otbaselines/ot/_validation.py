@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import torch as th
 
 from otbaselines.ot._kernels import (
@@ -139,3 +140,17 @@ def flatten_cost(cost: Cost, batch: th.Size) -> Cost:
     if isinstance(cost, LatticeCost) or cost.dim() == 2:
         return cost
     return cost.detach().expand(*batch, -1, -1).reshape(-1, *cost.shape[-2:])
+
+
+def broadcast_shapes(*shapes: th.Size | tuple[int, ...]) -> th.Size:
+    """
+    The common batch. (torch's own function imports a symbolic-algebra package on its first call: a second of CPU time.)
+
+    :param shapes: leading dimensions of the arguments
+    :return: what they broadcast to
+    :raises ValueError: if they do not
+    """
+    try:
+        return th.Size(np.broadcast_shapes(*shapes))
+    except ValueError:
+        raise ValueError(f"the leading dimensions {[tuple(shape) for shape in shapes]} do not broadcast") from None

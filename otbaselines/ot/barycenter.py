@@ -20,6 +20,7 @@ from otbaselines.ot._anderson import solve
 from otbaselines.ot._kernels import LOG, Domain
 from otbaselines.ot._projections import DebiasedProjections, Projections
 from otbaselines.ot._validation import (
+    broadcast_shapes,
     check_measure,
     check_reg,
     check_shapes,
@@ -85,7 +86,7 @@ def barycenter(
             check_measure(reference, "reference")
             if not bool((reference > 0).all()):
                 raise ValueError("`reference` must be positive everywhere; mix in a little of the uniform measure")
-    batch = th.broadcast_shapes(cost.shape[:-2], measures.shape[:-2])
+    batch = broadcast_shapes(cost.shape[:-2], measures.shape[:-2])
     measures = measures.detach().expand(*batch, -1, -1)
     given = _given_potentials(init, measures, reg)
     with th.no_grad():

@@ -125,7 +125,7 @@ def action_cost(embedding: th.Tensor, *, beta: float = 1.0, p: float = 1.0) -> t
     """
     if embedding.dim() != 2:
         raise ValueError(f"`embedding` must have one row per action, shape (n_actions, k), got {tuple(embedding.shape)}")
-    weight = _check_beta(beta) ** p
+    weight = float(_check_beta(beta) ** p)
     return weight * pairwise(embedding, p=p)
 
 

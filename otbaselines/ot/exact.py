@@ -8,7 +8,7 @@ from typing import Literal
 import torch as th
 
 from otbaselines.ot._lipschitz import metric_structure
-from otbaselines.ot._validation import check_measure
+from otbaselines.ot._validation import broadcast_shapes, check_measure
 from otbaselines.ot.costs import validate_cost
 
 
@@ -31,7 +31,7 @@ def wasserstein_1d(
     if a is None and b is None and x.shape[-1] == y.shape[-1]:
         gaps = (x.sort(-1).values - y.sort(-1).values).abs()
         return gaps.mean(-1) if p == 1.0 else (gaps**p).mean(-1) ** (1.0 / p)
-    batch = th.broadcast_shapes(x.shape[:-1], y.shape[:-1])
+    batch = broadcast_shapes(x.shape[:-1], y.shape[:-1])
     x, levels_x = _quantiles(x.expand(*batch, -1), a)
     y, levels_y = _quantiles(y.expand(*batch, -1), b)
     levels, _ = th.cat((levels_x, levels_y), -1).sort(-1)
@@ -187,7 +187,7 @@ def discrete_w1(p: th.Tensor, q: th.Tensor, cost: th.Tensor, *, validate: bool =
 def _network_simplex(p: th.Tensor, q: th.Tensor, cost: th.Tensor) -> th.Tensor:
     import ot as pot
 
-    batch = th.broadcast_shapes(p.shape[:-1], q.shape[:-1])
+    batch = broadcast_shapes(p.shape[:-1], q.shape[:-1])
     p, q = p.expand(*batch, -1), q.expand(*batch, -1)
     rows = p.detach().reshape(-1, p.shape[-1]).double().cpu().numpy()
     columns = q.detach().reshape(-1, q.shape[-1]).double().cpu().numpy()

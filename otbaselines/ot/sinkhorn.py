@@ -13,6 +13,7 @@ import torch as th
 from otbaselines.ot._anderson import FixedPoint, FixedPointProblem, solve
 from otbaselines.ot._kernels import LOG, Domain, Kernel
 from otbaselines.ot._validation import (
+    broadcast_shapes,
     check_measure,
     check_reg,
     check_shapes,
@@ -118,7 +119,7 @@ def sinkhorn(
         validate_cost(cost)
         check_measure(a, "a")
         check_measure(b, "b")
-    batch = th.broadcast_shapes(cost.shape[:-2], a.shape[:-1], b.shape[:-1])
+    batch = broadcast_shapes(cost.shape[:-2], a.shape[:-1], b.shape[:-1])
     a, b = a.expand(*batch, -1), b.expand(*batch, -1)
     start = init.potential_a if isinstance(init, OTResult) else init
     if start is not None and start.shape != a.shape:
@@ -183,7 +184,7 @@ def self_transport(
     :param max_iter: stop at this many iterations
     :return: the value, shape ``(...)``, whose gradient is twice the potential; and the potential, shape ``(..., n)``
     """
-    batch = th.broadcast_shapes(cost.shape[:-2], a.shape[:-1])
+    batch = broadcast_shapes(cost.shape[:-2], a.shape[:-1])
     a = a.expand(*batch, -1)
     with th.no_grad():
         flat = flatten_cost(cost, batch)

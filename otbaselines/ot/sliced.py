@@ -68,7 +68,7 @@ def sliced_pairwise(
     lines = th.matmul(points, directions).transpose(-1, -2)
     ordered = lines.sort(-1).values.flatten(1)
     distance: th.Tensor = th.cdist(ordered, ordered, p=p, compute_mode="donot_use_mm_for_euclid_dist")
-    return distance / float(ordered.shape[1]) ** (1.0 / p)
+    return distance / float(ordered.shape[1] ** (1.0 / p))
 
 
 def random_directions(

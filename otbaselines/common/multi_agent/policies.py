@@ -272,31 +272,30 @@ class MultiAgentActorCriticPolicy(BasePolicy):
         values = self._to_agents(self.value_net(self.vf_net(vf_features))).squeeze(-1)
         return TeamActionEvaluation(values, distribution.log_prob(actions), distribution.entropy(), distribution)
 
-    def cross_distribution(self, obs: PyTorchObs) -> TeamDistribution:
+    def policies_at(self, states: PyTorchObs) -> TeamDistribution:
         """
-        Every agent's policy at every agent's observations.
+        Every agent's policy at the same states, whoever saw them.
 
-        :param obs: shape ``(batch, n_agents, ...)``
-        :return: distribution whose leading shape is ``(batch * n_agents, n_agents)``: states by policies
+        :param states: rows of observations, shape ``(n, ...)``
+        :return: distribution whose leading shape is ``(n, n_agents)``: states by policies
         """
-        if self.share_parameters or self.n_agents == 1:
-            raise ValueError("`cross_distribution` compares separate policies, but this policy shares its parameters")
-        if self._plain_vector and isinstance(obs, th.Tensor) and not self.append_agent_id:
-            rows = obs.float().flatten(2).flatten(0, 1)
-            features = rows.expand(self.n_sets, -1, -1)
+        if self._plain_vector and isinstance(states, th.Tensor) and not self.append_agent_id:
+            features = states.float().flatten(1)
         else:
-            features = self._cross_features(obs)
-        return self._distribution(self.action_net(self.pi_net(features)).transpose(0, 1))
-
-    def _cross_features(self, obs: PyTorchObs) -> th.Tensor:
-        """Every agent's features of every agent's observations, shape ``(n_sets, batch * n_agents, features)``."""
-        rows = self._rows(obs)
-        features = th.stack([extractor(rows) for extractor in self.pi_extractors])
+            rows = preprocess_obs(states, self.observation_space, normalize_images=self.normalize_images)
+            features = th.stack([extractor(rows) for extractor in self.pi_extractors])
         if self.append_agent_id:
             # Policy j keeps its own identity when it is asked about another agent's observation.
             identity = th.eye(self.n_agents, device=features.device, dtype=features.dtype)
+            features = features.expand(self.n_agents, -1, -1)
             features = th.cat([features, identity[:, None].expand(-1, features.shape[1], -1)], -1)
-        return features
+        if self.share_parameters:
+            n_states = features.shape[-2]
+            features = features.expand(self.n_agents, n_states, -1).reshape(1, self.n_agents * n_states, -1)
+            head = self.action_net(self.pi_net(features)).view(self.n_agents, n_states, -1)
+        else:
+            head = self.action_net(self.pi_net(features.expand(self.n_agents, -1, -1)))
+        return self._distribution(head.transpose(0, 1))
 
     # ------------------------------------------------------------------ SB3's row interface
     def split_rows(self, obs: PyTorchObs) -> PyTorchObs:

@@ -133,6 +133,7 @@ def test_infos_close_each_agents_own_episode():
     assert finals == [[102, 102, 0], [205, 205, 205], [305, 0, 0]]
     assert all(info["TimeLimit.truncated"] is False for info in infos[0])
     assert [info.get("t") for info in infos[3]] == [None, 4, 4]
+    assert [info.get("t") for info in infos[2]] == [None, 3, 3]
 
 
 def test_reset_infos_follow_automatic_restarts():

@@ -52,8 +52,9 @@ class RelayEnv(ParallelEnv):
         self.agents = [agent for agent in acting if not (terminations[agent] or truncations[agent])]
         if self.t == 3:
             self.agents.append("c")
-            observations["c"] = self._observe("c")
-        return observations, rewards, terminations, truncations, {agent: {"t": self.t} for agent in acting}
+            observations["c"], rewards["c"] = self._observe("c"), 0.0
+            terminations["c"] = truncations["c"] = False
+        return observations, rewards, terminations, truncations, {agent: {"t": self.t} for agent in rewards}
 
     def poke(self, amount: int) -> int:
         self.calls += amount
@@ -78,6 +79,7 @@ class DiceEnv(ParallelEnv):
     def __init__(self, horizon: int = 4, ignores_seed: bool = False, terminates: bool = False) -> None:
         self.possible_agents = ["left", "right"]
         self.agents: list[str] = []
+        self.render_mode = None
         self.horizon = horizon
         self.ignores_seed = ignores_seed
         self.terminates = terminates
@@ -125,6 +127,8 @@ class CustomSpacesEnv(ParallelEnv):
     def __init__(self, observation_spaces: dict, action_spaces: dict, observations: dict | None = None) -> None:
         self.possible_agents = list(observation_spaces)
         self.agents: list[str] = []
+        self.render_mode = None
+        self.actions: dict = {}
         self.given = (observation_spaces, action_spaces)
         self.observations = observations or {agent: space.sample() for agent, space in observation_spaces.items()}
 
@@ -136,12 +140,14 @@ class CustomSpacesEnv(ParallelEnv):
 
     def reset(self, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[dict, dict]:
         self.agents = list(self.possible_agents)
-        return self.observations, {}
+        return self.observations, {agent: {} for agent in self.agents}
 
     def step(self, actions: dict) -> tuple[dict, dict, dict, dict, dict]:
-        self.actions = actions
+        # PettingZoo's converter from turns steps once more, without actions, after the end.
+        self.actions = actions or self.actions
         self.agents = []
-        return self.observations, dict.fromkeys(actions, 1), dict.fromkeys(actions, True), dict.fromkeys(actions, False), {}
+        over, never = dict.fromkeys(actions, True), dict.fromkeys(actions, False)
+        return self.observations, dict.fromkeys(actions, 1.0), over, never, {agent: {} for agent in actions}
 
 
 def vector(size: int) -> spaces.Box:

@@ -1,0 +1,28 @@
+"""Optimal-transport reinforcement learning in the API of stable-baselines3."""
+
+from importlib.metadata import PackageNotFoundError, version
+
+from otbaselines import ot
+from otbaselines.common.evaluation import TeamEvalCallback, TeamEvaluation, evaluate_team
+from otbaselines.common.multi_agent.intake import make_vec_env
+from otbaselines.common.multi_agent.vec_env import ParallelVecEnv
+from otbaselines.common.vec_env import TensorVecEnv
+from otbaselines.ippo import IPPO
+from otbaselines.wbc import WBC
+
+try:
+    __version__ = version("otbaselines")
+except PackageNotFoundError:  # a checkout that was never installed
+    __version__ = "0.0.0"
+
+__all__ = [
+    "IPPO",
+    "WBC",
+    "ParallelVecEnv",
+    "TeamEvalCallback",
+    "TeamEvaluation",
+    "TensorVecEnv",
+    "evaluate_team",
+    "make_vec_env",
+    "ot",
+]

@@ -1,0 +1,310 @@
+"""Wasserstein-barycenter consensus for cooperative teams."""
+
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch as th
+from gymnasium import spaces
+from stable_baselines3.common.callbacks import BaseCallback
+from stable_baselines3.common.type_aliases import GymEnv, Schedule
+from stable_baselines3.common.vec_env import VecEnv
+
+from otbaselines.common.multi_agent.buffers import AgentRolloutBuffer, AgentRolloutSamples
+from otbaselines.common.multi_agent.policies import MultiAgentActorCriticPolicy, TeamActionEvaluation
+from otbaselines.common.multi_agent.ppo import MultiAgentPPO
+from otbaselines.common.schedules import parse_schedule
+from otbaselines.wbc.conditional import CategoricalConsensus, GaussianConsensus, KLConsensus
+from otbaselines.wbc.consensus import Consensus, ConsensusReport
+from otbaselines.wbc.metric import make_metric
+from otbaselines.wbc.visitation import ExpectedConsensus, ReparametrisedConsensus, SampledConsensus, SlicedConsensus
+
+CHOICES = {
+    "consensus": ("wasserstein", "kl"),
+    "measure": ("expected", "sampled"),
+    "support": ("conditional", "pooled", "own"),
+    "gradient": ("potential", "plan"),
+    "solver": ("sinkhorn", "sliced"),
+    "barycenter_weights": ("uniform", "return"),
+}
+
+
+class WBC(MultiAgentPPO):
+    r"""
+    Wasserstein-barycenter consensus (Baheri 2025): independent PPO learners, each pulled towards the entropic Wasserstein
+    barycenter of the team's behaviours.
+
+    Agent i maximises its clipped PPO objective minus :math:`\lambda W_{p,\varepsilon}(\mu_i, \mu^*)`, where
+    :math:`\mu^*` is the barycenter of the visitation measures :math:`\mu_j` under
+    :math:`d = |s-s'| + \beta |a-a'|`. With ``consensus_coef=0`` it is
+    :class:`~otbaselines.ippo.IPPO`, bit for bit. The parameters before ``consensus_coef`` are those of
+    :class:`~otbaselines.common.multi_agent.ppo.MultiAgentPPO`; agents always keep separate networks.
+
+    :param policy: ``"MlpPolicy"``, ``"CnnPolicy"``, ``"MultiInputPolicy"`` or a policy class
+    :param env: a PettingZoo ``ParallelEnv``, an id, a SuperSuit vector environment, a ``TensorVecEnv`` or an SB3 ``VecEnv``;
+        actions must be discrete or continuous vectors
+    :param learning_rate: a number, or a function of the remaining progress (from 1 to 0)
+    :param n_steps: environment steps per copy and rollout; when omitted, about 2,048 joint steps shared by the copies
+    :param batch_size: agent-steps per minibatch; when omitted, about a tenth of the rollout
+    :param n_epochs: passes over each rollout
+    :param gamma: discount in [0, 1]
+    :param gae_lambda: bias-variance trade-off of generalized advantage estimation in [0, 1]
+    :param clip_range: bound on the change of an action's likelihood ratio, possibly a schedule
+    :param clip_range_vf: bound on the change of a value, in the unit of the return; ``None`` for none
+    :param normalize_advantage: normalise advantages in each minibatch
+    :param ent_coef: weight of the entropy bonus
+    :param vf_coef: weight of the value loss
+    :param max_grad_norm: bound on the norm of each agent's gradient
+    :param target_kl: stop an update early when the approximate KL divergence exceeds 1.5 times this
+    :param consensus_coef: the paper's :math:`\lambda \ge 0`, a number or a schedule; ``"lin_1.0"`` falls linearly to zero
+    :param reg: entropic strength :math:`\varepsilon > 0`, in the unit of the ground cost, a number or a schedule. Well
+        below the cost of changing an action the pull becomes linear in the mass that differs, which punishes whoever learns
+        something first
+    :param consensus: ``"wasserstein"``, or ``"kl"`` for a Kullback-Leibler pull to the team's mixture (the baseline)
+    :param measure: ``"expected"`` weighs every action by its probability (discrete) or moves it with the parameters
+        (continuous); ``"sampled"`` uses sampled actions and the score function, as printed in the paper
+    :param support: ``"conditional"`` compares the agents at the same states, without transport between states;
+        ``"pooled"`` evaluates every agent on the union of the drawn states; ``"own"`` on its own states, as the paper does
+    :param gradient: of the sampled measure: the dual ``"potential"`` (unbiased), or the ``"plan"``'s cost (as printed)
+    :param solver: ``"sinkhorn"``, or ``"sliced"`` for large supports (sampled measure only)
+    :param debiased: Sinkhorn divergence and debiased barycenter; without it a strong pull shrinks the team to one action
+    :param beta: weight of actions against states in the ground metric
+    :param p: exponent of the ground metric, 1 or 2
+    :param n_support: states in the team's support: per minibatch (conditional), or per rollout, spread over the agents
+    :param action_embedding: ``"one_hot"`` or one row per discrete action, such as the displacement that it causes
+    :param metric_coordinates: entries of the observation that count in the metric between states; all when omitted
+    :param scale_observations: divide them by their standard deviations over the rollout
+    :param barycenter_weights: ``"uniform"``, or ``"return"`` for a softmax of the agents' standardised mean rewards
+    :param stats_window_size: episodes over which returns and lengths are averaged in the log
+    :param tensorboard_log: folder of the TensorBoard log, if any
+    :param policy_kwargs: keyword arguments of the policy, as in SB3
+    :param verbose: 0 silent, 1 information, 2 debug
+    :param seed: seed of every random stream
+    :param device: ``"auto"``, ``"cpu"``, ``"cuda"``
+    :param _init_setup_model: whether to build the networks at once
+    :raises ValueError: if a setting is out of range or does not go with another or with the spaces
+    """
+
+    def __init__(
+        self,
+        policy: str | type[MultiAgentActorCriticPolicy],
+        env: GymEnv | str | Any,
+        learning_rate: float | Schedule = 3e-4,
+        n_steps: int | None = None,
+        batch_size: int | None = None,
+        n_epochs: int = 10,
+        gamma: float = 0.99,
+        gae_lambda: float = 0.95,
+        clip_range: float | Schedule = 0.2,
+        clip_range_vf: float | Schedule | None = None,
+        normalize_advantage: bool = True,
+        ent_coef: float = 0.0,
+        vf_coef: float = 0.5,
+        max_grad_norm: float = 0.5,
+        target_kl: float | None = None,
+        consensus_coef: float | str | Schedule = 1.0,
+        reg: float | str | Schedule = 0.5,
+        consensus: str = "wasserstein",
+        measure: str = "expected",
+        support: str = "conditional",
+        gradient: str = "potential",
+        solver: str = "sinkhorn",
+        debiased: bool = True,
+        beta: float = 0.8,
+        p: int = 2,
+        n_support: int = 96,
+        action_embedding: str | Sequence[Sequence[float]] = "one_hot",
+        metric_coordinates: Sequence[int] | None = None,
+        scale_observations: bool = True,
+        barycenter_weights: str = "uniform",
+        stats_window_size: int = 100,
+        tensorboard_log: str | None = None,
+        policy_kwargs: dict[str, Any] | None = None,
+        verbose: int = 0,
+        seed: int | None = None,
+        device: th.device | str = "auto",
+        _init_setup_model: bool = True,
+    ) -> None:
+        self.consensus_coef = consensus_coef
+        self.reg = reg
+        self.consensus = consensus
+        self.measure = measure
+        self.support = support
+        self.gradient = gradient
+        self.solver = solver
+        self.debiased = debiased
+        self.beta = beta
+        self.p = p
+        self.n_support = n_support
+        self.action_embedding = action_embedding
+        self.metric_coordinates = metric_coordinates
+        self.scale_observations = scale_observations
+        self.barycenter_weights = barycenter_weights
+        self._check_settings()
+        super().__init__(
+            policy,
+            env,
+            learning_rate=learning_rate,
+            n_steps=n_steps,
+            batch_size=batch_size,
+            n_epochs=n_epochs,
+            gamma=gamma,
+            gae_lambda=gae_lambda,
+            clip_range=clip_range,
+            clip_range_vf=clip_range_vf,
+            normalize_advantage=normalize_advantage,
+            ent_coef=ent_coef,
+            vf_coef=vf_coef,
+            max_grad_norm=max_grad_norm,
+            target_kl=target_kl,
+            stats_window_size=stats_window_size,
+            tensorboard_log=tensorboard_log,
+            policy_kwargs=policy_kwargs,
+            verbose=verbose,
+            seed=seed,
+            device=device,
+            _init_setup_model=_init_setup_model,
+        )
+
+    # ------------------------------------------------------------------ set-up
+    def _check_settings(self) -> None:
+        for name, choices in CHOICES.items():
+            value = getattr(self, name)
+            if value not in choices:
+                raise ValueError(f"`{name}` must be one of {', '.join(map(repr, choices))}, got {value!r}")
+        if self.n_support < 2:
+            raise ValueError(f"`n_support` must be at least 2, got {self.n_support}")
+        if self.measure == "sampled" and self.support == "conditional":
+            raise ValueError("`measure='sampled'` draws state-action pairs; use it with `support='own'` or 'pooled'")
+        if self.solver == "sliced" and (self.measure != "sampled" or self.gradient != "plan" or self.debiased):
+            raise ValueError(
+                "`solver='sliced'` works on samples and has neither potentials nor entropic bias; use it with "
+                "`measure='sampled'`, `support='own'` or 'pooled', `gradient='plan'` and `debiased=False`"
+            )
+        if isinstance(self.reg, int | float) and not self.reg > 0:
+            raise ValueError(f"`reg` must be positive, got {self.reg}; use `ot.exact` for reg=0")
+        if isinstance(self.consensus_coef, int | float) and not self.consensus_coef >= 0:
+            raise ValueError(f"`consensus_coef` must be non-negative, got {self.consensus_coef}; 0 switches consensus off")
+
+    def _check_spaces(self) -> None:
+        if not isinstance(self.action_space, spaces.Discrete | spaces.Box):
+            raise ValueError(
+                f"WBC compares policies over Discrete or Box actions, but the action space is {self.action_space}; "
+                "flatten it with a wrapper, or use IPPO"
+            )
+        if isinstance(self.action_space, spaces.Box) and self.consensus == "wasserstein" and self.support == "conditional":
+            if self.p != 2:
+                raise ValueError(f"continuous actions at equal states need the closed form of `p=2`, got `p={self.p}`")
+            if not self.debiased:
+                raise ValueError("`debiased=False` has no finite barycenter of normals; use `debiased=True`")
+
+    def _setup_model(self) -> None:
+        self._check_spaces()
+        super()._setup_model()
+        self.consensus_coef = parse_schedule(self.consensus_coef)
+        self.reg = parse_schedule(self.reg)
+        # A stream of its own: whatever consensus draws, the learner's random numbers are those of IPPO.
+        generator = th.Generator(device=self.device)
+        generator.manual_seed(self.seed) if self.seed is not None else generator.seed()
+        self._consensus = self._make_consensus(generator)
+        self._chunk = 0
+        self._consensus_seconds = 0.0
+        self._iteration_start: float | None = None
+
+    def _make_consensus(self, generator: th.Generator) -> Consensus:
+        """The form of consensus that the settings name."""
+        if self.consensus == "kl":
+            return KLConsensus(self.n_support, generator)
+        metric = make_metric(
+            self.action_space,
+            self.observation_space,
+            beta=self.beta,
+            p=self.p,
+            action_embedding=self.action_embedding,
+            metric_coordinates=self.metric_coordinates,
+            scale_observations=self.scale_observations,
+            device=self.device,
+        )
+        discrete = isinstance(self.action_space, spaces.Discrete)
+        pooled = self.support == "pooled"
+        if self.support == "conditional":
+            if discrete:
+                return CategoricalConsensus(self.n_support, generator, metric, debiased=self.debiased)
+            return GaussianConsensus(self.n_support, generator, metric)
+        if self.solver == "sliced":
+            return SlicedConsensus(self.n_support, generator, metric, pooled=pooled)
+        if self.measure == "sampled":
+            return SampledConsensus(
+                self.n_support, generator, metric, pooled=pooled, debiased=self.debiased, gradient=self.gradient
+            )
+        kind = ExpectedConsensus if discrete else ReparametrisedConsensus
+        return kind(self.n_support, generator, metric, pooled=pooled, debiased=self.debiased)
+
+    # ------------------------------------------------------------------ training
+    def collect_rollouts(
+        self, env: VecEnv, callback: BaseCallback, rollout_buffer: AgentRolloutBuffer, n_rollout_steps: int
+    ) -> bool:
+        self._iteration_start = time.perf_counter()
+        return super().collect_rollouts(env, callback, rollout_buffer, n_rollout_steps)
+
+    def train(self) -> None:
+        """One iteration of Algorithm 1 (Baheri 2025): support, barycenter and divergences, then the regularised updates."""
+        self._consensus_seconds = 0.0
+        super().train()
+        if self._iteration_start is not None:
+            elapsed = time.perf_counter() - self._iteration_start
+            self.logger.record("time/transport_share", self._consensus_seconds / max(elapsed, 1e-9))
+
+    def _before_updates(self) -> None:
+        if self.layout.n_agents == 1:
+            return
+        start = time.perf_counter()
+        reg = self._schedule_value(self.reg)
+        if not reg > 0:
+            raise ValueError(f"`reg` must be positive, but its schedule gave {reg} after {self.num_timesteps} agent-steps")
+        self._chunk = 0
+        report = self._consensus.prepare(
+            self.policy, self.rollout_buffer, n_chunks=self._minibatches(), reg=reg, weights=self._barycenter_weights()
+        )
+        self._record(report, reg)
+        self._consensus_seconds += time.perf_counter() - start
+
+    def _minibatches(self) -> int:
+        assert self.batch_size is not None
+        return -(-self.rollout_buffer.size // (self.batch_size // self.layout.n_agents))
+
+    def _barycenter_weights(self) -> th.Tensor:
+        """Weights of the agents, shape ``(n_agents,)``."""
+        rewards = self.rollout_buffer.rewards.mean((0, 1))
+        if self.barycenter_weights == "uniform":
+            return th.full_like(rewards, 1.0 / len(rewards))
+        return ((rewards - rewards.mean()) / (rewards.std() + 1e-8)).softmax(0)
+
+    def _record(self, report: ConsensusReport, reg: float) -> None:
+        numbers = th.cat([report.max_divergence.view(1).float(), report.divergences.float()]).tolist()
+        if not np.isfinite(numbers).all():
+            raise ValueError(
+                f"the agents' divergences became NaN or infinite after {self.num_timesteps} agent-steps, with `reg`={reg}; "
+                "the policy was left as it was. Raise `reg`, or check the observations"
+            )
+        self.logger.record("consensus/max_divergence", numbers[0])
+        # The logger cuts long keys and refuses two that become equal, so agents go by number.
+        for agent, number in enumerate(numbers[1:]):
+            self.logger.record(f"consensus/divergence_{agent}", number)
+        self.logger.record("consensus/coef", self._schedule_value(self.consensus_coef))
+        self.logger.record("consensus/reg", reg)
+
+    def _auxiliary_loss(
+        self, batch: AgentRolloutSamples, evaluation: TeamActionEvaluation, metrics: dict[str, list[th.Tensor]]
+    ) -> th.Tensor | None:
+        coef = self._schedule_value(self.consensus_coef)
+        chunk, self._chunk = self._chunk, (self._chunk + 1) % self._minibatches()
+        if coef == 0.0 or self.layout.n_agents == 1:
+            return None
+        start = time.perf_counter()
+        loss = coef * self._consensus.loss(self.policy, chunk).sum()
+        self._consensus_seconds += time.perf_counter() - start
+        return loss
+
+
