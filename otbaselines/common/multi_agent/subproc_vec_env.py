@@ -290,7 +290,7 @@ def _obey(venv: ParallelVecEnv, command: str, argument: Any) -> Any:
             # For environments that draw from the global generators, which every process has for itself.
             np.random.seed(seeds[0] % 2**32)  # noqa: NPY002
             random.seed(seeds[0])
-        pass
+        venv._seeds = [seed for seed in seeds for _ in range(venv.n_agents)]
         venv._options = [given or {} for given in options for _ in range(venv.n_agents)]
         observations = venv.reset()
         return observations, venv.reset_infos, venv.agent_active, [stream_fingerprint(env) for env in venv.envs]

@@ -143,8 +143,8 @@ class CustomSpacesEnv(ParallelEnv):
         return self.observations, {agent: {} for agent in self.agents}
 
     def step(self, actions: dict) -> tuple[dict, dict, dict, dict, dict]:
-        # PettingZoo's converter from turns steps once more, without actions, after the end.
-        self.actions = actions or self.actions
+        # A copy, because PettingZoo's converter from turns empties the dict that it passed.
+        self.actions = dict(actions)
         self.agents = []
         over, never = dict.fromkeys(actions, True), dict.fromkeys(actions, False)
         return self.observations, dict.fromkeys(actions, 1.0), over, never, {agent: {} for agent in actions}
