@@ -14,12 +14,14 @@ import torch as th
 
 from otbaselines.ot._kernels import Domain
 
-# Plain steps between two mixings (which also are the convergence checks): a mixing costs about one step and
-# gains most when the plain steps have damped everything but the slow modes.
-PERIOD = 5
-MEMORY = 10
-# Iterations before the first mixing: easy problems are done by then and never pay for logarithms and memory.
-WARM_UP = 10
+# Steps from one mixing (and convergence check) to the next. A mixing costs memory traffic and a read by the host,
+# negligible beside a step with a large kernel; tiny problems are done before it pays.
+PERIOD = 2
+TINY_PERIOD = 5
+TINY = 256
+MEMORY = 20
+# Iterations before the first mixing of tiny problems: most are done by then and never pay for logarithms.
+TINY_WARM_UP = 10
 # The largest change, in units of a log-scaling, that a mixing may make to any bin.
 TRUST = 50.0
 # A mixing after which the error is this many times the best one is undone.
@@ -74,6 +76,7 @@ class Anderson:
         self._last: tuple[th.Tensor, th.Tensor] | None = None
         self._residuals = th.empty(0)
         self._values = th.empty(0)
+        self._gram = th.empty(0)
 
     def mix(self, mapped: th.Tensor, residual: th.Tensor, weight: th.Tensor) -> th.Tensor:
         """
@@ -86,47 +89,53 @@ class Anderson:
         """
         flat_mapped = mapped.flatten(1)
         flat_residual = (residual * weight).flatten(1)
-        if self._last is None:
-            shape = (mapped.shape[0], self.memory, flat_mapped.shape[1])
-            self._residuals = flat_mapped.new_zeros(shape)
-            self._values = flat_mapped.new_zeros(shape)
-        else:
-            slot = self._count % self.memory
-            self._residuals[:, slot] = flat_residual - self._last[0]
-            self._values[:, slot] = flat_mapped - self._last[1]
-            self._count += 1
-        self._last = (flat_residual, flat_mapped)
-        if self._count == 0:
+        last, self._last = self._last, (flat_residual, flat_mapped)
+        if last is None:
+            batch, size = flat_mapped.shape
+            self._residuals = flat_mapped.new_zeros(batch, self.memory, size)
+            self._values = flat_mapped.new_zeros(batch, self.memory, size)
+            self._gram = flat_mapped.new_zeros(batch, self.memory, self.memory)
             return mapped
+        slot = self._count % self.memory
+        self._residuals[:, slot] = flat_residual - last[0]
+        self._values[:, slot] = flat_mapped - last[1]
+        self._count += 1
         used = min(self._count, self.memory)
-        coefficients = self._coefficients(self._residuals[:, :used], flat_residual)
+        # One pass over the memory gives the new row of the Gram matrix and the right-hand side.
+        vectors = th.stack((self._residuals[:, slot], flat_residual), dim=2)
+        products = th.matmul(self._residuals[:, :used], vectors)
+        self._gram[:, slot, :used] = products[..., 0]
+        self._gram[:, :used, slot] = products[..., 0]
+        coefficients = _least_squares(self._gram[:, :used, :used], products[..., 1])
         change = th.matmul(coefficients.unsqueeze(1), self._values[:, :used]).squeeze(1)
         largest = change.abs().amax(dim=1, keepdim=True)
         change = change * (TRUST / largest.clamp_min(TRUST))
         return mapped - change.view_as(mapped)
-
-    def _coefficients(self, differences: th.Tensor, residual: th.Tensor) -> th.Tensor:
-        gram = th.matmul(differences, differences.transpose(1, 2))
-        right = th.matmul(differences, residual.unsqueeze(2)).squeeze(2)
-        norm = gram.diagonal(dim1=1, dim2=2).sqrt()
-        # A forgotten difference is a row of zeros: it keeps the coefficient zero.
-        norm = th.where(norm > 0, norm, th.ones_like(norm))
-        gram = gram / (norm.unsqueeze(1) * norm.unsqueeze(2))
-        gram.diagonal(dim1=1, dim2=2).add_(RIDGE)
-        solution: th.Tensor = th.linalg.solve_ex(gram, right / norm)[0]
-        return th.nan_to_num(solution / norm)
 
     def forget(self, members: th.Tensor) -> None:
         """Drop the memory of the problems in the mask ``members``, shape ``(B,)``."""
         keep = ~members.view(-1, 1, 1)
         self._residuals = th.where(keep, self._residuals, 0.0)
         self._values = th.where(keep, self._values, 0.0)
+        self._gram = th.where(keep, self._gram, 0.0)
 
     def select(self, index: th.Tensor) -> None:
         """Keep the problems ``index`` only."""
         if self._last is not None:
             self._residuals, self._values = self._residuals[index], self._values[index]
+            self._gram = self._gram[index]
             self._last = (self._last[0][index], self._last[1][index])
+
+
+def _least_squares(gram: th.Tensor, right: th.Tensor) -> th.Tensor:
+    """Coefficients of the remembered differences that cancel most of the residual, shape ``(B, memory)``."""
+    norm = gram.diagonal(dim1=1, dim2=2).sqrt()
+    # A forgotten difference is a row of zeros: it keeps the coefficient zero.
+    norm = th.where(norm > 0, norm, 1.0)
+    gram = gram / (norm.unsqueeze(1) * norm.unsqueeze(2))
+    gram.diagonal(dim1=1, dim2=2).add_(RIDGE)
+    solution: th.Tensor = th.linalg.solve_ex(gram, right / norm)[0]
+    return th.nan_to_num(solution / norm)
 
 
 class _Archive:
@@ -159,7 +168,7 @@ def solve(problem: FixedPointProblem, start: th.Tensor, *, tol: float, max_iter:
     """
     Iterate every problem of the batch to its fixed point.
 
-    The host reads one number every :data:`PERIOD` iterations, how many problems have converged.
+    The host reads two numbers at every check, how many problems have converged and how many got worse.
 
     :param problem: the maps
     :param start: first iterate, shape ``(B, rows, n)``, in the problem's domain
@@ -169,8 +178,10 @@ def solve(problem: FixedPointProblem, start: th.Tensor, *, tol: float, max_iter:
     """
     domain, archive, accelerator = problem.domain, _Archive(start), Anderson()
     x, n_iter = start, 0
+    tiny = start[0].numel() <= TINY
+    period, warm_up = (TINY_PERIOD, TINY_WARM_UP) if tiny else (PERIOD, 0)
     while True:
-        plain = max(0, min(PERIOD, max_iter - n_iter) - 1)
+        plain = max(0, min(period, max_iter - n_iter) - 1)
         for _ in range(plain):
             x = problem.step(x)
         mapped, error = problem.step_error(x)
@@ -181,7 +192,7 @@ def solve(problem: FixedPointProblem, start: th.Tensor, *, tol: float, max_iter:
         n_done, n_setback = th.stack((done.sum(), setback.sum())).tolist()
         if n_done == x.shape[0] or n_iter >= max_iter:
             return FixedPoint(archive.x, archive.error, n_iter)
-        if n_iter < WARM_UP:
+        if n_iter < warm_up:
             x = mapped
             continue
         log_mapped = domain.leave(mapped)

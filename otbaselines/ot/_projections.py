@@ -32,11 +32,14 @@ class Projections:
     :param weights: shape ``(B, 1, N)`` or ``(1, N)``, ordinary numbers
     :param reference: :math:`\eta`, shape ``(B, 1, n)`` or ``(1, n)``, in the kernel's domain
     :param outer: :math:`\varepsilon / \tau`
+    :param uniform: whether all weights are known to be equal
     """
 
-    def __init__(self, kernel: Kernel, measures: th.Tensor, weights: th.Tensor, reference: th.Tensor, outer: float) -> None:
+    def __init__(
+        self, kernel: Kernel, measures: th.Tensor, weights: th.Tensor, reference: th.Tensor, outer: float, uniform: bool
+    ) -> None:
         self.kernel, self.domain, self.measures = kernel, kernel.domain, measures
-        self.weights, self.reference, self.outer = weights, reference, outer
+        self.weights, self.reference, self.outer, self.uniform = weights, reference, outer, uniform
         self._weighted = weights * outer
         self._barycenter = reference
 
@@ -44,7 +47,7 @@ class Projections:
         """``1 / K v_i``, shape ``(B, N, n)``, and its geometric mean over the agents, shape ``(B, 1, n)``."""
         v = self.domain.div(self.measures, self.kernel.adjoint(u))
         inverse = self.domain.inverse(self.kernel.forward(v))
-        return inverse, self.domain.geometric(self._weighted, inverse)
+        return inverse, self.kernel.geometric(self._weighted, inverse, self.uniform)
 
     def step(self, x: th.Tensor) -> th.Tensor:
         inverse, mean = self._half_step(self.domain.mul(x, self.reference))
@@ -71,7 +74,7 @@ class Projections:
     def select(self, index: th.Tensor) -> FixedPointProblem:
         weights = self.weights if self.weights.dim() == 2 else self.weights[index]
         reference = self.reference if self.reference.dim() == 2 else self.reference[index]
-        chosen = Projections(self.kernel.select(index), self.measures[index], weights, reference, self.outer)
+        chosen = Projections(self.kernel.select(index), self.measures[index], weights, reference, self.outer, self.uniform)
         chosen._barycenter = self._barycenter[index]
         return chosen
 
@@ -79,7 +82,7 @@ class Projections:
         """The barycenter and the potentials that belong to the iterate ``x``."""
         product = self.kernel.adjoint(self.domain.mul(x, self.reference))
         inverse = self.domain.inverse(self.kernel.forward(self.domain.div(self.measures, product)))
-        mean = self.domain.geometric(self._weighted, inverse)
+        mean = self.kernel.geometric(self._weighted, inverse, self.uniform)
         barycenter = self.domain.value(self.domain.div(self.reference, mean))
         mass = barycenter.sum(-1, keepdim=True)
         # u / mu, with mu normalised: the plans keep their exact second marginals.
@@ -95,7 +98,7 @@ class Projections:
         :return: the iterate, in the kernel's domain
         """
         log_f = log_f.to(self._weighted.dtype)
-        return self.domain.enter(log_f - th.matmul(self._weighted, log_f))
+        return self.kernel.arrange(self.domain.enter(log_f - th.matmul(self._weighted, log_f)))
 
 
 class DebiasedProjections(Projections):
@@ -128,7 +131,9 @@ class DebiasedProjections(Projections):
 
     def select(self, index: th.Tensor) -> FixedPointProblem:
         weights = self.weights if self.weights.dim() == 2 else self.weights[index]
-        chosen = DebiasedProjections(self.kernel.select(index), self.measures[index], weights, self.reference, self.outer)
+        chosen = DebiasedProjections(
+            self.kernel.select(index), self.measures[index], weights, self.reference, self.outer, self.uniform
+        )
         chosen._barycenter = self._barycenter[index]
         return chosen
 
@@ -138,9 +143,9 @@ class DebiasedProjections(Projections):
         scaling = th.zeros_like(mean) if barycenter is None else barycenter.to(mean.dtype).log() + mean
         # An underflowed bin of the earlier barycenter must stay able to grow again.
         scaling = scaling.clamp_min(-TRUST)
-        return self.domain.enter(th.cat((log_f - mean, scaling), -2))
+        return self.kernel.arrange(self.domain.enter(th.cat((log_f - mean, scaling), -2)))
 
     def finish(self, x: th.Tensor) -> Solution:
         scaling = x[..., -1:, :]
-        fixed = Projections(self.kernel, self.measures, self.weights, scaling, self.outer)
+        fixed = Projections(self.kernel, self.measures, self.weights, scaling, self.outer, self.uniform)
         return fixed.finish(x[..., :-1, :])

@@ -11,10 +11,13 @@ from otbaselines.ot._kernels import (
     MAX_RANGE_FLOAT32,
     MAX_RANGE_FLOAT64,
     PRODUCT,
+    THIN_BATCH,
+    THIN_BINS,
     DenseKernel,
     Domain,
     Kernel,
     LatticeKernel,
+    ThinKernel,
 )
 from otbaselines.ot.costs import Cost, LatticeCost
 
@@ -116,18 +119,21 @@ def choose_arithmetic(span: float, dtype: th.dtype, tol: float) -> tuple[th.dtyp
     return th.float64, PRODUCT
 
 
-def make_kernel(cost: Cost, reg: float, dtype: th.dtype, domain: Domain) -> Kernel:
+def make_kernel(cost: Cost, reg: float, dtype: th.dtype, domain: Domain, batch: int = 1) -> Kernel:
     """
     :param cost: dense, shape ``(n, m)`` or ``(B, n, m)``, or a lattice
     :param reg: entropic strength
     :param dtype: precision to compute in
     :param domain: number system
+    :param batch: how many problems there are
     :return: the operator that applies ``exp(-cost / reg)``
     """
     if isinstance(cost, LatticeCost):
         factors = [factor.detach().to(dtype) for factor in cost.factors]
         return LatticeKernel([factor / -reg for factor in factors], domain, factors)
     cost = cost.detach().to(dtype)
+    if cost.dim() == 2 and max(cost.shape) <= THIN_BINS and batch >= THIN_BATCH and not domain.log:
+        return ThinKernel(cost / -reg, exponent_range(cost, reg))
     return DenseKernel(cost / -reg, domain, cost)
 
 

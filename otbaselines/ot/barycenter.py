@@ -78,7 +78,8 @@ def barycenter(
     if measures.dim() < 2:
         raise ValueError(f"`measures` must be (..., N, n), one row per agent, got shape {tuple(measures.shape)}")
     check_shapes(cost, measures, measures, ("measures", "measures"))
-    weights = _check_weights(weights, measures, validate)
+    if weights is not None:
+        _check_weights(weights, measures, validate)
     if validate:
         validate_cost(cost, symmetric=True)
         check_measure(measures, "measures")
@@ -115,7 +116,7 @@ def barycenter(
 def _build(
     cost: Cost,
     measures: th.Tensor,
-    weights: th.Tensor,
+    weights: th.Tensor | None,
     reference: th.Tensor | None,
     outer: float,
     debiased: bool,
@@ -124,14 +125,19 @@ def _build(
     domain: Domain,
 ) -> Projections:
     n_agents, n = measures.shape[-2:]
-    rows = domain.wrap(measures.reshape(-1, n_agents, n).to(dtype))
-    flat_weights = _rows(weights, measures.shape[:-2], dtype)
-    if reference is None:
-        eta = rows.new_full((1, n), 1.0 / n)
-    else:
-        eta = _rows(reference, measures.shape[:-2], dtype)
+    rows = measures.reshape(-1, n_agents, n).to(dtype)
+    kernel = make_kernel(cost, reg, dtype, domain, len(rows))
+    shares = rows.new_full((n_agents,), 1.0 / n_agents) if weights is None else weights
+    eta = rows.new_full((n,), 1.0 / n) if reference is None else reference
     kind = DebiasedProjections if debiased else Projections
-    return kind(make_kernel(cost, reg, dtype, domain), rows, flat_weights, domain.wrap(eta), outer)
+    return kind(
+        kernel,
+        domain.wrap(kernel.arrange(rows)),
+        _rows(shares, measures.shape[:-2], dtype),
+        domain.wrap(_rows(eta, measures.shape[:-2], dtype)),
+        outer,
+        uniform=weights is None,
+    )
 
 
 def _rows(vectors: th.Tensor, batch: th.Size, dtype: th.dtype) -> th.Tensor:
@@ -170,12 +176,9 @@ def _check_reference(reference: th.Tensor | None, reference_strength: float | No
     return reg / reference_strength
 
 
-def _check_weights(weights: th.Tensor | None, measures: th.Tensor, validate: bool) -> th.Tensor:
+def _check_weights(weights: th.Tensor, measures: th.Tensor, validate: bool) -> None:
     n_agents = measures.shape[-2]
-    if weights is None:
-        return measures.new_full((n_agents,), 1.0 / n_agents)
     if weights.shape[-1:] != (n_agents,):
         raise ValueError(f"`weights` must have one entry per agent, {n_agents}, got shape {tuple(weights.shape)}")
     if validate:
         check_measure(weights, "weights")
-    return weights

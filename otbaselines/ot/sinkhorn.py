@@ -158,9 +158,9 @@ def _solve_coupling(
     dtype, domain = choose_arithmetic(exponent_range(cost, reg), a.dtype, tol)
     rows, columns = a.reshape(-1, 1, a.shape[-1]).to(dtype), b.reshape(-1, 1, b.shape[-1]).to(dtype)
     log_x = th.zeros_like(rows) if start is None else start.detach().to(dtype).reshape(rows.shape) / reg
-    kernel = make_kernel(cost, reg, dtype, domain)
-    problem = _Coupling(kernel, domain.wrap(rows), domain.wrap(columns))
-    point = solve(problem, domain.enter(log_x), tol=tol, max_iter=max_iter)
+    kernel = make_kernel(cost, reg, dtype, domain, len(rows))
+    problem = _Coupling(kernel, domain.wrap(kernel.arrange(rows)), domain.wrap(kernel.arrange(columns)))
+    point = solve(problem, domain.enter(kernel.arrange(log_x)), tol=tol, max_iter=max_iter)
     if not domain.log and not bool(point.error.isfinite().all()):
         # The products ran out of range in spite of the bound (an extreme warm start can do that).
         kernel = make_kernel(cost, reg, th.float64, LOG)
@@ -190,7 +190,9 @@ def self_transport(
         flat = flatten_cost(cost, batch)
         dtype, domain = choose_arithmetic(exponent_range(flat, reg), a.dtype, tol)
         rows = a.reshape(-1, 1, a.shape[-1]).to(dtype)
-        problem = _SelfCoupling(make_kernel(flat, reg, dtype, domain), domain.wrap(rows), domain.wrap(rows))
+        kernel = make_kernel(flat, reg, dtype, domain, len(rows))
+        rows = domain.wrap(kernel.arrange(rows))
+        problem = _SelfCoupling(kernel, rows, rows)
         point = solve(problem, domain.enter(th.zeros_like(rows)), tol=tol, max_iter=max_iter)
         potential = (reg * domain.leave(point.x)).reshape(a.shape)
         scaled = domain.mul(problem.a, point.x)
