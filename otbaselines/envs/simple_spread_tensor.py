@@ -34,8 +34,9 @@ class SimpleSpreadVecEnv(Curriculum, TensorVecEnv):
     :param n_copies: number of teams
     :param device: where the state lives
     :param seed: seed of all randomness; drawn from the operating system when omitted
-    :param double_precision: keep the state in float64. In float32 the contact force (100 per unit of overlap) makes
-        trajectories part from mpe2's by a few 1e-6 within 25 steps; observations are float32 in either case
+    :param double_precision: keep the state in float64. In float32 the contact force magnifies rounding: of 20,000 random
+        episodes of three agents 99 % end within 5e-6 of the float64 ones, and the worst within 4e-4. Observations and rewards
+        are float32 in either case
     :param render_mode: ``"rgb_array"`` or ``None``
     :param n_render_copies: how many copies are drawn
     """

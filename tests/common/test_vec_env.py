@@ -216,9 +216,8 @@ def test_normalised_returns_restart_with_each_episode() -> None:
     env.reset()
     returns = np.zeros(8)
     for actions in random_actions(60):
-        env.step(actions.reshape(-1).numpy())
+        _, _, dones, _ = env.step(actions.reshape(-1).numpy())
         returns = gamma * returns + env.get_original_reward()
-        dones = env.old_reward.shape and env.returns == 0.0
         returns[dones] = 0.0
         np.testing.assert_allclose(env.returns, returns, rtol=1e-6)
     assert np.isfinite(env.get_original_obs()).all()
