@@ -13,6 +13,7 @@ from stable_baselines3.common.type_aliases import PyTorchObs, Schedule
 from stable_baselines3.common.utils import obs_as_tensor
 from torch import nn
 
+from otbaselines.common.multi_agent.agent_dicts import native_actions, rows_of_agents
 from otbaselines.common.multi_agent.distributions import (
     DiagonalGaussian,
     IndependentBernoulli,
@@ -150,7 +151,8 @@ class MultiAgentActorCriticPolicy(BasePolicy):
 
     def _orthogonal_init(self) -> None:
         # SB3's gains for PPO: sqrt 2 in the body, a near-uniform initial policy, a unit-gain critic.
-        for extractor in {*self.pi_extractors, *self.vf_extractors}:
+        # In a fixed order, each once: the draws must not depend on where the modules happen to lie in memory.
+        for extractor in dict.fromkeys([*self.pi_extractors, *self.vf_extractors]):
             extractor.apply(lambda module: self.init_weights(module, gain=float(np.sqrt(2))))
         gains = {self.pi_net: np.sqrt(2), self.vf_net: np.sqrt(2), self.action_net: 0.01, self.value_net: 1.0}
         for network, gain in gains.items():
@@ -382,46 +384,14 @@ class MultiAgentActorCriticPolicy(BasePolicy):
         return isinstance(space, spaces.Dict) and set(observation) == set(space.spaces)
 
     def _predict_dict(self, observation: dict[str, Any], deterministic: bool) -> dict[str, Any]:
-        unknown = [agent for agent in observation if agent not in self.layout.possible_agents]
-        if unknown or not observation:
-            raise ValueError(
-                f"`observation` names the agents {list(observation)}, but the team is {list(self.layout.possible_agents)}"
-            )
+        rows, batch = rows_of_agents(observation, self.layout, self.observation_space)
         self.set_training_mode(False)
-        rows, batch = self._pad_dict(observation)
         with th.no_grad():
             team = self.split_rows(obs_as_tensor(rows, self.device))
-            actions = self.team_distribution(team).get_actions(deterministic).cpu().numpy() + self.action_start
+            actions = self.team_distribution(team).get_actions(deterministic).cpu().numpy()
         index = {agent: i for i, agent in enumerate(self.layout.possible_agents)}
-        return {agent: self._native_action(agent, actions[:, index[agent]], batch) for agent in observation}
-
-    def _pad_dict(self, observation: dict[str, Any]) -> tuple[np.ndarray, int | None]:
-        """Rows of zero-padded observations, and the batch size where the caller gave a batch."""
-        shape = self.observation_space.shape or ()
-        dtype = self.observation_space.dtype
-        arrays = {agent: np.asarray(value) for agent, value in observation.items()}
-        first = next(iter(arrays))
-        native = self.layout.agent_observation_spaces[first].shape or ()
-        batch = arrays[first].shape[0] if arrays[first].ndim > len(native) else None
-        padded = np.zeros((batch or 1, self.n_agents, *shape), dtype=dtype)
-        for i, agent in enumerate(self.layout.possible_agents):
-            if agent not in arrays:
-                continue
-            agent_shape = self.layout.agent_observation_spaces[agent].shape or ()
-            # An observation that was padded by a wrapper already has the team's shape.
-            target = shape if arrays[agent].shape[-len(shape) :] == shape and shape else agent_shape
-            value = arrays[agent].reshape(batch or 1, *target)
-            padded[(slice(None), i, *(slice(0, size) for size in value.shape[1:]))] = value
-        return padded.reshape(-1, *shape), batch
-
-    def _native_action(self, agent: str, action: np.ndarray, batch: int | None) -> Any:
-        space = self.layout.agent_action_spaces[agent]
-        if isinstance(space, spaces.Box):
-            action = action.reshape(len(action), -1)[:, : int(np.prod(space.shape))].reshape(-1, *space.shape)
-            action = np.clip(action, space.low, space.high).astype(space.dtype)
-        else:
-            action = action.astype(space.dtype)
-        return action if batch is not None else action[0]
+        own = self.layout.agent_action_spaces
+        return {a: native_actions(actions[:, index[a]], own[a], is_batch=batch is not None) for a in observation}
 
 
 class MultiAgentActorCriticCnnPolicy(MultiAgentActorCriticPolicy):
@@ -481,8 +451,7 @@ def _stacked_parameters(policy: MultiAgentActorCriticPolicy) -> list[list[nn.Par
     for network in (policy.pi_net, policy.vf_net, policy.action_net, policy.value_net):
         stacked += [p for module in network.modules() if isinstance(module, StackedLinear) for p in module.parameters()]
     groups = [stacked]
-    extractors = {policy.pi_extractors, policy.vf_extractors}
-    for agent_wise in extractors:
+    for agent_wise in dict.fromkeys([policy.pi_extractors, policy.vf_extractors]):
         groups += [list(parameters) for parameters in zip(*(extractor.parameters() for extractor in agent_wise), strict=True)]
     known = {id(parameter) for group in groups for parameter in group}
     return groups if known >= {id(parameter) for parameter in policy.parameters()} else []

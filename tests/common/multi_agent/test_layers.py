@@ -1,0 +1,64 @@
+"""Stacked layers against torch's own layers, one agent at a time."""
+
+import pytest
+import torch as th
+from torch import nn
+
+from otbaselines.common.multi_agent.layers import FastTanh, StackedLinear, StackedMLP
+
+
+def test_every_set_is_an_affine_map_of_its_own():
+    layer = StackedLinear(3, 4, 2).double()
+    x = th.randn(3, 6, 4, dtype=th.float64)
+    for k in range(3):
+        expected = nn.functional.linear(x[k], layer.weight[k].T, layer.bias[k, 0])
+        th.testing.assert_close(layer(x)[k], expected, atol=1e-13, rtol=0)
+
+
+def test_a_stack_of_networks_equals_the_networks_one_by_one():
+    stack = StackedMLP(2, 3, [5, 4], nn.Tanh).double()
+    x = th.randn(2, 6, 3, dtype=th.float64)
+    for k in range(2):
+        hidden = x[k]
+        for layer in (stack.layers[0], stack.layers[2]):
+            hidden = th.tanh(hidden @ layer.weight[k] + layer.bias[k])
+        th.testing.assert_close(stack(x)[k], hidden, atol=1e-13, rtol=0)
+
+
+def test_a_stack_without_hidden_layers_is_the_identity():
+    stack = StackedMLP(2, 3, [], nn.Tanh)
+    x = th.randn(2, 6, 3)
+    assert (stack(x) == x).all()
+    assert stack.out_features == 3
+
+
+@pytest.mark.parametrize(("rows", "columns"), [(8, 3), (3, 8)])
+def test_orthogonal_initialisation_is_orthogonal_with_the_gain_and_differs_between_sets(rows, columns):
+    layer = StackedLinear(2, rows, columns)
+    layer.orthogonal_(2.0)
+    for weight in layer.weight.detach():
+        gram = weight.T @ weight if rows >= columns else weight @ weight.T
+        th.testing.assert_close(gram, 4.0 * th.eye(min(rows, columns)), atol=1e-5, rtol=0)
+    assert not th.allclose(layer.weight[0], layer.weight[1])
+    assert (layer.bias == 0).all()
+
+
+def test_default_initialisation_has_the_bounds_of_torchs_linear():
+    layer = StackedLinear(2, 16, 50)
+    for parameter in (layer.weight, layer.bias):
+        assert parameter.abs().max() <= 0.25
+        assert float(parameter.detach().std()) == pytest.approx(0.25 / 3**0.5, rel=0.15)
+
+
+def test_fast_tanh_equals_tanh_and_so_does_its_derivative():
+    x = th.cat([th.linspace(-12, 12, 2001), th.tensor([0.0, -100.0, 100.0])]).requires_grad_()
+    y = FastTanh()(x)
+    y.sum().backward()
+    expected = th.tanh(x.detach().double())
+    th.testing.assert_close(y.double(), expected, atol=3e-7, rtol=0)
+    th.testing.assert_close(x.grad.double(), 1 - expected.square(), atol=1e-6, rtol=0)
+
+
+def test_fast_tanh_is_tanh_itself_in_double_precision():
+    x = th.linspace(-3, 3, 101, dtype=th.float64)
+    assert (FastTanh()(x) == th.tanh(x)).all()

@@ -1,0 +1,20 @@
+"""What every test needs: one thread, and a random stream of its own."""
+
+import os
+
+# Small networks are slower on several threads, and the tests run beside each other.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("SDL_VIDEODRIVER", "dummy")
+
+import numpy as np
+import pytest
+import torch as th
+
+th.set_num_threads(1)
+
+
+@pytest.fixture(autouse=True)
+def _fixed_random_streams():
+    """No test depends on which tests ran before it."""
+    np.random.seed(0)  # noqa: NPY002
+    th.manual_seed(0)
