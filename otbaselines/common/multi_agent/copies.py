@@ -170,14 +170,16 @@ def native_action_space(env: Any, agent: Any) -> spaces.Space[Any]:
     :param env: the environment, with any wrappers
     :param agent: identifier of the agent
     :return: the space below the padding; ``env.action_space(agent)`` where nothing is padded, or where a wrapper above
-        the padding changes actions once more
+        the padding changes actions once more, or is not PettingZoo's or SuperSuit's, so that it may
     """
     outermost: spaces.Space[Any] = env.action_space(agent)
     for inner in inner_envs(env):
+        if type(inner).__module__.partition(".")[0] not in ("supersuit", "pettingzoo"):
+            break
         change = getattr(inner, "__dict__", {}).get("change_action_fn")
         if change is None:
             continue
-        if change.__qualname__.startswith("pad_action_space_v0.") and inner.action_space(agent) == outermost:
+        if change.__qualname__.startswith("pad_action_space_v0."):
             native: spaces.Space[Any] = inner.env.action_space(agent)
             return native
         break

@@ -1,6 +1,7 @@
 """Teams stepped in several processes, with the same numbers as in one."""
 
 import contextlib
+import itertools
 import multiprocessing as mp
 import os
 import random
@@ -69,13 +70,15 @@ class SubprocParallelVecEnv(TeamVecEnv):
             raise ValueError(f"`n_workers` must be at least 1, got {n_workers}")
         n_workers = min(n_copies, n_workers or _n_cpus())
         bounds = [n_copies * worker // n_workers for worker in range(n_workers + 1)]
-        self._shares = [range(start, stop) for start, stop in zip(bounds[:-1], bounds[1:], strict=True)]
+        self._shares = [range(start, stop) for start, stop in itertools.pairwise(bounds)]
         self._start(env_or_factories, pad, start_method)
         try:
             greetings: list[_Greeting] = self._receive()
             for share, greeting in zip(self._shares, greetings, strict=True):
                 if greeting.team != greetings[0].team:
-                    raise ValueError(f"copies 0 and {share[0]} differ in their agents or spaces; make all factories build one team")
+                    raise ValueError(
+                        f"copies 0 and {share[0]} differ in their agents or spaces; make all factories build one team"
+                    )
             self._writer = ObservationWriter(greetings[0].team)
             super().__init__(greetings[0].team, n_copies, greetings[0].metadata, seed)
         except BaseException:
@@ -155,9 +158,7 @@ class SubprocParallelVecEnv(TeamVecEnv):
         rewards = np.zeros(self.num_envs, dtype=np.float32)
         dones = np.zeros(self.num_envs, dtype=np.bool_)
         infos: list[dict[str, Any]] = []
-        for share, (rows, their_rewards, their_dones, their_infos, change) in zip(
-            self._shares, self._receive(), strict=True
-        ):
+        for share, (rows, their_rewards, their_dones, their_infos, change) in zip(self._shares, self._receive(), strict=True):
             start, stop = self._slots(share)
             self._writer.assign(observations, start, stop, rows)
             rewards[start:stop], dones[start:stop] = their_rewards, their_dones
@@ -240,7 +241,9 @@ def _n_cpus() -> int:
 def _count_copies(env_or_factories: Any, n_copies: int) -> int:
     if isinstance(env_or_factories, list | tuple):
         if not env_or_factories or n_copies not in (1, len(env_or_factories)):
-            raise ValueError(f"`env_or_factories` has {len(env_or_factories)} entries but `n_copies` is {n_copies}; leave it out")
+            raise ValueError(
+                f"`env_or_factories` has {len(env_or_factories)} entries but `n_copies` is {n_copies}; leave it out"
+            )
         return len(env_or_factories)
     if n_copies < 1:
         raise ValueError(f"`n_copies` must be at least 1, got {n_copies}")

@@ -9,6 +9,7 @@ import supersuit as ss
 import torch as th
 from gymnasium import spaces
 from mpe2 import simple_speaker_listener_v4, simple_spread_v3
+from pettingzoo.utils import BaseParallelWrapper
 from pettingzoo.utils.conversions import aec_to_parallel, parallel_to_aec
 from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv, VecFrameStack, VecMonitor, VecNormalize
 from supersuit.vector import MarkovVectorEnv
@@ -173,7 +174,12 @@ def test_a_missing_extra_is_named(monkeypatch):
         (("CartPole-v1",), {"backend": "tensor"}, ValueError, "no batched version"),
         ((RelayEnv,), {"backend": "tensor"}, ValueError, "needs the id"),
         (("mpe2/simple_spread_v3", 0), {}, ValueError, "`n_copies` must be at least 1, got 0"),
-        (("mpe2/simple_spread_v3",), {"env_kwargs": {"M": 3}}, TypeError, r"simple_spread_v3 does not accept `env_kwargs=.*'M'"),
+        (
+            ("mpe2/simple_spread_v3",),
+            {"env_kwargs": {"M": 3}},
+            TypeError,
+            r"simple_spread_v3 does not accept `env_kwargs=.*'M'",
+        ),
         ((RelayEnv(),), {"env_kwargs": {"render_mode": None}}, ValueError, "already built"),
         ((3,), {}, TypeError, "got int"),
         ((gym.make("CartPole-v1"),), {}, TypeError, "pass its id"),
@@ -313,10 +319,27 @@ def test_native_continuous_action_spaces_are_found_under_supersuits_padding():
     assert {agent: action.tolist() for agent, action in env.actions.items()} == {"x": [0.5], "y": [0.5, 0.25]}
 
 
-def test_padding_under_another_change_of_actions_is_left_alone():
-    env = ss.pad_action_space_v0(RelayEnv())
-    reversed_choices = ss.action_lambda_v1(env, lambda action, space: 3 - action, lambda space: spaces.Discrete(4))
-    assert [space.n for space in ParallelVecEnv(reversed_choices).agent_action_spaces.values()] == [4, 4, 4]
+class ReversedChoices(BaseParallelWrapper):
+    """A user's own wrapper that changes what actions mean, but not their space."""
+
+    def step(self, actions):
+        return self.env.step({agent: 3 - action for agent, action in actions.items()})
+
+
+def reversed_choices(env):
+    """The same with SuperSuit's means."""
+    return ss.action_lambda_v1(env, lambda action, space: 3 - action, lambda space: spaces.Discrete(4))
+
+
+@pytest.mark.parametrize("wrap", [ReversedChoices, reversed_choices])
+def test_padding_under_another_change_of_actions_is_left_alone(wrap):
+    venv = ParallelVecEnv(wrap(ss.pad_action_space_v0(RelayEnv())))
+    assert [space.n for space in venv.agent_action_spaces.values()] == [4, 4, 4]
+
+
+def test_padding_under_harmless_wrappers_is_seen_through():
+    venv = ParallelVecEnv(ss.frame_stack_v1(ss.pad_action_space_v0(ss.pad_observations_v0(RelayEnv())), 2))
+    assert [space.n for space in venv.agent_action_spaces.values()] == [2, 3, 4]
 
 
 def test_supersuits_preprocessing_is_kept():
@@ -362,7 +385,7 @@ def test_a_supersuit_vector_environment_without_a_team_inside_is_an_error():
 def test_workers_that_have_gone_are_an_error_with_a_remedy():
     given = supersuit_venv(simple_spread_v3.parallel_env(), 2, num_cpus=2)
     given.venv.close()
-    with pytest.raises(ValueError, match="do not answer.*make_vec_env"):
+    with pytest.raises(ValueError, match=r"do not answer.*make_vec_env"):
         from_supersuit(given)
 
 

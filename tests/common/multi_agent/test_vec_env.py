@@ -198,14 +198,17 @@ def test_mpe2_tasks_equal_their_own_parallel_env_bit_for_bit(task, continuous):
         for copy, env in enumerate(references):
             rows = slice(copy * venv.n_agents, (copy + 1) * venv.n_agents)
             acting = {
-                agent: native_action(env.action_space(agent), row) for agent, row in zip(env.agents, actions[rows], strict=True)
+                agent: native_action(env.action_space(agent), row)
+                for agent, row in zip(env.agents, actions[rows], strict=True)
             }
             for agent, row in zip(venv.possible_agents, observations[rows], strict=True):
                 np.testing.assert_array_equal(row[: len(expected[copy][agent])], expected[copy][agent])
                 np.testing.assert_array_equal(row[len(expected[copy][agent]) :], 0)
             expected[copy], rewards, terminations, truncations, _ = env.step(acting)
             np.testing.assert_array_equal(result[1][rows], np.array(list(rewards.values()), np.float32))
-            np.testing.assert_array_equal(result[2][rows], np.logical_or(list(terminations.values()), list(truncations.values())))
+            np.testing.assert_array_equal(
+                result[2][rows], np.logical_or(list(terminations.values()), list(truncations.values()))
+            )
             for agent, info in zip(venv.possible_agents, result[3][rows], strict=True):
                 assert info["TimeLimit.truncated"] == (truncations[agent] and not terminations[agent])
                 if "terminal_observation" in info:
@@ -536,7 +539,9 @@ def test_agents_that_were_never_announced_are_errors():
 
 
 def test_living_agents_without_an_observation_are_errors():
-    env = CustomSpacesEnv(dict.fromkeys("xy", vector(1)), dict.fromkeys("xy", spaces.Discrete(2)), {"x": np.zeros(1, np.float32)})
+    env = CustomSpacesEnv(
+        dict.fromkeys("xy", vector(1)), dict.fromkeys("xy", spaces.Discrete(2)), {"x": np.zeros(1, np.float32)}
+    )
     with pytest.raises(ValueError, match="no observation for agent 'y'"):
         ParallelVecEnv(env).reset()
 
@@ -605,7 +610,7 @@ def test_a_worker_that_dies_is_reported_and_the_others_are_closed():
     venv._processes[1].terminate()
     venv._processes[1].join()
     for _ in range(2):
-        with pytest.raises(RuntimeError, match="worker 1 .* exit code -15"):
+        with pytest.raises(RuntimeError, match=r"worker 1 .* exit code -15"):
             venv.step(np.zeros(6, int))
     venv.close(), venv.close()
     assert not any(process.is_alive() for process in venv._processes)
