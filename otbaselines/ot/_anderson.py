@@ -14,14 +14,18 @@ import torch as th
 
 from otbaselines.ot._kernels import Domain
 
-# Steps from one mixing (and convergence check) to the next. A mixing costs memory traffic and a read by the host,
-# negligible beside a step with a large kernel; tiny problems are done before it pays.
-PERIOD = 2
+# A step with a large kernel is dear: mix after every one. Tiny problems are often done before a mixing pays.
+PERIOD = 1
 TINY_PERIOD = 5
 TINY = 256
+# Iterations before the first mixing of tiny problems.
+TINY_WARM_UP = 30
+# Differences kept: more help at small strengths, and cost memory traffic at each mixing of a large problem.
 MEMORY = 20
-# Iterations before the first mixing of tiny problems: most are done by then and never pay for logarithms.
-TINY_WARM_UP = 10
+LARGE_MEMORY = 10
+LARGE = 8192
+# The host reads the error at every check; a read stalls the queue of a GPU, which therefore mixes several times between reads.
+CUDA_CHECK = 4
 # The largest change, in units of a log-scaling, that a mixing may make to any bin.
 TRUST = 50.0
 # A mixing after which the error is this many times the best one is undone.
@@ -39,7 +43,7 @@ class FixedPointProblem(Protocol):
         """``T(x)``."""
 
     def step_error(self, x: th.Tensor) -> tuple[th.Tensor, th.Tensor]:
-        """``T(x)`` and the marginal error at ``x``, shape ``(B,)``."""
+        """The logarithm of ``T(x)``, and the marginal error at ``x``, shape ``(B,)``."""
 
     def weight(self) -> th.Tensor:
         """Metric of the residual at the last :meth:`step_error`, broadcastable to ``(B, rows, n)``."""
@@ -70,7 +74,7 @@ class Anderson:
     :param memory: how many differences are kept
     """
 
-    def __init__(self, memory: int = MEMORY) -> None:
+    def __init__(self, memory: int) -> None:
         self.memory = memory
         self._count = 0
         self._last: tuple[th.Tensor, th.Tensor] | None = None
@@ -101,13 +105,12 @@ class Anderson:
         self._values[:, slot] = flat_mapped - last[1]
         self._count += 1
         used = min(self._count, self.memory)
-        # One pass over the memory gives the new row of the Gram matrix and the right-hand side.
-        vectors = th.stack((self._residuals[:, slot], flat_residual), dim=2)
-        products = th.matmul(self._residuals[:, :used], vectors)
-        self._gram[:, slot, :used] = products[..., 0]
-        self._gram[:, :used, slot] = products[..., 0]
-        coefficients = _least_squares(self._gram[:, :used, :used], products[..., 1])
-        change = th.matmul(coefficients.unsqueeze(1), self._values[:, :used]).squeeze(1)
+        remembered = self._residuals[:, :used]
+        row = _apply(remembered, self._residuals[:, slot])
+        self._gram[:, slot, :used] = row
+        self._gram[:, :used, slot] = row
+        coefficients = _least_squares(self._gram[:, :used, :used], _apply(remembered, flat_residual))
+        change = _apply(self._values[:, :used].transpose(1, 2), coefficients)
         largest = change.abs().amax(dim=1, keepdim=True)
         change = change * (TRUST / largest.clamp_min(TRUST))
         return mapped - change.view_as(mapped)
@@ -125,6 +128,14 @@ class Anderson:
             self._residuals, self._values = self._residuals[index], self._values[index]
             self._gram = self._gram[index]
             self._last = (self._last[0][index], self._last[1][index])
+
+
+def _apply(matrix: th.Tensor, vector: th.Tensor) -> th.Tensor:
+    """``(B, m, k)`` times ``(B, k)``."""
+    if len(matrix) == 1:
+        # One plain matrix-vector product: the batched routine takes three times as long on it.
+        return th.mv(matrix[0], vector[0]).unsqueeze(0)
+    return th.matmul(matrix, vector.unsqueeze(2)).squeeze(2)
 
 
 def _least_squares(gram: th.Tensor, right: th.Tensor) -> th.Tensor:
@@ -148,11 +159,11 @@ class _Archive:
         self.index = th.arange(start.shape[0], device=start.device)
 
     def keep(self, x: th.Tensor, error: th.Tensor) -> th.Tensor:
-        """Record the members that improved; return the best error so far, before this record."""
+        """Record the members that improved; return the mask of those that are far worse than they have been."""
         if self.index.shape[0] == self.x.shape[0] and self.first:
             # Nothing to compare with yet: easy batches, done at the first check, pay for no copies.
             self.first, self.x, self.error = False, x, th.nan_to_num(error, nan=float("inf"))
-            return th.full_like(error, float("inf"))
+            return ~error.isfinite()
         before = self.error[self.index]
         better = error < before
         improved = th.where(better, error, before)
@@ -161,7 +172,7 @@ class _Archive:
         else:
             self.error[self.index] = improved
             self.x[self.index] = th.where(better.view(-1, 1, 1), x, self.x[self.index])
-        return before
+        return ~(error <= SETBACK * before)
 
 
 def solve(problem: FixedPointProblem, start: th.Tensor, *, tol: float, max_iter: int) -> FixedPoint:
@@ -176,34 +187,35 @@ def solve(problem: FixedPointProblem, start: th.Tensor, *, tol: float, max_iter:
     :param max_iter: applications of the map at most
     :return: the iterates with the smallest error seen
     """
-    domain, archive, accelerator = problem.domain, _Archive(start), Anderson()
-    x, n_iter = start, 0
-    tiny = start[0].numel() <= TINY
-    period, warm_up = (TINY_PERIOD, TINY_WARM_UP) if tiny else (PERIOD, 0)
+    domain, archive = problem.domain, _Archive(start)
+    size = start[0].numel()
+    accelerator = Anderson(LARGE_MEMORY if size > LARGE else MEMORY)
+    period, warm_up = (TINY_PERIOD, TINY_WARM_UP) if size <= TINY else (PERIOD, 0)
+    check = period * (CUDA_CHECK if start.is_cuda else 1)
+    x, log_x, n_iter = start, None, 0
     while True:
-        plain = max(0, min(period, max_iter - n_iter) - 1)
-        for _ in range(plain):
-            x = problem.step(x)
-        mapped, error = problem.step_error(x)
-        n_iter += plain + 1
-        best = archive.keep(x, error)
-        setback = ~(error <= SETBACK * best)
-        done = archive.error[archive.index] <= tol
-        n_done, n_setback = th.stack((done.sum(), setback.sum())).tolist()
-        if n_done == x.shape[0] or n_iter >= max_iter:
-            return FixedPoint(archive.x, archive.error, n_iter)
-        if n_iter < warm_up:
-            x = mapped
-            continue
-        log_mapped = domain.leave(mapped)
-        mixed = accelerator.mix(log_mapped, log_mapped - domain.leave(x), problem.weight())
-        if n_setback:
-            accelerator.forget(setback)
-            retreat = domain.leave(problem.step(archive.x[archive.index]))
-            mixed = th.where(setback.view(-1, 1, 1), retreat, mixed)
-        x = domain.enter(mixed)
-        if 4 * n_done >= x.shape[0]:
-            remaining = th.nonzero(~done).flatten()
-            problem, x = problem.select(remaining), x[remaining]
-            archive.index = archive.index[remaining]
-            accelerator.select(remaining)
+        for _ in range(max(0, min(period, max_iter - n_iter) - 1)):
+            x, log_x, n_iter = problem.step(x), None, n_iter + 1
+        log_mapped, error = problem.step_error(x)
+        n_iter += 1
+        mixing = n_iter >= warm_up
+        mixed = log_mapped
+        if mixing:
+            residual = log_mapped - (domain.leave(x) if log_x is None else log_x)
+            mixed = accelerator.mix(log_mapped, residual, problem.weight())
+        if n_iter % check == 0 or n_iter >= max_iter:
+            setback = archive.keep(x, error)
+            done = archive.error[archive.index] <= tol
+            n_done, n_setback = th.stack((done.sum(), setback.sum())).tolist()
+            if n_done == len(x) or n_iter >= max_iter:
+                return FixedPoint(archive.x, archive.error, n_iter)
+            if n_setback and mixing:
+                accelerator.forget(setback)
+                retreat = domain.leave(problem.step(archive.x[archive.index]))
+                mixed = th.where(setback.view(-1, 1, 1), retreat, mixed)
+            if 4 * n_done >= len(x):
+                remaining = th.nonzero(~done).flatten()
+                problem, mixed = problem.select(remaining), mixed[remaining]
+                archive.index = archive.index[remaining]
+                accelerator.select(remaining)
+        x, log_x = domain.enter(mixed), mixed

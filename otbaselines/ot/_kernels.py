@@ -16,8 +16,7 @@ import torch as th
 MAX_RANGE_FLOAT64 = 600.0
 # A float32 number ends at e^-87; the margin leaves room for the measures' own small weights.
 MAX_RANGE_FLOAT32 = 60.0
-# Exponents are clamped here: a denormal factor costs five times a normal one and contributes nothing.
-MIN_EXPONENT = {th.float32: -80.0, th.float64: -690.0}
+# Logarithms of the largest numbers.
 MAX_EXPONENT = {th.float32: 88.0, th.float64: 709.0}
 # Up to this many bins, and from this many problems on, the batch is the better axis to compute along.
 THIN_BINS = 32
@@ -118,6 +117,10 @@ class Kernel(ABC):
         """The same rows, in the memory layout that this kernel is fast on."""
         return rows
 
+    def mean(self, weights: th.Tensor, log_x: th.Tensor) -> th.Tensor:
+        """Weighted sum over the agents: ``(1, N)`` or ``(B, 1, N)`` and ``(B, N, n)`` to ``(B, 1, n)``."""
+        return th.matmul(weights, log_x)
+
     def geometric(self, weights: th.Tensor, x: th.Tensor, uniform: bool) -> th.Tensor:
         """
         Weighted geometric mean over the agents.
@@ -127,7 +130,7 @@ class Kernel(ABC):
         :param uniform: whether all exponents are known to be equal
         :return: shape ``(B, 1, n)``
         """
-        return self.domain.enter(th.matmul(weights, self.domain.leave(x)))
+        return self.domain.enter(self.mean(weights, self.domain.leave(x)))
 
     @abstractmethod
     def select(self, index: th.Tensor) -> Kernel:
@@ -154,7 +157,7 @@ class DenseKernel(Kernel):
         if domain.log:
             self._matrix = exponent
         else:
-            self._matrix = exponent.clamp_min(MIN_EXPONENT[exponent.dtype]).exp()
+            self._matrix = exponent.exp()
         self._transpose = self._matrix.transpose(-1, -2)
 
     def forward(self, v: th.Tensor) -> th.Tensor:
@@ -201,17 +204,19 @@ class ThinKernel(DenseKernel):
     def adjoint(self, u: th.Tensor) -> th.Tensor:
         return th.matmul(self._transpose, u.permute(1, 2, 0)).permute(2, 0, 1)
 
-    def geometric(self, weights: th.Tensor, x: th.Tensor, uniform: bool) -> th.Tensor:
-        batch, n_agents, n = x.shape
+    def mean(self, weights: th.Tensor, log_x: th.Tensor) -> th.Tensor:
         if weights.dim() == 3:
-            return (weights.transpose(-1, -2) * x.log()).sum(-2, keepdim=True).exp()
-        columns = x.permute(1, 2, 0)
-        if uniform and n_agents * self._span < 0.5 * MAX_EXPONENT[x.dtype]:
+            return (weights.transpose(-1, -2) * log_x).sum(-2, keepdim=True)
+        batch, n_agents, n = log_x.shape
+        columns = log_x.permute(1, 2, 0).reshape(n_agents, -1)
+        return th.matmul(weights, columns).view(n, batch).t().unsqueeze(1)
+
+    def geometric(self, weights: th.Tensor, x: th.Tensor, uniform: bool) -> th.Tensor:
+        if uniform and x.shape[1] * self._span < 0.5 * MAX_EXPONENT[x.dtype]:
             # One logarithm of the product in place of one for each agent; its range is safe.
-            mean = (columns.prod(0).log() * weights[0, 0]).exp()
-        else:
-            mean = th.matmul(weights, columns.log().reshape(n_agents, -1)).exp().view(n, batch)
-        return mean.t().unsqueeze(1)
+            mean = (x.permute(1, 2, 0).prod(0).log() * weights.flatten()[0]).exp()
+            return mean.t().unsqueeze(1)
+        return super().geometric(weights, x, uniform)
 
 
 class LatticeKernel(Kernel):
@@ -230,7 +235,7 @@ class LatticeKernel(Kernel):
         if domain.log:
             self._matrices = self._exponents
         else:
-            self._matrices = tuple(e.clamp_min(MIN_EXPONENT[e.dtype]).exp() for e in self._exponents)
+            self._matrices = tuple(e.exp() for e in self._exponents)
 
     def forward(self, v: th.Tensor) -> th.Tensor:
         return self._apply(v, self._matrices)

@@ -55,11 +55,21 @@ class Projections:
 
     def step_error(self, x: th.Tensor) -> tuple[th.Tensor, th.Tensor]:
         u = self.domain.mul(x, self.reference)
-        inverse, mean = self._half_step(u)
-        barycenter = self.domain.value(self.domain.div(self.reference, mean))
-        self._barycenter = barycenter / barycenter.sum(-1, keepdim=True)
-        gaps = (self.domain.value(self.domain.div(u, inverse)) - self._barycenter).abs().sum(-1)
-        return self._damp(x, self.domain.div(inverse, mean)), gaps.amax(-1)
+        product = self.kernel.forward(self.domain.div(self.measures, self.kernel.adjoint(u)))
+        log_product = self.domain.leave(product)
+        log_mean = self.kernel.mean(self._weighted, log_product)
+        self._record(self.domain.mul(self.reference, self.domain.enter(log_mean)))
+        log_mapped = log_mean - log_product
+        if self.outer > 1.0:
+            log_mapped = th.lerp(self.domain.leave(x), log_mapped, 1.0 / self.outer)
+        return log_mapped, self._gap(self.domain.mul(u, product))
+
+    def _record(self, barycenter: th.Tensor) -> None:
+        ordinary = self.domain.value(barycenter)
+        self._barycenter = ordinary / ordinary.sum(-1, keepdim=True)
+
+    def _gap(self, marginals: th.Tensor) -> th.Tensor:
+        return (self.domain.value(marginals) - self._barycenter).abs().sum(-1).amax(-1)
 
     def _damp(self, x: th.Tensor, mapped: th.Tensor) -> th.Tensor:
         if self.outer <= 1.0:
@@ -114,11 +124,9 @@ class DebiasedProjections(Projections):
 
     def step_error(self, x: th.Tensor) -> tuple[th.Tensor, th.Tensor]:
         mapped, u, inverse, barycenter, own = self._debiased_step(x)
-        ordinary = self.domain.value(barycenter)
-        self._barycenter = ordinary / ordinary.sum(-1, keepdim=True)
-        plans = self.domain.value(self.domain.div(u, inverse))
-        gaps = (th.cat((plans, self.domain.value(own)), -2) - self._barycenter).abs().sum(-1)
-        return mapped, gaps.amax(-1)
+        self._record(barycenter)
+        plans = self.domain.div(u, inverse)
+        return self.domain.leave(mapped), self._gap(th.cat((plans, own), -2))
 
     def _debiased_step(self, x: th.Tensor) -> tuple[th.Tensor, th.Tensor, th.Tensor, th.Tensor, th.Tensor]:
         scaling = x[..., -1:, :]

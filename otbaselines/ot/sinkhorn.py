@@ -46,9 +46,9 @@ class _Coupling:
         return self.domain.inverse(self.kernel.forward(v))
 
     def step_error(self, x: th.Tensor) -> tuple[th.Tensor, th.Tensor]:
-        mapped = self.step(x)
-        marginal = self.domain.div(self.domain.mul(self.a, x), mapped)
-        return mapped, _gap(self.domain, marginal, self.a)
+        u = self.domain.mul(self.a, x)
+        product = self.kernel.forward(self.domain.div(self.b, self.kernel.adjoint(u)))
+        return -self.domain.leave(product), _gap(self.domain, self.domain.mul(u, product), self.a)
 
     def weight(self) -> th.Tensor:
         return self.domain.value(self.a).sqrt()
@@ -72,8 +72,8 @@ class _SelfCoupling(_Coupling):
     def step_error(self, x: th.Tensor) -> tuple[th.Tensor, th.Tensor]:
         scaled = self.domain.mul(self.a, x)
         product = self.kernel.forward(scaled)
-        mapped = self.domain.power(self.domain.div(x, product), 0.5)
-        return mapped, _gap(self.domain, self.domain.mul(scaled, product), self.a)
+        log_mapped = 0.5 * self.domain.leave(self.domain.div(x, product))
+        return log_mapped, _gap(self.domain, self.domain.mul(scaled, product), self.a)
 
 
 def _gap(domain: Domain, marginal: th.Tensor, target: th.Tensor) -> th.Tensor:
