@@ -56,7 +56,8 @@ def normalize_advantages(advantages: th.Tensor, active: th.Tensor | None, *, poo
 
 def clipped_surrogate(ratio: th.Tensor, advantages: th.Tensor, clip_range: float) -> th.Tensor:
     r"""
-    PPO's pessimistic objective :math:`\min(r A, \mathrm{clip}(r, 1 - \epsilon, 1 + \epsilon) A)` (Schulman et al. 2017, Eq. 7).
+    PPO's pessimistic objective :math:`\min(r A, \mathrm{clip}(r, 1 - \epsilon, 1 + \epsilon) A)`
+    (Schulman et al. 2017, Eq. 7).
 
     :param ratio: new over old likelihood of each action
     :param advantages: of the same shape
@@ -258,6 +259,9 @@ class MultiAgentPPO(MultiAgentOnPolicyAlgorithm):
         """
         evaluation = self.policy.evaluate_team_actions(batch.observations, batch.actions)
         log_ratio = evaluation.log_prob - batch.old_log_prob
+        if batch.active is not None:
+            # Weighting an absent agent's row by zero is not enough: where the ratio overflows, 0 * inf is NaN.
+            log_ratio = log_ratio.masked_fill(~batch.active, 0.0)
         ratio = log_ratio.exp()
         with th.no_grad():
             # Schulman's low-variance estimator of the reverse divergence.
@@ -380,5 +384,3 @@ def _clone(value: Any) -> Any:
 def _restore(policy: MultiAgentActorCriticPolicy, snapshot: dict[str, Any]) -> None:
     policy.load_state_dict(snapshot["policy"])
     policy.optimizer.load_state_dict(snapshot["optimizer"])
-
-

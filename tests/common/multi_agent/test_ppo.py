@@ -1,0 +1,312 @@
+"""Team PPO: every loss and gradient against SB3's policies under the loss as published, and what may not influence them."""
+
+import numpy as np
+import pytest
+import torch as th
+from core_toys import AnySpacesEnv, WanderersEnv, copy_to_sb3, sb3_ppo_backward, stacked_gradients
+from gymnasium import spaces
+from stable_baselines3 import PPO
+from stable_baselines3.common.logger import Logger
+from stable_baselines3.common.policies import ActorCriticPolicy
+from toy_teams import CustomSpacesEnv, vector
+
+from otbaselines.common.multi_agent.buffers import AgentRolloutSamples
+from otbaselines.common.multi_agent.ppo import (
+    agent_mean,
+    clipped_surrogate,
+    normalize_advantages,
+    squared_value_error,
+)
+from otbaselines.common.multi_agent.vec_env import ParallelVecEnv
+from otbaselines.ippo import IPPO
+
+ACTIONS = {
+    "discrete": spaces.Discrete(4),
+    "box": spaces.Box(-1, 1, (2,), np.float32),
+    "multi_discrete": spaces.MultiDiscrete([3, 2]),
+    "multi_binary": spaces.MultiBinary(3),
+}
+SETTINGS = {"clip_range": 0.1, "clip_range_vf": None, "ent_coef": 0.03, "vf_coef": 0.7, "max_grad_norm": 0.2}
+
+
+def _team(n_agents, action, **kwargs):
+    agents = [f"agent_{k}" for k in range(n_agents)]
+    env = CustomSpacesEnv(dict.fromkeys(agents, vector(6)), dict.fromkeys(agents, action))
+    return IPPO("MlpPolicy", env, n_steps=16, batch_size=16 * n_agents, n_epochs=1, seed=0, **kwargs)
+
+
+def _batch(model, n=16, seed=1):
+    """A minibatch whose likelihood ratios and values have moved on both sides of the clipping bounds."""
+    th.manual_seed(seed)
+    with th.no_grad():
+        model.policy.action_net.weight.mul_(50.0)
+    n_agents = model.layout.n_agents
+    obs = th.rand(n, n_agents, 6) * 2 - 1
+    with th.no_grad():
+        actions = model.policy.team_distribution(obs).sample()
+        now = model.policy.evaluate_team_actions(obs, actions)
+
+    def noise():
+        return th.randn(n, n_agents)
+
+    return AgentRolloutSamples(
+        obs, actions, now.values + noise(), now.log_prob + 0.2 * noise(), noise() * 3 + 1, now.values + 2 * noise(), None
+    )
+
+
+def _rows(batch, agents):
+    def take(tensor):
+        return tensor[:, agents].flatten(0, 1)
+
+    names = {"obs": "observations", "actions": "actions", **{k: k for k in ("old_values", "old_log_prob")}}
+    names |= {"advantages": "advantages", "returns": "returns"}
+    return {name: take(getattr(batch, attribute)) for name, attribute in names.items()}
+
+
+def _update_without_step(model, batch):
+    """The loss and, in the parameters, the clipped gradients of the model's own update."""
+    model.policy.optimizer.step = lambda: None
+    metrics = {name: [] for name in ("approx_kl", "loss", "entropy_loss", "policy_gradient_loss", "value_loss")}
+    metrics = {f"train/{name}": values for name, values in metrics.items()} | {"train/clip_fraction": []}
+    assert model._update(batch, metrics)
+    return {name: float(values[0]) for name, values in metrics.items()}
+
+
+def _assert_gradients_equal(model, target, agent=0):
+    for name, (ours, theirs) in stacked_gradients(model.policy, target, agent).items():
+        th.testing.assert_close(ours, theirs, atol=1e-6, rtol=2e-4, msg=lambda text, name=name: f"{name}: {text}")
+
+
+@pytest.mark.parametrize("kind", ACTIONS)
+@pytest.mark.parametrize(
+    "change", [{}, {"clip_range_vf": 0.5}, {"max_grad_norm": 1e6, "ent_coef": 0.0}], ids=["default", "clip_vf", "no_clip"]
+)
+def test_a_team_of_one_has_the_loss_and_gradient_of_sb3(kind, change):
+    settings = {**SETTINGS, **change}
+    model = _team(1, ACTIONS[kind], **settings)
+    batch = _batch(model)
+    target = ActorCriticPolicy(vector(6), ACTIONS[kind], lambda _: 3e-4)
+    copy_to_sb3(model.policy, target)
+    expected = sb3_ppo_backward(target, _rows(batch, [0]), settings)
+    assert _update_without_step(model, batch)["train/loss"] == pytest.approx(float(expected), abs=2e-6, rel=2e-6)
+    _assert_gradients_equal(model, target)
+
+
+@pytest.mark.parametrize("kind", ["discrete", "box"])
+def test_separate_parameters_have_the_gradients_of_agents_trained_alone(kind):
+    # Normalisation of advantages and clipping of gradients are the agent's own, so the three losses just add up.
+    model = _team(3, ACTIONS[kind], **SETTINGS)
+    batch, total = _batch(model), 0.0
+    targets = [ActorCriticPolicy(vector(6), ACTIONS[kind], lambda _: 3e-4) for _ in range(3)]
+    for agent, target in enumerate(targets):
+        copy_to_sb3(model.policy, target, agent)
+        total += float(sb3_ppo_backward(target, _rows(batch, [agent]), SETTINGS))
+    assert _update_without_step(model, batch)["train/loss"] == pytest.approx(total, abs=5e-6, rel=2e-6)
+    for agent, target in enumerate(targets):
+        _assert_gradients_equal(model, target, agent)
+
+
+@pytest.mark.parametrize("kind", ["discrete", "box"])
+def test_shared_parameters_have_the_gradient_of_sb3_on_slots(kind):
+    model = _team(3, ACTIONS[kind], share_parameters=True, **SETTINGS)
+    batch = _batch(model)
+    target = ActorCriticPolicy(vector(6), ACTIONS[kind], lambda _: 3e-4)
+    copy_to_sb3(model.policy, target)
+    expected = sb3_ppo_backward(target, _rows(batch, [0, 1, 2]), SETTINGS)
+    assert _update_without_step(model, batch)["train/loss"] == pytest.approx(float(expected), abs=2e-6, rel=2e-6)
+    _assert_gradients_equal(model, target)
+
+
+@pytest.mark.parametrize("kind", ["discrete", "box"])
+def test_training_on_a_rollout_moves_the_parameters_as_sb3_does(kind):
+    # One minibatch per epoch, so that the order in which rows are drawn does not matter.
+    settings = {"n_steps": 32, "batch_size": 32, "n_epochs": 4, "learning_rate": 1e-3, "ent_coef": 0.01, "seed": 0}
+    env = AnySpacesEnv(vector(6), ACTIONS[kind])
+    theirs = PPO("MlpPolicy", env, device="cpu", **settings)
+    ours = IPPO("MlpPolicy", AnySpacesEnv(vector(6), ACTIONS[kind]), device="cpu", **settings)
+    for model in (ours, theirs):
+        model.set_logger(Logger(None, []))
+    copy_to_sb3(ours.policy, theirs.policy)
+    rng = np.random.default_rng(0)
+    starts = np.ones(1)
+    theirs.rollout_buffer.reset()
+    for _ in range(32):
+        obs = th.as_tensor(rng.uniform(-1, 1, (1, 6)), dtype=th.float32)
+        with th.no_grad():
+            actions, values, log_prob = theirs.policy(obs)
+        reward, done = rng.normal(size=1), rng.random(1) < 0.2
+        theirs.rollout_buffer.add(obs.numpy(), actions.numpy().reshape(1, -1), reward, starts, values, log_prob)
+        act = actions.unsqueeze(0) if kind == "box" else actions.view(1, 1)
+        row = (obs.unsqueeze(0), act, log_prob.view(1, 1), th.as_tensor(reward).view(1, 1), th.as_tensor(done).view(1, 1))
+        ours.rollout_buffer.add(*row)
+        starts = done
+    last = th.tensor([0.3])
+    theirs.rollout_buffer.compute_returns_and_advantage(last, starts)
+    values = ours._rollout_values(ours.rollout_buffer.observations)
+    ours.rollout_buffer.compute_returns_and_advantages(values, last.view(1, 1))
+    before = theirs.policy.state_dict()["action_net.weight"].clone()
+    ours.train()
+    theirs.train()
+    reference = ActorCriticPolicy(vector(6), ACTIONS[kind], lambda _: 3e-4)
+    copy_to_sb3(ours.policy, reference)
+    moved = theirs.policy.state_dict()
+    for name, value in reference.state_dict().items():
+        th.testing.assert_close(value, moved[name], atol=2e-5, rtol=0)
+    assert (moved["action_net.weight"] - before).abs().max() > 1e-3
+    logged, expected = ours.logger.name_to_value, theirs.logger.name_to_value
+    assert set(logged) == set(expected)
+    # SB3 logs the last minibatch's loss and the last epoch's divergence, where we log means over the update.
+    for name in set(expected) - {"train/loss", "train/approx_kl"}:
+        assert logged[name] == pytest.approx(expected[name], abs=1e-5, rel=1e-3), name
+
+
+# ---------------------------------------------------------------- agents that have left
+def _with_absent(batch, garbage):
+    active = th.ones(16, 3, dtype=th.bool)
+    active[5:, 0] = active[11:, 2] = False
+    fields = {}
+    for name in ("observations", "old_values", "old_log_prob", "advantages", "returns"):
+        value = getattr(batch, name).clone()
+        value[~active] = garbage
+        fields[name] = value
+    return AgentRolloutSamples(actions=batch.actions, active=active, **fields)
+
+
+@pytest.mark.parametrize("garbage", [3.0, -1e4])
+@pytest.mark.parametrize("share_parameters", [False, True])
+def test_rows_of_agents_that_have_left_have_no_influence(share_parameters, garbage):
+    gradients, losses = [], []
+    for value in (0.0, garbage):
+        model = _team(3, ACTIONS["discrete"], share_parameters=share_parameters, **SETTINGS)
+        losses.append(_update_without_step(model, _with_absent(_batch(model), value)))
+        gradients.append([parameter.grad for parameter in model.policy.parameters()])
+    assert losses[0] == losses[1]
+    assert all(th.isfinite(grad).all() for grad in gradients[1])
+    assert all((first == second).all() for first, second in zip(*gradients, strict=True))
+
+
+def test_an_agent_that_left_early_has_the_gradient_of_its_own_steps_alone():
+    model = _team(3, ACTIONS["discrete"], **SETTINGS)
+    batch = _with_absent(_batch(model), 7.0)
+    target = ActorCriticPolicy(vector(6), ACTIONS["discrete"], lambda _: 3e-4)
+    copy_to_sb3(model.policy, target, 0)
+    rows = {name: value[:5] for name, value in _rows(batch, [0]).items()}
+    sb3_ppo_backward(target, rows, SETTINGS)
+    _update_without_step(model, batch)
+    _assert_gradients_equal(model, target, 0)
+
+
+@pytest.mark.parametrize("truncates", [False, True])
+def test_a_team_whose_members_leave_early_learns_from_their_living_steps(truncates):
+    env = ParallelVecEnv([lambda: WanderersEnv(truncates=truncates)] * 2, seed=0)
+    model = IPPO("MlpPolicy", env, n_steps=14, batch_size=42, n_epochs=1, seed=0).learn(84)
+    buffer = model.rollout_buffer
+    # Lives of 3, 7 and 5 steps: two episodes of 7 steps each.
+    assert buffer.active.sum((0, 1)).tolist() == [12, 28, 20]
+    assert buffer.dones.sum((0, 1)).tolist() == [4, 4, 4]
+    assert ((buffer.bootstrap != 0) == (buffer.dones & truncates)).all()
+    # The last living step of each agent sees no value from after its own end.
+    last = buffer.dones
+    expected = buffer.rewards + model.gamma * buffer.bootstrap
+    th.testing.assert_close(buffer.returns[last], expected[last], atol=1e-5, rtol=1e-5)
+
+
+# ---------------------------------------------------------------- the pieces
+def test_the_clipped_surrogate_is_the_pessimistic_one():
+    ratio = th.tensor([0.5, 0.5, 1.5, 1.5, 1.0])
+    advantages = th.tensor([1.0, -1.0, 1.0, -1.0, 2.0])
+    # min(r A, clip(r, .8, 1.2) A), worked out by hand.
+    assert clipped_surrogate(ratio, advantages, 0.2).tolist() == pytest.approx([0.5, -0.8, 1.2, -1.5, 2.0])
+
+
+def test_the_change_of_a_value_is_clipped():
+    error = squared_value_error(th.tensor([3.0, -3.0, 0.1]), th.zeros(3), th.tensor([1.0, 1.0, 1.0]), 0.5)
+    assert error.tolist() == pytest.approx([0.25, 2.25, 0.81])
+
+
+@pytest.mark.parametrize("pooled", [False, True])
+def test_advantages_are_normalised_over_what_was_lived(pooled):
+    advantages = th.randn(10, 2, dtype=th.float64) * 3 + th.tensor([5.0, -2.0])
+    active = th.rand(10, 2) < 0.6
+    ours = normalize_advantages(advantages, active, pooled=pooled)
+    groups = [active] if pooled else [active & (th.arange(2) == k) for k in range(2)]
+    for group in groups:
+        lived = advantages[group]
+        expected = (lived - lived.mean()) / (lived.std() + 1e-8)
+        th.testing.assert_close(ours[group], expected, atol=1e-12, rtol=0)
+
+
+def test_a_mean_over_nobody_is_zero():
+    nobody = th.zeros(4, 2, dtype=th.bool)
+    assert agent_mean(th.ones(4, 2), nobody, pooled=False).tolist() == [0.0, 0.0]
+    assert agent_mean(th.ones(4, 2), nobody, pooled=True) == 0.0
+
+
+# ---------------------------------------------------------------- stopping and recovering
+def test_an_update_stops_before_the_step_that_would_exceed_target_kl():
+    model = _team(2, ACTIONS["discrete"], target_kl=1e-9)
+    batch = _batch(model)
+    before = [parameter.clone() for parameter in model.policy.parameters()]
+    assert not model._update(batch, {"train/approx_kl": []})
+    assert all((old == new).all() for old, new in zip(before, model.policy.parameters(), strict=True))
+
+
+def test_target_kl_ends_the_epochs_of_a_rollout():
+    counts = []
+    for target_kl in (None, 1e-9):
+        model = IPPO("MlpPolicy", "CartPole-v1", n_steps=32, batch_size=16, n_epochs=5, target_kl=target_kl, seed=0)
+        counts.append(model.learn(32)._n_updates)
+    assert counts == [5, 1]
+
+
+@pytest.mark.parametrize("what", ["loss", "gradient"])
+def test_parameters_that_become_nan_are_restored_with_the_optimizer(what):
+    model = _team(2, ACTIONS["discrete"]).learn(32)
+    before = {name: value.clone() for name, value in model.policy.state_dict().items()}
+    state = model.policy.optimizer.state_dict()["state"]
+    moments = {key: entry["exp_avg"].clone() for key, entry in state.items()}
+    if what == "loss":
+        model._auxiliary_loss = lambda *_: model.policy.value_net.bias.sum() * float("nan")
+    else:
+        model.policy.clip_gradients = lambda _: [p.grad.fill_(float("nan")) for p in model.policy.parameters()]
+    with pytest.raises(ValueError, match=r"became NaN or infinite in the update after 64 agent-steps.*restored"):
+        model.learn(32, reset_num_timesteps=False)
+    assert all((value == before[name]).all() for name, value in model.policy.state_dict().items())
+    state = model.policy.optimizer.state_dict()["state"]
+    assert all((entry["exp_avg"] == moments[key]).all() for key, entry in state.items())
+
+
+# ---------------------------------------------------------------- settings
+def test_the_default_minibatches_divide_the_rollout():
+    for n_copies, n_agents in ((1, 1), (8, 3), (5, 2)):
+        agents = [f"a{k}" for k in range(n_agents)]
+        env = CustomSpacesEnv(dict.fromkeys(agents, vector(2)), dict.fromkeys(agents, spaces.Discrete(2)))
+        model = IPPO("MlpPolicy", ParallelVecEnv(env, n_copies), seed=0)
+        joint = model.n_steps * n_copies
+        assert joint % (model.batch_size // n_agents) == 0
+        assert 2 <= joint // (model.batch_size // n_agents) <= 10
+
+
+@pytest.mark.parametrize(
+    ("kwargs", "message"),
+    [
+        ({"batch_size": 100}, r"`batch_size` must not exceed the rollout, got 100 > .* = 8 \* 1 \* 2 = 16"),
+        ({"batch_size": 2}, "needs two samples of each parameter set; use at least 4"),
+        ({"batch_size": 0}, "`batch_size` must be at least 1, got 0"),
+        ({"n_epochs": 0}, "`n_epochs` must be at least 1, got 0"),
+        ({"clip_range_vf": -1.0}, "`clip_range_vf` must be positive, got -1.0"),
+        ({"gamma": 1.5}, r"`gamma` must lie in \[0.0, 1.0\], got 1.5"),
+        ({"gae_lambda": -0.1}, "`gae_lambda` must lie in"),
+        ({"n_steps": 0}, "`n_steps` must be at least 1, got 0"),
+    ],
+)
+def test_settings_out_of_range_are_errors_before_anything_is_built(kwargs, message):
+    agents = dict.fromkeys("ab")
+    env = CustomSpacesEnv({agent: vector(2) for agent in agents}, {agent: spaces.Discrete(2) for agent in agents})
+    with pytest.raises(ValueError, match=message):
+        IPPO("MlpPolicy", env, **{"n_steps": 8, "batch_size": 8, **kwargs})
+
+
+def test_a_minibatch_that_does_not_divide_the_rollout_is_a_warning():
+    with pytest.warns(UserWarning, match="each epoch ends with a minibatch of 2"):
+        IPPO("MlpPolicy", AnySpacesEnv(vector(2), spaces.Discrete(2)), n_steps=8, batch_size=3)
