@@ -159,7 +159,8 @@ def enjoy(argv: Sequence[str] | None = None) -> TeamEvaluation:
     try:
         run = find_run(args)
         env = make_env(args, run, n_copies=min(10, max(1, args.n_eval_episodes)))
-        model = ALGOS[args.algo].load(str(run.model_path), env=env, device=args.device)
+        # Without an environment: this one has fewer copies than the training, to which the rollout was fitted.
+        model = ALGOS[args.algo].load(str(run.model_path), device=args.device, verbose=0)
         result = evaluate_team(
             model, env, n_eval_episodes=args.n_eval_episodes, deterministic=not args.stochastic, seed=args.seed
         )

@@ -81,7 +81,7 @@ def draw_policy_maps(runs: Mapping[str, RunResult], path: Path) -> None:
         star = mpl.lines.Line2D([], [], marker="*", linestyle="", color="#F0E442", mec="black", ms=11, label="target")
         mates = mpl.lines.Line2D([], [], marker="o", linestyle="", color="white", mec="black", ms=6, label="team-mates")
         figure.legend(handles=[*handles, star, mates], loc="outside lower center", ncols=7, frameon=False)
-        figure.suptitle("Most probable action at each own position; target and team-mates stay where they are")
+        figure.suptitle("Most probable action at each own position, all agents asked about the same\nobservations: the target and the two other positions stay where they are")
         _save(figure, path)
 
 
@@ -152,7 +152,8 @@ def draw_learning_curves(runs: Mapping[str, Sequence[RunResult]], path: Path, *,
         random = np.mean([run.random.mean() for seeds in runs.values() for run in seeds])
         axis.axhline(float(random), color="black", lw=1, linestyle=(0, (1, 3)), label="random policy")
         axis.set(xlabel="agent-steps (thousands)", ylabel=_REWARD, title=title)
-        axis.legend(frameon=False, loc="lower right")
+        # Above the line of the random policy, below the curves.
+        axis.legend(frameon=False, loc="lower right", bbox_to_anchor=(1.0, 0.09))
         axis.grid(alpha=0.25)
         _save(figure, path)
 

@@ -101,8 +101,11 @@ class Anderson:
             self._gram = flat_mapped.new_zeros(batch, self.memory, self.memory)
             return mapped
         slot = self._count % self.memory
-        self._residuals[:, slot] = flat_residual - last[0]
-        self._values[:, slot] = flat_mapped - last[1]
+        difference = flat_residual - last[0]
+        norm = th.linalg.vector_norm(difference, dim=1, keepdim=True).clamp_min(th.finfo(difference.dtype).tiny)
+        # Unit differences: the Gram matrix then needs no scaling, and its ridge is relative.
+        self._residuals[:, slot] = difference / norm
+        self._values[:, slot] = (flat_mapped - last[1]) / norm
         self._count += 1
         used = min(self._count, self.memory)
         remembered = self._residuals[:, :used]
@@ -132,7 +135,7 @@ class Anderson:
 
 def _apply(matrix: th.Tensor, vector: th.Tensor) -> th.Tensor:
     """``(B, m, k)`` times ``(B, k)``."""
-    if len(matrix) == 1:
+    if matrix.shape[0] == 1:
         # One plain matrix-vector product: the batched routine takes three times as long on it.
         return th.mv(matrix[0], vector[0]).unsqueeze(0)
     return th.matmul(matrix, vector.unsqueeze(2)).squeeze(2)
@@ -140,46 +143,59 @@ def _apply(matrix: th.Tensor, vector: th.Tensor) -> th.Tensor:
 
 def _least_squares(gram: th.Tensor, right: th.Tensor) -> th.Tensor:
     """Coefficients of the remembered differences that cancel most of the residual, shape ``(B, memory)``."""
-    norm = gram.diagonal(dim1=1, dim2=2).sqrt()
-    # A forgotten difference is a row of zeros: it keeps the coefficient zero.
-    norm = th.where(norm > 0, norm, 1.0)
-    gram = gram / (norm.unsqueeze(1) * norm.unsqueeze(2))
+    gram = gram.clone()
+    # A forgotten difference is a row of zeros; the ridge keeps its coefficient zero.
     gram.diagonal(dim1=1, dim2=2).add_(RIDGE)
-    solution: th.Tensor = th.linalg.solve_ex(gram, right / norm)[0]
-    return th.nan_to_num(solution / norm)
+    solution: th.Tensor = th.linalg.solve_ex(gram, right)[0]
+    return th.nan_to_num(solution)
 
 
 class _Archive:
     """Collects every problem's best iterate while the batch shrinks."""
 
     def __init__(self, start: th.Tensor) -> None:
-        self.first = True
         self.x = start
         self.error = start.new_full(start.shape[:1], float("inf"))
         self.index = th.arange(start.shape[0], device=start.device)
 
-    def keep(self, x: th.Tensor, error: th.Tensor) -> th.Tensor:
-        """Record the members that improved; return the mask of those that are far worse than they have been."""
-        if self.index.shape[0] == self.x.shape[0] and self.first:
-            # Nothing to compare with yet: easy batches, done at the first check, pay for no copies.
-            self.first, self.x, self.error = False, x, th.nan_to_num(error, nan=float("inf"))
-            return ~error.isfinite()
-        before = self.error[self.index]
-        better = error < before
-        improved = th.where(better, error, before)
-        if self.index.shape[0] == self.x.shape[0]:
-            self.error, self.x = improved, th.where(better.view(-1, 1, 1), x, self.x)
+    def best(self) -> th.Tensor:
+        """The smallest errors seen, of the problems still in the batch."""
+        return self.error if self._whole() else self.error[self.index]
+
+    def keep(self, x: th.Tensor, error: th.Tensor, better: th.Tensor, n_better: int) -> None:
+        """
+        :param x: iterates
+        :param error: their errors
+        :param better: mask of those to record
+        :param n_better: how many these are
+        """
+        if n_better == 0:
+            return
+        if self._whole():
+            everything = n_better == x.shape[0]
+            self.x = x if everything else th.where(better.view(-1, 1, 1), x, self.x)
+            self.error = error if everything else th.where(better, error, self.error)
         else:
-            self.error[self.index] = improved
-            self.x[self.index] = th.where(better.view(-1, 1, 1), x, self.x[self.index])
-        return ~(error <= SETBACK * before)
+            self.x[self.index[better]] = x[better]
+            self.error[self.index[better]] = error[better]
+
+    def select(self, members: th.Tensor) -> None:
+        """Go on with these problems only."""
+        if self._whole():
+            # From here on the best iterates are written in place, which no caller's tensor may see.
+            self.x, self.error = self.x.clone(), self.error.clone()
+        self.index = self.index[members]
+
+    def _whole(self) -> bool:
+        return self.index.shape[0] == self.x.shape[0]
 
 
 def solve(problem: FixedPointProblem, start: th.Tensor, *, tol: float, max_iter: int) -> FixedPoint:
     """
     Iterate every problem of the batch to its fixed point.
 
-    The host reads two numbers at every check, how many problems have converged and how many got worse.
+    The host reads three numbers at every check, how many problems improved, got far
+    worse, and have converged.
 
     :param problem: the maps
     :param start: first iterate, shape ``(B, rows, n)``, in the problem's domain
@@ -204,18 +220,19 @@ def solve(problem: FixedPointProblem, start: th.Tensor, *, tol: float, max_iter:
             residual = log_mapped - (domain.leave(x) if log_x is None else log_x)
             mixed = accelerator.mix(log_mapped, residual, problem.weight())
         if n_iter % check == 0 or n_iter >= max_iter:
-            setback = archive.keep(x, error)
-            done = archive.error[archive.index] <= tol
-            n_done, n_setback = th.stack((done.sum(), setback.sum())).tolist()
-            if n_done == len(x) or n_iter >= max_iter:
+            best = archive.best()
+            better, setback, done = error < best, ~(error <= SETBACK * best), th.minimum(error, best) <= tol
+            n_better, n_setback, n_done = th.stack((better, setback, done)).sum(1).tolist()
+            archive.keep(x, error, better, n_better)
+            if n_done == x.shape[0] or n_iter >= max_iter:
                 return FixedPoint(archive.x, archive.error, n_iter)
             if n_setback and mixing:
                 accelerator.forget(setback)
                 retreat = domain.leave(problem.step(archive.x[archive.index]))
                 mixed = th.where(setback.view(-1, 1, 1), retreat, mixed)
-            if 4 * n_done >= len(x):
+            if 4 * n_done >= x.shape[0]:
                 remaining = th.nonzero(~done).flatten()
                 problem, mixed = problem.select(remaining), mixed[remaining]
-                archive.index = archive.index[remaining]
+                archive.select(remaining)
                 accelerator.select(remaining)
         x, log_x = domain.enter(mixed), mixed

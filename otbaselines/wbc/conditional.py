@@ -21,7 +21,7 @@ from otbaselines.wbc.metric import GroundMetric
 COLD_STEPS = 25
 WARM_STEPS = 3
 # States on which D_t is measured: the number of pairs grows with the square of the team.
-MAX_PAIR_PROBLEMS = 4096
+MAX_PAIR_PROBLEMS = 1024
 
 
 class StatewiseConsensus(Consensus):
@@ -68,21 +68,28 @@ class CategoricalConsensus(StatewiseConsensus):
 
     def __init__(self, n_support: int, generator: th.Generator, metric: GroundMetric, *, debiased: bool) -> None:
         super().__init__(n_support, generator)
+        self.metric = metric
         self.cost = metric.action_cost()
         self.debiased = debiased
         self._scalings: list[ScalingState] = []
 
     def _start(self, policy: MultiAgentActorCriticPolicy, n_chunks: int) -> ConsensusReport:
-        measures = _probs(policy, self._states)
+        measures = self._measures(policy, self._states)
         solved = scaling_barycenter(
             measures, self.cost, reg=self._reg, n_iter=COLD_STEPS, weights=self._weights, debiased=self.debiased
         )
         self._scalings = [solved.state.rows(self._rows(chunk)) for chunk in range(n_chunks)]
         return self._report(measures, solved.weights)
 
+    def _measures(self, policy: MultiAgentActorCriticPolicy, states: PyTorchObs) -> th.Tensor:
+        """Action measures of every agent at the same states, shape ``(n, n_agents, n_points)``."""
+        distribution = policy.policies_at(states)
+        assert isinstance(distribution, MaskedCategorical)
+        return self.metric.place(distribution.probs)
+
     def _report(self, measures: th.Tensor, center: th.Tensor) -> ConsensusReport:
         n_agents = measures.shape[1]
-        some = max(8, MAX_PAIR_PROBLEMS // max(1, n_agents * (n_agents - 1) // 2))
+        some = max(8, MAX_PAIR_PROBLEMS // (n_agents * (n_agents - 1)))
         sample, target = measures[:some], center[:some].unsqueeze(1).expand_as(measures[:some])
         solve = ot.sinkhorn_divergence if self.debiased else _biased
         divergences = solve(self.cost, sample, target, reg=self._reg, tol=1e-4, validate=False).mean(0)
@@ -90,7 +97,7 @@ class CategoricalConsensus(StatewiseConsensus):
         return ConsensusReport(divergences, pairs.mean(0).flatten().amax())
 
     def loss(self, policy: MultiAgentActorCriticPolicy, chunk: int) -> th.Tensor:
-        measures = _probs(policy, self._chunk(chunk))
+        measures = self._measures(policy, self._chunk(chunk))
         solved = scaling_barycenter(
             measures,
             self.cost,
@@ -173,13 +180,6 @@ class KLConsensus(StatewiseConsensus):
 
     def loss(self, policy: MultiAgentActorCriticPolicy, chunk: int) -> th.Tensor:
         return self._divergence(policy, self._chunk(chunk))
-
-
-def _probs(policy: MultiAgentActorCriticPolicy, states: PyTorchObs) -> th.Tensor:
-    """Action probabilities of every agent at the same states, shape ``(n, n_agents, n_actions)``."""
-    distribution = policy.policies_at(states)
-    assert isinstance(distribution, MaskedCategorical)
-    return distribution.probs
 
 
 def _gaussians(policy: MultiAgentActorCriticPolicy, states: PyTorchObs) -> tuple[th.Tensor, th.Tensor]:

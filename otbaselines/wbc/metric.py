@@ -18,21 +18,38 @@ class GroundMetric:
 
     :param beta: weight of actions against states
     :param p: exponent, 1 or 2
-    :param embedding: one row per discrete action, shape ``(n_actions, k)``; ``None`` for continuous actions
+    :param codebook: the points of the action space that discrete actions stand for, shape ``(n, k)``; ``None`` for
+        continuous actions
+    :param placement: which point each agent's action is, shape ``(n_agents, n_actions)``; ``None`` where action ``a`` of
+        every agent is point ``a``
     :param coordinates: the entries of the observation that count; all when ``None``
     :param scale_observations: divide each coordinate by its standard deviation over the rollout
     """
 
     beta: float
     p: float
-    embedding: th.Tensor | None
+    codebook: th.Tensor | None
+    placement: th.Tensor | None
     coordinates: tuple[int, ...] | None
     scale_observations: bool
 
     def action_cost(self) -> th.Tensor:
-        """:return: cost between discrete actions in one state, shape ``(n_actions, n_actions)``"""
-        assert self.embedding is not None
-        return ot.action_cost(self.embedding, beta=self.beta, p=self.p)
+        """:return: cost between the codebook's points in one state, shape ``(n, n)``"""
+        assert self.codebook is not None
+        return ot.action_cost(self.codebook, beta=self.beta, p=self.p)
+
+    def place(self, probs: th.Tensor) -> th.Tensor:
+        """
+        Action probabilities as measures on the common codebook.
+
+        :param probs: shape ``(batch, n_agents, n_actions)``
+        :return: shape ``(batch, n_agents, n)``
+        """
+        if self.placement is None:
+            return probs
+        assert self.codebook is not None
+        table = th.nn.functional.one_hot(self.placement, len(self.codebook)).to(probs.dtype)
+        return th.einsum("bna,nam->bnm", probs, table)
 
     def state_points(self, observations: th.Tensor, spread: th.Tensor) -> th.Tensor:
         """
@@ -52,19 +69,22 @@ class GroundMetric:
         # A coordinate that never changes separates nothing, whatever its unit.
         return points / th.where(scale > 1e-6, scale, 1.0)
 
-    def action_points(self, actions: th.Tensor) -> th.Tensor:
+    def action_points(self, actions: th.Tensor, agents: th.Tensor) -> th.Tensor:
+        r"""
+        :param actions: action numbers ``(n,)``, or vectors ``(n, k)``
+        :param agents: whose actions they are, shape ``(n,)``
+        :return: points whose Euclidean distances are :math:`\beta |a-a'|`, shape ``(n, k)``
         """
-        :param actions: action numbers ``(...)``, or vectors ``(..., k)``
-        :return: points whose Euclidean distances are :math:`\\beta |a-a'|`, shape ``(..., k)``
-        """
-        points = actions.float() if self.embedding is None else self.embedding[actions]
-        return self.beta * points
+        if self.codebook is None:
+            return self.beta * actions.float()
+        return self.beta * self.codebook[actions if self.placement is None else self.placement[agents, actions]]
 
 
 def make_metric(
     action_space: spaces.Space[Any],
     observation_space: spaces.Space[Any],
     *,
+    n_agents: int,
     beta: float,
     p: float,
     action_embedding: Any,
@@ -77,9 +97,11 @@ def make_metric(
 
     :param action_space: the team's common action space
     :param observation_space: the team's common observation space
+    :param n_agents: agents in the team
     :param beta: weight of actions against states, positive
     :param p: exponent, 1 or 2
-    :param action_embedding: ``"one_hot"``, or one row per action, such as the displacement that it causes
+    :param action_embedding: ``"one_hot"``; or one row per action, such as the displacement that it causes; or such a table
+        for each agent, shape ``(n_agents, n_actions, k)``
     :param metric_coordinates: entries of the flattened observation that count; all when ``None``
     :param scale_observations: divide each coordinate by its standard deviation over the rollout
     :param device: where the embedding is kept
@@ -90,9 +112,9 @@ def make_metric(
         raise ValueError(f"`beta` must be positive, got {beta}; it weighs actions against states")
     if p not in (1, 2):
         raise ValueError(f"`p` must be 1 or 2, got {p}")
-    embedding = None
+    codebook, placement = None, None
     if isinstance(action_space, spaces.Discrete):
-        embedding = _embedding(action_embedding, int(action_space.n)).to(device)
+        codebook, placement = _codebook(action_embedding, n_agents, int(action_space.n), device)
     elif not isinstance(action_embedding, str) or action_embedding != "one_hot":
         raise ValueError(f"`action_embedding` is for discrete actions, but the action space is {action_space}")
     coordinates = None
@@ -103,17 +125,39 @@ def make_metric(
             raise ValueError(
                 f"`metric_coordinates` must name entries 0 to {size - 1} of the observation, got {list(metric_coordinates)}"
             )
-    return GroundMetric(float(beta), float(p), embedding, coordinates, scale_observations)
+    return GroundMetric(float(beta), float(p), codebook, placement, coordinates, scale_observations)
 
 
-def _embedding(value: Any, n_actions: int) -> th.Tensor:
+def _codebook(value: Any, n_agents: int, n_actions: int, device: th.device) -> tuple[th.Tensor, th.Tensor | None]:
+    """Points and, where agents differ, which point each agent's action is."""
     if isinstance(value, str):
         if value != "one_hot":
-            raise ValueError(f"`action_embedding` must be 'one_hot' or a table with one row per action, got {value!r}")
-        return ot.one_hot_embedding(n_actions)
-    table = th.as_tensor(np.asarray(value, dtype=np.float32))
-    if table.ndim != 2 or table.shape[0] != n_actions:
+            raise ValueError(f"`action_embedding` must be 'one_hot', 'environment' or a table, got {value!r}")
+        return ot.one_hot_embedding(n_actions, device=device), None
+    table = np.asarray(value, dtype=np.float32)
+    if table.ndim == 2 and table.shape[0] == n_actions:
+        return th.as_tensor(table, device=device), None
+    if table.ndim != 3 or table.shape[:2] != (n_agents, n_actions):
         raise ValueError(
-            f"`action_embedding` must have one row for each of the {n_actions} actions, got shape {tuple(table.shape)}"
+            f"`action_embedding` must have one row for each of the {n_actions} actions, or such a table for each of the "
+            f"{n_agents} agents, got shape {table.shape}"
         )
-    return table
+    # Actions of different agents that do the same thing share a point, up to rounding.
+    points, place = np.unique(table.reshape(-1, table.shape[-1]).round(5) + 0.0, axis=0, return_inverse=True)
+    placement = th.as_tensor(place.reshape(n_agents, n_actions), device=device)
+    return th.as_tensor(points, device=device), placement
+
+
+def normalised_table(vectors: Any) -> list[Any]:
+    r"""
+    Displacements in units in which the median distance between two different actions is :math:`\sqrt 2`, as in one-hot.
+
+    :param vectors: shape ``(n_actions, k)`` or ``(n_agents, n_actions, k)``
+    :return: nested lists of the same shape
+    """
+    table = np.asarray(vectors, dtype=np.float64)
+    rows = table.reshape(-1, table.shape[-1])
+    distances = np.linalg.norm(rows[:, None] - rows[None], axis=-1)
+    unit = np.median(distances[distances > 1e-9]) if (distances > 1e-9).any() else 1.0
+    scaled: list[Any] = (table * (np.sqrt(2.0) / unit)).tolist()
+    return scaled

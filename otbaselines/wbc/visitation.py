@@ -32,9 +32,7 @@ class VisitationConsensus(Consensus):
     :param debiased: subtract half the self terms, and debias the barycenter
     """
 
-    def __init__(
-        self, n_support: int, generator: th.Generator, metric: GroundMetric, *, pooled: bool, debiased: bool
-    ) -> None:
+    def __init__(self, n_support: int, generator: th.Generator, metric: GroundMetric, *, pooled: bool, debiased: bool) -> None:
         super().__init__(n_support, generator)
         self.metric = metric
         self.pooled = pooled
@@ -100,13 +98,13 @@ class ExpectedConsensus(VisitationConsensus):
         return total.flatten(2, 3).flatten(0, 1) ** self.metric.p
 
     def _embedding(self) -> th.Tensor:
-        assert self.metric.embedding is not None
-        return self.metric.embedding.double()
+        assert self.metric.codebook is not None
+        return self.metric.codebook.double()
 
     def _measures(self, policy: MultiAgentActorCriticPolicy) -> th.Tensor:
         distribution = policy.policies_at(self._states)
         assert isinstance(distribution, MaskedCategorical)
-        probs = distribution.probs.transpose(0, 1).to(self._weights_of_states.dtype)
+        probs = self.metric.place(distribution.probs).transpose(0, 1).to(self._weights_of_states.dtype)
         return (self._weights_of_states.unsqueeze(-1) * probs).flatten(1)
 
     def prepare(
@@ -241,7 +239,9 @@ class SampledConsensus(VisitationConsensus):
             distribution = policy.policies_at(self._states)
             # Own support keeps what was done; on the pooled support every agent says what it would do.
             taken = buffer.actions.flatten(0, 2)[self._index]
-            actions = distribution.sample() if self.pooled else taken.unsqueeze(1).expand(-1, buffer.n_agents, *taken.shape[1:])
+            actions = (
+                distribution.sample() if self.pooled else taken.unsqueeze(1).expand(-1, buffer.n_agents, *taken.shape[1:])
+            )
             self._sampled = actions
             self._old_log_prob = distribution.log_prob(actions)
             return self._weigh(actions, reg, weights)
@@ -251,7 +251,7 @@ class SampledConsensus(VisitationConsensus):
         n_agents = actions.shape[1]
         membership = self._membership(n_agents)
         agent_of, state_of = (membership > 0).nonzero().unbind(1)
-        points = self.metric.action_points(actions[state_of, agent_of]).double()
+        points = self.metric.action_points(actions[state_of, agent_of], agent_of).double()
         cost = (self._state_cost[state_of][:, state_of] + ot.pairwise(points)) ** self.metric.p
         measures = cost.new_zeros(n_agents, len(agent_of))
         measures[agent_of, th.arange(len(agent_of), device=cost.device)] = membership[agent_of, state_of]
@@ -321,7 +321,7 @@ class SlicedConsensus(SampledConsensus):
         n_agents = actions.shape[1]
         membership = self._membership(n_agents)
         agent_of, state_of = (membership > 0).nonzero().unbind(1)
-        features = th.cat([self._points[state_of], self.metric.action_points(actions[state_of, agent_of])], -1)
+        features = th.cat([self._points[state_of], self.metric.action_points(actions[state_of, agent_of], agent_of)], -1)
         points = features.view(n_agents, -1, features.shape[-1])
         directions = ot.random_directions(points.shape[-1], self.n_projections, generator=self._directions).to(points)
         lines = points @ directions

@@ -1,5 +1,6 @@
 """Wasserstein-barycenter consensus for cooperative teams."""
 
+import contextlib
 import time
 from collections.abc import Sequence
 from typing import Any
@@ -17,7 +18,7 @@ from otbaselines.common.multi_agent.ppo import MultiAgentPPO
 from otbaselines.common.schedules import parse_schedule
 from otbaselines.wbc.conditional import CategoricalConsensus, GaussianConsensus, KLConsensus
 from otbaselines.wbc.consensus import Consensus, ConsensusReport
-from otbaselines.wbc.metric import make_metric
+from otbaselines.wbc.metric import make_metric, normalised_table
 from otbaselines.wbc.visitation import ExpectedConsensus, ReparametrisedConsensus, SampledConsensus, SlicedConsensus
 
 CHOICES = {
@@ -72,7 +73,9 @@ class WBC(MultiAgentPPO):
     :param beta: weight of actions against states in the ground metric
     :param p: exponent of the ground metric, 1 or 2
     :param n_support: states in the team's support: per minibatch (conditional), or per rollout, spread over the agents
-    :param action_embedding: ``"one_hot"`` or one row per discrete action, such as the displacement that it causes
+    :param action_embedding: ``"one_hot"``; one row per discrete action, such as the displacement that it causes; such a
+        table for each agent, shape ``(n_agents, n_actions, k)``, which compares teams by what their actions do; or
+        ``"environment"``, the environment's own ``agent_action_vectors``, scaled to the distances of one-hot
     :param metric_coordinates: entries of the observation that count in the metric between states; all when omitted
     :param scale_observations: divide them by their standard deviations over the rollout
     :param barycenter_weights: ``"uniform"``, or ``"return"`` for a softmax of the agents' standardised mean rewards
@@ -219,9 +222,10 @@ class WBC(MultiAgentPPO):
         metric = make_metric(
             self.action_space,
             self.observation_space,
+            n_agents=self.layout.n_agents,
             beta=self.beta,
             p=self.p,
-            action_embedding=self.action_embedding,
+            action_embedding=self._embedding_table(),
             metric_coordinates=self.metric_coordinates,
             scale_observations=self.scale_observations,
             device=self.device,
@@ -241,8 +245,23 @@ class WBC(MultiAgentPPO):
         kind = ExpectedConsensus if discrete else ReparametrisedConsensus
         return kind(self.n_support, generator, metric, pooled=pooled, debiased=self.debiased)
 
+    def _embedding_table(self) -> Any:
+        """The table that ``action_embedding`` names; the environment's is kept, so that it is saved with the model."""
+        if isinstance(self.action_embedding, str) and self.action_embedding == "environment":
+            vectors = None
+            if self.env is not None:
+                with contextlib.suppress(AttributeError):
+                    vectors = self.env.get_attr("agent_action_vectors", [0])[0]
+            if vectors is None:
+                raise ValueError(
+                    "`action_embedding='environment'` needs an environment with an attribute `agent_action_vectors`, one row "
+                    "per agent and action; pass such a table instead"
+                )
+            self.action_embedding = normalised_table(vectors)
+        return self.action_embedding
+
     # ------------------------------------------------------------------ training
-    def collect_rollouts(
+    def collect_rollouts(  # type: ignore[override]
         self, env: VecEnv, callback: BaseCallback, rollout_buffer: AgentRolloutBuffer, n_rollout_steps: int
     ) -> bool:
         self._iteration_start = time.perf_counter()
@@ -306,5 +325,3 @@ class WBC(MultiAgentPPO):
         loss = coef * self._consensus.loss(self.policy, chunk).sum()
         self._consensus_seconds += time.perf_counter() - start
         return loss
-
-

@@ -20,8 +20,11 @@ class TeamDistribution(ABC):
     """Distribution over the actions of every agent of every copy."""
 
     @abstractmethod
-    def sample(self) -> th.Tensor:
-        """:return: one action per agent, shape ``(batch, n_agents, ...)``"""
+    def sample(self, generator: th.Generator | None = None) -> th.Tensor:
+        """
+        :param generator: source of randomness; torch's global one when omitted
+        :return: one action per agent, shape ``(batch, n_agents, ...)``
+        """
 
     @abstractmethod
     def mode(self) -> th.Tensor:
@@ -64,9 +67,9 @@ class MaskedCategorical(TeamDistribution):
         """Probabilities, shape ``(batch, n_agents, n_actions)``."""
         return self.log_probs.exp()
 
-    def sample(self) -> th.Tensor:
+    def sample(self, generator: th.Generator | None = None) -> th.Tensor:
         # The exponential race: argmax p / E has distribution p, and a masked action's 0 / E never wins.
-        noise = th.empty_like(self.log_probs).exponential_()
+        noise = th.empty_like(self.log_probs).exponential_(generator=generator)
         return (self.probs / noise.clamp_min_(1e-30)).argmax(-1)
 
     def mode(self) -> th.Tensor:
@@ -90,8 +93,8 @@ class MultiCategorical(TeamDistribution):
     def __init__(self, logits: th.Tensor, nvec: list[int]) -> None:
         self.factors = [MaskedCategorical(part) for part in logits.split(nvec, dim=-1)]
 
-    def sample(self) -> th.Tensor:
-        return th.stack([factor.sample() for factor in self.factors], -1)
+    def sample(self, generator: th.Generator | None = None) -> th.Tensor:
+        return th.stack([factor.sample(generator) for factor in self.factors], -1)
 
     def mode(self) -> th.Tensor:
         return th.stack([factor.mode() for factor in self.factors], -1)
@@ -114,8 +117,8 @@ class IndependentBernoulli(TeamDistribution):
     def __init__(self, logits: th.Tensor) -> None:
         self.logits = logits
 
-    def sample(self) -> th.Tensor:
-        return th.bernoulli(self.logits.sigmoid())
+    def sample(self, generator: th.Generator | None = None) -> th.Tensor:
+        return th.bernoulli(self.logits.sigmoid(), generator=generator)
 
     def mode(self) -> th.Tensor:
         return (self.logits > 0).to(self.logits.dtype)
@@ -149,8 +152,8 @@ class DiagonalGaussian(TeamDistribution):
     def _sum(self, terms: th.Tensor) -> th.Tensor:
         return (terms if self.mask is None else terms.masked_fill(~self.mask, 0.0)).sum(-1)
 
-    def sample(self) -> th.Tensor:
-        noise = th.randn_like(self.mean)
+    def sample(self, generator: th.Generator | None = None) -> th.Tensor:
+        noise = th.empty_like(self.mean).normal_(generator=generator)
         if self.mask is not None:
             noise = noise.masked_fill(~self.mask, 0.0)
         return self.mean + self.std * noise

@@ -63,4 +63,6 @@ def team_layout(env: VecEnv) -> TeamLayout:
     if agents is None or not hasattr(env, "n_copies"):
         name = "agent_0"
         return TeamLayout((name,), env.num_envs, {name: env.observation_space}, {name: env.action_space})
-    return TeamLayout(tuple(agents), int(env.n_copies), dict(env.agent_observation_spaces), dict(env.agent_action_spaces))
+    # `VecEnvWrapper` forwards attributes that it does not have, which static types cannot show.
+    team: Any = env
+    return TeamLayout(tuple(agents), int(team.n_copies), dict(team.agent_observation_spaces), dict(team.agent_action_spaces))

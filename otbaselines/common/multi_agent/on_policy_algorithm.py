@@ -92,11 +92,11 @@ class MultiAgentOnPolicyAlgorithm(JsonSaveMixin, OnPolicyAlgorithm):
         if n_steps is not None and n_steps < 1:
             raise ValueError(f"`n_steps` must be at least 1, got {n_steps}")
         if env is not None:
-            env = wrap_team_env(env) or env
+            env = _as_vec_env(env)
             device = _learner_device(env, device)
         self.share_parameters = share_parameters
         super().__init__(
-            policy,
+            policy,  # type: ignore[arg-type]
             env,
             learning_rate=learning_rate,
             n_steps=n_steps,  # type: ignore[arg-type]
@@ -124,7 +124,7 @@ class MultiAgentOnPolicyAlgorithm(JsonSaveMixin, OnPolicyAlgorithm):
     # ------------------------------------------------------------------ set-up
     @staticmethod
     def _wrap_env(env: Any, verbose: int = 0, monitor_wrapper: bool = True) -> VecEnv:
-        return OnPolicyAlgorithm._wrap_env(wrap_team_env(env) or env, verbose, monitor_wrapper)
+        return OnPolicyAlgorithm._wrap_env(_as_vec_env(env), verbose, monitor_wrapper)
 
     def set_env(self, env: Any, force_reset: bool = True) -> None:
         """
@@ -298,7 +298,7 @@ class MultiAgentOnPolicyAlgorithm(JsonSaveMixin, OnPolicyAlgorithm):
         cut_off: list[tuple[int, int, Any]] = []
         obs = self._team_tensor(self._last_obs)
         for n_steps_done in range(n_steps):
-            active = np.array(env.agent_active) if has_active else None
+            active = np.array(getattr(env, "agent_active", None)) if has_active else None
             actions, log_probs = self._act(obs)
             env_actions = self._env_actions(actions).flatten(0, 1).cpu().numpy()
             new_obs, rewards, dones, infos = env.step(env_actions.reshape(-1, *self.action_space.shape))  # type: ignore[misc]
@@ -338,7 +338,9 @@ class MultiAgentOnPolicyAlgorithm(JsonSaveMixin, OnPolicyAlgorithm):
         final_obs = _scatter_rows([obs for _, _, obs in cut], rows, len(teams) * n_agents)
         with th.no_grad():
             values = self.policy.predict_values(obs_as_tensor(final_obs, self.device)).flatten()
-        slots = th.as_tensor(np.array([(step, slot // n_agents, slot % n_agents) for step, slot, _ in cut]), device=self.device)
+        slots = th.as_tensor(
+            np.array([(step, slot // n_agents, slot % n_agents) for step, slot, _ in cut]), device=self.device
+        )
         steps, copies, agents = slots.unbind(1)
         buffer.bootstrap[steps, copies, agents] = values[th.as_tensor(rows, device=self.device)]
 
@@ -384,6 +386,12 @@ class MultiAgentOnPolicyAlgorithm(JsonSaveMixin, OnPolicyAlgorithm):
                     f"{step} of the rollout that ended after {self.num_timesteps} agent-steps; the policy was left as it was. "
                     "Check the environment, for example with stable_baselines3.common.vec_env.VecCheckNan"
                 )
+
+
+def _as_vec_env(env: Any) -> VecEnv | Any:
+    """A team as a vector environment; Gymnasium's own environments stay as they are, for SB3 to wrap."""
+    wrapped = wrap_team_env(env)
+    return env if wrapped is None else wrapped
 
 
 def _scatter_rows(observations: list[Any], rows: np.ndarray, n_rows: int) -> Any:

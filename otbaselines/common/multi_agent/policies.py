@@ -71,6 +71,10 @@ class MultiAgentActorCriticPolicy(BasePolicy):
     :param append_agent_id: append a one-hot agent index to the features, so that a shared network can tell agents apart
     """
 
+    action_mask: th.Tensor | None
+    action_low: th.Tensor
+    action_high: th.Tensor
+
     def __init__(
         self,
         observation_space: spaces.Space[Any],
@@ -134,7 +138,8 @@ class MultiAgentActorCriticPolicy(BasePolicy):
     def _build(self, lr_schedule: Schedule) -> None:
         self.pi_extractors = self._make_extractors()
         self.vf_extractors = self.pi_extractors if self.share_features_extractor else self._make_extractors()
-        width = self.pi_extractors[0].features_dim + (self.n_agents if self.append_agent_id else 0)
+        extractor: Any = self.pi_extractors[0]
+        width = int(extractor.features_dim) + (self.n_agents if self.append_agent_id else 0)
         self.pi_net = StackedMLP(self.n_sets, width, self.net_arch["pi"], self.activation_fn)
         self.vf_net = StackedMLP(self.n_sets, width, self.net_arch["vf"], self.activation_fn)
         self.action_net = StackedLinear(self.n_sets, self.pi_net.out_features, action_head_size(self.action_space))
@@ -316,7 +321,7 @@ class MultiAgentActorCriticPolicy(BasePolicy):
                 f"`observation` has {rows.shape[0]} rows, which is not a multiple of the team's {self.n_agents} agents; "
                 f"pass one row per agent in the order {list(self.layout.possible_agents)}, or a dict of agents"
             )
-        return rows.unflatten(0, (-1, self.n_agents))
+        return rows.view(-1, self.n_agents, *rows.shape[1:])
 
     def forward(self, obs: PyTorchObs, deterministic: bool = False) -> tuple[th.Tensor, th.Tensor, th.Tensor]:
         """
@@ -397,17 +402,15 @@ class MultiAgentActorCriticPolicy(BasePolicy):
 class MultiAgentActorCriticCnnPolicy(MultiAgentActorCriticPolicy):
     """Team policy on images: ``NatureCNN`` features by default, one extractor per parameter set."""
 
-    def __init__(self, *args: Any, features_extractor_class: type[BaseFeaturesExtractor] = NatureCNN, **kwargs: Any) -> None:
-        super().__init__(*args, features_extractor_class=features_extractor_class, **kwargs)
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **{"features_extractor_class": NatureCNN, **kwargs})
 
 
 class MultiAgentMultiInputPolicy(MultiAgentActorCriticPolicy):
     """Team policy on dict observations: ``CombinedExtractor`` features by default."""
 
-    def __init__(
-        self, *args: Any, features_extractor_class: type[BaseFeaturesExtractor] = CombinedExtractor, **kwargs: Any
-    ) -> None:
-        super().__init__(*args, features_extractor_class=features_extractor_class, **kwargs)
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **{"features_extractor_class": CombinedExtractor, **kwargs})
 
 
 def _every(rows: PyTorchObs, agent: int, n_agents: int) -> PyTorchObs:

@@ -1,6 +1,4 @@
 import importlib.util
-import subprocess
-import sys
 
 import gymnasium as gym
 import numpy as np
@@ -387,14 +385,6 @@ def test_workers_that_have_gone_are_an_error_with_a_remedy():
     given.venv.close()
     with pytest.raises(ValueError, match=r"do not answer.*make_vec_env"):
         from_supersuit(given)
-
-
-def test_importing_the_intake_does_not_import_the_environments_or_mpe2():
-    code = (
-        "import sys, otbaselines.common.multi_agent.intake;"
-        "assert 'otbaselines.envs' not in sys.modules and 'mpe2' not in sys.modules"
-    )
-    subprocess.run([sys.executable, "-c", code], check=True)
 
 
 def test_a_converted_environment_is_recognised_as_parallel():
