@@ -5,6 +5,7 @@ from typing import Any, ClassVar
 import numpy as np
 import torch as th
 from gymnasium import spaces
+from stable_baselines3.common.base_class import maybe_make_env
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 from stable_baselines3.common.policies import BasePolicy
@@ -14,6 +15,7 @@ from stable_baselines3.common.vec_env import VecEnv
 
 from otbaselines.common.multi_agent.buffers import AgentRolloutBuffer
 from otbaselines.common.multi_agent.episodes import DeviceEpisodeStatistics
+from otbaselines.common.multi_agent.finite import check_rollout, check_rows
 from otbaselines.common.multi_agent.intake import wrap_team_env
 from otbaselines.common.multi_agent.layout import TeamLayout, team_layout
 from otbaselines.common.multi_agent.policies import (
@@ -95,6 +97,8 @@ class MultiAgentOnPolicyAlgorithm(JsonSaveMixin, OnPolicyAlgorithm):
             env = _as_vec_env(env)
             device = _learner_device(env, device)
         self.share_parameters = share_parameters
+        # Settings that were left to the algorithm, and what it chose.
+        self._automatic: dict[str, int] = {}
         super().__init__(
             policy,  # type: ignore[arg-type]
             env,
@@ -124,7 +128,7 @@ class MultiAgentOnPolicyAlgorithm(JsonSaveMixin, OnPolicyAlgorithm):
     # ------------------------------------------------------------------ set-up
     @staticmethod
     def _wrap_env(env: Any, verbose: int = 0, monitor_wrapper: bool = True) -> VecEnv:
-        return OnPolicyAlgorithm._wrap_env(_as_vec_env(env), verbose, monitor_wrapper)
+        return OnPolicyAlgorithm._wrap_env(maybe_make_env(_as_vec_env(env), verbose), verbose, monitor_wrapper)
 
     def set_env(self, env: Any, force_reset: bool = True) -> None:
         """
@@ -135,13 +139,27 @@ class MultiAgentOnPolicyAlgorithm(JsonSaveMixin, OnPolicyAlgorithm):
         :raises ValueError: if the team or its spaces differ
         """
         wrapped = self._wrap_env(env, self.verbose)
-        layout = team_layout(wrapped)
+        layout = self._same_team(wrapped)
+        super().set_env(wrapped, force_reset)
+        self.layout = layout
+
+    def _same_team(self, env: VecEnv) -> TeamLayout:
+        layout = team_layout(env)
         if layout.possible_agents != self.layout.possible_agents:
             raise ValueError(
                 f"`env` has the agents {list(layout.possible_agents)}, but the model was built for "
                 f"{list(self.layout.possible_agents)}"
             )
-        super().set_env(wrapped, force_reset)
+        return layout
+
+    def _check_env(self, env: VecEnv) -> None:
+        super()._check_env(env)
+        layout = self._same_team(env)
+        if layout.n_copies != self.layout.n_copies:
+            # What was derived from the number of copies, and not chosen by the user, is derived anew.
+            for name, value in self._automatic.items():
+                if getattr(self, name) == value:
+                    setattr(self, name, None)
         self.layout = layout
 
     def _setup_model(self) -> None:
@@ -149,7 +167,7 @@ class MultiAgentOnPolicyAlgorithm(JsonSaveMixin, OnPolicyAlgorithm):
         self.set_random_seed(self.seed)
         n_copies = max(1, self.n_envs // self.layout.n_agents)
         if self.n_steps is None:
-            self.n_steps = max(MIN_STEPS, JOINT_STEPS // n_copies)
+            self.n_steps = self._automatic["n_steps"] = max(MIN_STEPS, JOINT_STEPS // n_copies)
         self._check_setup(n_copies)
         self.rollout_buffer = AgentRolloutBuffer(
             self.n_steps,
@@ -178,6 +196,7 @@ class MultiAgentOnPolicyAlgorithm(JsonSaveMixin, OnPolicyAlgorithm):
         layout = self.layout
         return {
             **super()._extra_data(),
+            "automatic": dict(self._automatic),
             "possible_agents": list(layout.possible_agents),
             "agent_observation_spaces": dict(layout.agent_observation_spaces),
             "agent_action_spaces": dict(layout.agent_action_spaces),
@@ -185,6 +204,7 @@ class MultiAgentOnPolicyAlgorithm(JsonSaveMixin, OnPolicyAlgorithm):
 
     def _load_extra_data(self, data: dict[str, Any]) -> None:
         super()._load_extra_data(data)
+        self._automatic = dict(data.get("automatic", {}))
         agents = tuple(data["possible_agents"])
         self.layout = TeamLayout(
             agents,
@@ -219,7 +239,7 @@ class MultiAgentOnPolicyAlgorithm(JsonSaveMixin, OnPolicyAlgorithm):
         last_obs = collect(env, callback, rollout_buffer, n_rollout_steps)  # type: ignore[arg-type]
         if last_obs is None:
             return False
-        self._check_finite(rollout_buffer)
+        check_rollout(rollout_buffer, self.layout, self.num_timesteps)
         values = self._rollout_values(rollout_buffer.observations)
         with th.no_grad():
             last_values = self.policy.team_values(last_obs)
@@ -298,6 +318,7 @@ class MultiAgentOnPolicyAlgorithm(JsonSaveMixin, OnPolicyAlgorithm):
         cut_off: list[tuple[int, int, Any]] = []
         obs = self._team_tensor(self._last_obs)
         for n_steps_done in range(n_steps):
+            check_rows(self._last_obs, n_steps_done, self.layout, self.num_timesteps)
             active = np.array(getattr(env, "agent_active", None)) if has_active else None
             actions, log_probs = self._act(obs)
             env_actions = self._env_actions(actions).flatten(0, 1).cpu().numpy()
@@ -319,6 +340,7 @@ class MultiAgentOnPolicyAlgorithm(JsonSaveMixin, OnPolicyAlgorithm):
             self._last_obs = new_obs  # type: ignore[assignment]
             self._last_episode_starts = dones
             obs = self._team_tensor(new_obs)
+        check_rows(self._last_obs, n_steps, self.layout, self.num_timesteps)
         self._bootstrap_from_infos(buffer, cut_off)
         return obs
 
@@ -351,7 +373,7 @@ class MultiAgentOnPolicyAlgorithm(JsonSaveMixin, OnPolicyAlgorithm):
     def _env_actions(self, actions: th.Tensor) -> th.Tensor:
         """Sampled actions as the environment wants them: within the box, or counted from the space's start."""
         if isinstance(self.action_space, spaces.Box):
-            actions = actions.unflatten(-1, self.action_space.shape)
+            actions = actions.reshape(*actions.shape[:-1], *self.action_space.shape)
             return actions.clamp(self.policy.action_low, self.policy.action_high)
         return actions + self.policy.action_start if self.policy.action_start else actions
 
@@ -368,24 +390,6 @@ class MultiAgentOnPolicyAlgorithm(JsonSaveMixin, OnPolicyAlgorithm):
                 else:
                     chunks.append(self.policy.team_values(observations.flatten(0, 1)[part]))
         return th.cat(chunks).view_as(buffer.values)
-
-    def _check_finite(self, buffer: AgentRolloutBuffer) -> None:
-        """Stop before NaN or infinity reaches the networks; one look at the device per rollout."""
-        observations = buffer.observations if isinstance(buffer.observations, dict) else {"observations": buffer.observations}
-        quantities = {"rewards": buffer.rewards, **{k: v for k, v in observations.items() if v.is_floating_point()}}
-        # The sum of absolute values is finite exactly when every entry is (and is far from overflow): one number each.
-        sums = th.stack([tensor.abs().sum(dtype=th.float64) for tensor in quantities.values()])
-        if bool(th.isfinite(sums).all()):
-            return
-        for name, tensor in quantities.items():
-            bad = (~th.isfinite(tensor)).flatten(3).any(-1) if tensor.ndim > 3 else ~th.isfinite(tensor)
-            if bool(bad.any()):
-                step, copy, agent = (int(index) for index in bad.nonzero()[0])
-                raise ValueError(
-                    f"`{name}` of agent {self.layout.possible_agents[agent]!r} in copy {copy} became NaN or infinite at step "
-                    f"{step} of the rollout that ended after {self.num_timesteps} agent-steps; the policy was left as it was. "
-                    "Check the environment, for example with stable_baselines3.common.vec_env.VecCheckNan"
-                )
 
 
 def _as_vec_env(env: Any) -> VecEnv | Any:

@@ -407,7 +407,9 @@ def test_only_episodes_that_were_cut_off_are_bootstrapped(terminates):
     ends = []
     model = IPPO("MlpPolicy", env, **SMALL)
     keep = model.compute_final = None
-    model.learn(64, callback=lambda local, _: ends.append([info.get("terminal_observation") for info in local["infos"]]) is None)
+    model.learn(
+        64, callback=lambda local, _: ends.append([info.get("terminal_observation") for info in local["infos"]]) is None
+    )
     buffer = model.rollout_buffer
     assert keep is None
     assert buffer.dones[4::5].all()
