@@ -66,7 +66,9 @@ class NavigationVecEnv(NavigationViews, TensorVecEnv):
         self._positions, self._targets = self._rows[:n], self._rows[n:]
         self._to, self._from = self._positions.unsqueeze(0), self._positions.unsqueeze(1)
         self._offsets, self._target_offsets = zeros(n, n, 2, copies), zeros(n, 2, copies)
-        self._distances, self._touching = zeros(n, n, copies), zeros(n, n, copies)
+        self._offset_x, self._offset_y = self._offsets[:, :, 0], self._offsets[:, :, 1]
+        self._target_x, self._target_y = self._target_offsets[:, 0], self._target_offsets[:, 1]
+        self._squared_distances, self._touching = zeros(n, n, copies), zeros(n, n, copies)
         # No distance is below the diagonal's negative entry, squared with its sign, so nobody touches itself.
         reach = self.config.collision_distances
         self._squared_reach = constant(np.sign(reach) * reach**2).unsqueeze(2)
@@ -103,15 +105,13 @@ class NavigationVecEnv(NavigationViews, TensorVecEnv):
     def _target_distances(self) -> th.Tensor:
         """Distance of every agent to its target, ``(n_agents, n_copies)``."""
         th.sub(self._positions, self._targets, out=self._target_offsets)
-        x, y = self._target_offsets[:, 0], self._target_offsets[:, 1]
-        return (x * x).addcmul_(y, y).sqrt_()
+        return (self._target_x * self._target_x).addcmul_(self._target_y, self._target_y).sqrt_()
 
     def _n_touched(self) -> th.Tensor:
         """Number of team-mates that each agent collides with, ``(n_agents, n_copies)``."""
         th.sub(self._to, self._from, out=self._offsets)
-        x, y = self._offsets[:, :, 0], self._offsets[:, :, 1]
-        th.mul(x, x, out=self._distances).addcmul_(y, y)
-        th.lt(self._distances, self._squared_reach, out=self._touching)
+        th.mul(self._offset_x, self._offset_x, out=self._squared_distances).addcmul_(self._offset_y, self._offset_y)
+        th.lt(self._squared_distances, self._squared_reach, out=self._touching)
         return self._touching.sum(dim=1)
 
     def _observe(self) -> th.Tensor:
