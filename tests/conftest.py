@@ -1,10 +1,14 @@
-"""What every test needs: one thread, and a random stream of its own."""
+"""What every test needs: one thread, a random stream of its own, and the small environments of other tests."""
 
 import os
+import sys
+from pathlib import Path
 
 # Small networks are slower on several threads, and the tests run beside each other.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("SDL_VIDEODRIVER", "dummy")
+
+sys.path.append(str(Path(__file__).parent / "common" / "multi_agent"))
 
 import numpy as np
 import pytest
