@@ -26,6 +26,11 @@ LARGE_MEMORY = 10
 LARGE = 8192
 # The host reads the error at every check; a read stalls the queue of a GPU, which therefore mixes several times between reads.
 CUDA_CHECK = 4
+# From this range of exponents on a solve without a warm start first solves a problem of COARSER times the strength, loosely:
+# a third of the iterations at a hundredth of the median cost, and far more below.
+COARSE_SPAN = 80.0
+COARSER = 4.0
+COARSE_TOLERANCE = 1e-2
 # The largest change, in units of a log-scaling, that a mixing may make to any bin.
 TRUST = 50.0
 # A mixing after which the error is this many times the best one is undone.
@@ -194,8 +199,8 @@ def solve(problem: FixedPointProblem, start: th.Tensor, *, tol: float, max_iter:
     """
     Iterate every problem of the batch to its fixed point.
 
-    The host reads three numbers at every check, how many problems improved, got far
-    worse, and have converged.
+    The host reads three numbers at every check, how many problems improved, got far worse, and
+    have converged.
 
     :param problem: the maps
     :param start: first iterate, shape ``(B, rows, n)``, in the problem's domain

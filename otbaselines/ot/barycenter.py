@@ -16,7 +16,7 @@ from functools import partial
 
 import torch as th
 
-from otbaselines.ot._anderson import solve
+from otbaselines.ot._anderson import COARSE_SPAN, COARSE_TOLERANCE, COARSER, solve
 from otbaselines.ot._kernels import LOG, Domain
 from otbaselines.ot._projections import DebiasedProjections, Projections
 from otbaselines.ot._validation import (
@@ -89,10 +89,25 @@ def barycenter(
                 raise ValueError("`reference` must be positive everywhere; mix in a little of the uniform measure")
     batch = broadcast_shapes(cost.shape[:-2], measures.shape[:-2])
     measures = measures.detach().expand(*batch, -1, -1)
+    span, n_coarse = exponent_range(cost, reg), 0
+    if init is None and span > COARSE_SPAN:
+        init = barycenter(
+            measures,
+            cost,
+            reg=COARSER * reg,
+            weights=weights,
+            reference=reference,
+            reference_strength=None if reference_strength is None else COARSER * reference_strength,
+            debiased=debiased,
+            tol=max(tol, COARSE_TOLERANCE),
+            max_iter=max_iter,
+            validate=False,
+        )
+        n_coarse = init.n_iter
     given = _given_potentials(init, measures, reg)
     with th.no_grad():
         build = partial(_build, flatten_cost(cost, batch), measures, weights, reference, outer, debiased, reg)
-        problem = build(*choose_arithmetic(exponent_range(cost, reg), measures.dtype, tol))
+        problem = build(*choose_arithmetic(span, measures.dtype, tol))
         point = solve(problem, problem.start(*given), tol=tol, max_iter=max_iter)
         if not problem.domain.log and not bool(point.error.isfinite().all()):
             # The products ran out of range in spite of the bound (an extreme warm start can do that).
@@ -104,7 +119,7 @@ def barycenter(
         weights=solution.barycenter.reshape(*batch, -1).to(measures.dtype),
         potentials_a=(reg * solution.log_f).reshape(measures.shape).to(measures.dtype),
         potentials_b=(reg * solution.log_g).reshape(measures.shape).to(measures.dtype),
-        n_iter=point.n_iter,
+        n_iter=n_coarse + point.n_iter,
         converged=error <= tol,
         error=error.to(measures.dtype),
         _cost=cost,

@@ -10,7 +10,14 @@ from __future__ import annotations
 
 import torch as th
 
-from otbaselines.ot._anderson import FixedPoint, FixedPointProblem, solve
+from otbaselines.ot._anderson import (
+    COARSE_SPAN,
+    COARSE_TOLERANCE,
+    COARSER,
+    FixedPoint,
+    FixedPointProblem,
+    solve,
+)
 from otbaselines.ot._kernels import LOG, Domain, Kernel
 from otbaselines.ot._validation import (
     broadcast_shapes,
@@ -121,6 +128,11 @@ def sinkhorn(
         check_measure(b, "b")
     batch = broadcast_shapes(cost.shape[:-2], a.shape[:-1], b.shape[:-1])
     a, b = a.expand(*batch, -1), b.expand(*batch, -1)
+    n_coarse = 0
+    if init is None and exponent_range(cost, reg) > COARSE_SPAN:
+        coarse_tol = max(tol, COARSE_TOLERANCE)
+        init = sinkhorn(cost, a.detach(), b.detach(), reg=COARSER * reg, tol=coarse_tol, max_iter=max_iter, validate=False)
+        n_coarse = init.n_iter
     start = init.potential_a if isinstance(init, OTResult) else init
     if start is not None and start.shape != a.shape:
         raise ValueError(f"`init` must hold potentials of shape {tuple(a.shape)}, got {tuple(start.shape)}")
@@ -135,7 +147,7 @@ def sinkhorn(
         value=value,
         potential_a=f.to(a.dtype),
         potential_b=g.to(a.dtype),
-        n_iter=point.n_iter,
+        n_iter=n_coarse + point.n_iter,
         converged=error <= tol,
         error=error.to(a.dtype),
         _cost=cost,

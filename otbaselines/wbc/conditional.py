@@ -9,7 +9,7 @@ from stable_baselines3.common.type_aliases import PyTorchObs
 
 from otbaselines import ot
 from otbaselines.common.multi_agent.buffers import AgentRolloutBuffer
-from otbaselines.common.multi_agent.distributions import DiagonalGaussian, MaskedCategorical
+from otbaselines.common.multi_agent.distributions import DiagonalGaussian, MaskedCategorical, TeamDistribution
 from otbaselines.common.multi_agent.policies import MultiAgentActorCriticPolicy
 from otbaselines.ot.gaussian import gaussian_sinkhorn_barycenter, gaussian_sinkhorn_divergence
 from otbaselines.ot.scaling import ScalingState, scaling_barycenter
@@ -49,7 +49,7 @@ class StatewiseConsensus(Consensus):
     def _rows(self, chunk: int) -> slice:
         return slice(chunk * self.n_support, (chunk + 1) * self.n_support)
 
-    def _chunk(self, chunk: int) -> PyTorchObs:
+    def states(self, chunk: int) -> PyTorchObs:
         rows = self._rows(chunk)
         if isinstance(self._states, dict):
             return {key: value[rows] for key, value in self._states.items()}
@@ -74,18 +74,17 @@ class CategoricalConsensus(StatewiseConsensus):
         self._scalings: list[ScalingState] = []
 
     def _start(self, policy: MultiAgentActorCriticPolicy, n_chunks: int) -> ConsensusReport:
-        measures = self._measures(policy, self._states)
+        measures = self._measures(policy.policies_at(self._states))
         solved = scaling_barycenter(
             measures, self.cost, reg=self._reg, n_iter=COLD_STEPS, weights=self._weights, debiased=self.debiased
         )
         self._scalings = [solved.state.rows(self._rows(chunk)) for chunk in range(n_chunks)]
         return self._report(measures, solved.weights)
 
-    def _measures(self, policy: MultiAgentActorCriticPolicy, states: PyTorchObs) -> th.Tensor:
+    def _measures(self, policies: TeamDistribution) -> th.Tensor:
         """Action measures of every agent at the same states, shape ``(n, n_agents, n_points)``."""
-        distribution = policy.policies_at(states)
-        assert isinstance(distribution, MaskedCategorical)
-        return self.metric.place(distribution.probs)
+        assert isinstance(policies, MaskedCategorical)
+        return self.metric.place(policies.probs)
 
     def _report(self, measures: th.Tensor, center: th.Tensor) -> ConsensusReport:
         n_agents = measures.shape[1]
@@ -96,8 +95,8 @@ class CategoricalConsensus(StatewiseConsensus):
         pairs = ot.pairwise_sinkhorn(sample, self.cost, reg=self._reg, debiased=self.debiased, tol=1e-4, validate=False)
         return ConsensusReport(divergences, pairs.mean(0).flatten().amax())
 
-    def loss(self, policy: MultiAgentActorCriticPolicy, chunk: int) -> th.Tensor:
-        measures = self._measures(policy, self._chunk(chunk))
+    def loss(self, policies: TeamDistribution, chunk: int) -> th.Tensor:
+        measures = self._measures(policies)
         solved = scaling_barycenter(
             measures,
             self.cost,
@@ -126,27 +125,28 @@ class GaussianConsensus(StatewiseConsensus):
         super().__init__(n_support, generator)
         self.beta = metric.beta
 
-    def _moments(self, policy: MultiAgentActorCriticPolicy, states: PyTorchObs) -> tuple[th.Tensor, th.Tensor]:
+    def _moments(self, policies: TeamDistribution) -> tuple[th.Tensor, th.Tensor]:
         """Means and standard deviations in the unit of the ground cost, shape ``(n, n_agents, action_dim)`` each."""
-        mean, std = _gaussians(policy, states)
+        mean, std = _gaussians(policies)
         return self.beta * mean, self.beta * std
 
-    def _divergence(self, policy: MultiAgentActorCriticPolicy, states: PyTorchObs) -> th.Tensor:
-        mean, std = self._moments(policy, states)
+    def _divergence(self, policies: TeamDistribution) -> th.Tensor:
+        mean, std = self._moments(policies)
         with th.no_grad():
             center, spread = gaussian_sinkhorn_barycenter(mean, std, reg=self._reg, weights=self._weights)
         terms = gaussian_sinkhorn_divergence(mean, std, center.unsqueeze(1), spread.unsqueeze(1), reg=self._reg)
-        return _own_dimensions(policy, terms).sum(-1).mean(0)
+        return _own_dimensions(policies, terms).sum(-1).mean(0)
 
     def _start(self, policy: MultiAgentActorCriticPolicy, n_chunks: int) -> ConsensusReport:
-        mean, std = self._moments(policy, self._chunk(0))
+        policies = policy.policies_at(self.states(0))
+        mean, std = self._moments(policies)
         pairs = gaussian_sinkhorn_divergence(
             mean.unsqueeze(1), std.unsqueeze(1), mean.unsqueeze(2), std.unsqueeze(2), reg=self._reg
         )
-        return ConsensusReport(self._divergence(policy, self._chunk(0)), pairs.sum(-1).mean(0).amax())
+        return ConsensusReport(self._divergence(policies), pairs.sum(-1).mean(0).amax())
 
-    def loss(self, policy: MultiAgentActorCriticPolicy, chunk: int) -> th.Tensor:
-        return self._divergence(policy, self._chunk(chunk))
+    def loss(self, policies: TeamDistribution, chunk: int) -> th.Tensor:
+        return self._divergence(policies)
 
 
 class KLConsensus(StatewiseConsensus):
@@ -157,41 +157,39 @@ class KLConsensus(StatewiseConsensus):
     closed form, so continuous actions use :math:`\sum_j w_j KL(\pi_i | \pi_j)`, which bounds it from above.
     """
 
-    def _divergence(self, policy: MultiAgentActorCriticPolicy, states: PyTorchObs) -> th.Tensor:
-        distribution = policy.policies_at(states)
-        if isinstance(distribution, MaskedCategorical):
+    def _divergence(self, policies: TeamDistribution) -> th.Tensor:
+        if isinstance(policies, MaskedCategorical):
             with th.no_grad():
-                mixture = (self._weights[:, None] * distribution.probs).sum(1, keepdim=True).clamp_min(1e-30).log()
-            return (distribution.probs * (distribution.log_probs - mixture)).sum(-1).mean(0)
-        mean, std = _gaussians(policy, states)
+                mixture = (self._weights[:, None] * policies.probs).sum(1, keepdim=True).clamp_min(1e-30).log()
+            return (policies.probs * (policies.log_probs - mixture)).sum(-1).mean(0)
+        mean, std = _gaussians(policies)
         terms = _gaussian_kl(mean.unsqueeze(2), std.unsqueeze(2), mean.detach().unsqueeze(1), std.detach().unsqueeze(1))
-        return (_own_dimensions(policy, terms.transpose(1, 2)).sum(-1).transpose(1, 2) * self._weights).sum(-1).mean(0)
+        return (_own_dimensions(policies, terms.transpose(1, 2)).sum(-1).transpose(1, 2) * self._weights).sum(-1).mean(0)
 
     def _start(self, policy: MultiAgentActorCriticPolicy, n_chunks: int) -> ConsensusReport:
-        states = self._chunk(0)
-        distribution = policy.policies_at(states)
-        if isinstance(distribution, MaskedCategorical):
-            log_p, log_q = distribution.log_probs.unsqueeze(2), distribution.log_probs.unsqueeze(1)
+        policies = policy.policies_at(self.states(0))
+        if isinstance(policies, MaskedCategorical):
+            log_p, log_q = policies.log_probs.unsqueeze(2), policies.log_probs.unsqueeze(1)
             pairs = (log_p.exp() * (log_p - log_q)).sum(-1)
         else:
-            mean, std = _gaussians(policy, states)
+            mean, std = _gaussians(policies)
             pairs = _gaussian_kl(mean.unsqueeze(2), std.unsqueeze(2), mean.unsqueeze(1), std.unsqueeze(1)).sum(-1)
-        return ConsensusReport(self._divergence(policy, states), pairs.mean(0).amax())
+        return ConsensusReport(self._divergence(policies), pairs.mean(0).amax())
 
-    def loss(self, policy: MultiAgentActorCriticPolicy, chunk: int) -> th.Tensor:
-        return self._divergence(policy, self._chunk(chunk))
+    def loss(self, policies: TeamDistribution, chunk: int) -> th.Tensor:
+        return self._divergence(policies)
 
 
-def _gaussians(policy: MultiAgentActorCriticPolicy, states: PyTorchObs) -> tuple[th.Tensor, th.Tensor]:
+def _gaussians(policies: TeamDistribution) -> tuple[th.Tensor, th.Tensor]:
     """Means and standard deviations of every agent at the same states, shape ``(n, n_agents, action_dim)`` each."""
-    distribution = policy.policies_at(states)
-    assert isinstance(distribution, DiagonalGaussian)
-    return distribution.mean, distribution.std.expand_as(distribution.mean)
+    assert isinstance(policies, DiagonalGaussian)
+    return policies.mean, policies.std.expand_as(policies.mean)
 
 
-def _own_dimensions(policy: MultiAgentActorCriticPolicy, terms: th.Tensor) -> th.Tensor:
+def _own_dimensions(policies: TeamDistribution, terms: th.Tensor) -> th.Tensor:
     """Drop the padded action dimensions of agents that do not have them; ``terms`` ends in ``(n_agents, action_dim)``."""
-    return terms if policy.action_mask is None else terms.masked_fill(~policy.action_mask, 0.0)
+    assert isinstance(policies, DiagonalGaussian)
+    return terms if policies.mask is None else terms.masked_fill(~policies.mask, 0.0)
 
 
 def _gaussian_kl(mean_p: th.Tensor, std_p: th.Tensor, mean_q: th.Tensor, std_q: th.Tensor) -> th.Tensor:

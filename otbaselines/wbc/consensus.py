@@ -7,6 +7,7 @@ import torch as th
 from stable_baselines3.common.type_aliases import PyTorchObs
 
 from otbaselines.common.multi_agent.buffers import AgentRolloutBuffer
+from otbaselines.common.multi_agent.distributions import TeamDistribution
 from otbaselines.common.multi_agent.policies import MultiAgentActorCriticPolicy
 
 
@@ -57,11 +58,20 @@ class Consensus(ABC):
         """
 
     @abstractmethod
-    def loss(self, policy: MultiAgentActorCriticPolicy, chunk: int) -> th.Tensor:
+    def states(self, chunk: int) -> PyTorchObs:
+        """
+        The states at which :meth:`loss` needs the agents' policies.
+
+        :param chunk: number of the minibatch within its epoch
+        :return: rows of observations, shape ``(n, ...)``
+        """
+
+    @abstractmethod
+    def loss(self, policies: TeamDistribution, chunk: int) -> th.Tensor:
         """
         A quantity whose gradient with respect to agent i's parameters is that of agent i's divergence.
 
-        :param policy: the team's policies as they are now
+        :param policies: the agents' policies at :meth:`states`, as they are now, leading shape ``(n, n_agents)``
         :param chunk: number of the minibatch within its epoch
         :return: shape ``(n_agents,)``
         """

@@ -10,7 +10,7 @@ from stable_baselines3.common.type_aliases import PyTorchObs
 
 from otbaselines import ot
 from otbaselines.common.multi_agent.buffers import AgentRolloutBuffer
-from otbaselines.common.multi_agent.distributions import DiagonalGaussian, MaskedCategorical
+from otbaselines.common.multi_agent.distributions import DiagonalGaussian, MaskedCategorical, TeamDistribution
 from otbaselines.common.multi_agent.policies import MultiAgentActorCriticPolicy
 from otbaselines.wbc.consensus import Consensus, ConsensusReport, draw_states, rows_of
 from otbaselines.wbc.metric import GroundMetric
@@ -37,6 +37,9 @@ class VisitationConsensus(Consensus):
         self.metric = metric
         self.pooled = pooled
         self.debiased = debiased
+
+    def states(self, chunk: int) -> PyTorchObs:
+        return self._states
 
     def _draw(self, buffer: AgentRolloutBuffer) -> None:
         """Draw the same number of states from each agent's experience, agent after agent."""
@@ -101,10 +104,9 @@ class ExpectedConsensus(VisitationConsensus):
         assert self.metric.codebook is not None
         return self.metric.codebook.double()
 
-    def _measures(self, policy: MultiAgentActorCriticPolicy) -> th.Tensor:
-        distribution = policy.policies_at(self._states)
-        assert isinstance(distribution, MaskedCategorical)
-        probs = self.metric.place(distribution.probs).transpose(0, 1).to(self._weights_of_states.dtype)
+    def _measures(self, policies: TeamDistribution) -> th.Tensor:
+        assert isinstance(policies, MaskedCategorical)
+        probs = self.metric.place(policies.probs).transpose(0, 1).to(self._weights_of_states.dtype)
         return (self._weights_of_states.unsqueeze(-1) * probs).flatten(1)
 
     def prepare(
@@ -119,11 +121,11 @@ class ExpectedConsensus(VisitationConsensus):
         self._draw(buffer)
         self._weights_of_states = self._membership(buffer.n_agents)
         with th.no_grad():
-            measures = self._measures(policy)
+            measures = self._measures(policy.policies_at(self._states))
             return self._solve(measures / measures.sum(-1, keepdim=True), self._cost(), reg, weights)
 
-    def loss(self, policy: MultiAgentActorCriticPolicy, chunk: int) -> th.Tensor:
-        return (self._coefficients * self._measures(policy)).sum(-1).float()
+    def loss(self, policies: TeamDistribution, chunk: int) -> th.Tensor:
+        return (self._coefficients * self._measures(policies)).sum(-1).float()
 
 
 class ReparametrisedConsensus(VisitationConsensus):
@@ -133,13 +135,12 @@ class ReparametrisedConsensus(VisitationConsensus):
     The points of agent i move with its parameters while the plans stay: :math:`\sum_{xy} P_{xy} d(x_\theta, y)^p`.
     """
 
-    def _actions(self, policy: MultiAgentActorCriticPolicy) -> th.Tensor:
+    def _actions(self, policies: TeamDistribution) -> th.Tensor:
         """Actions of every agent at every state, in the unit of the ground cost, shape ``(n_agents, n_states, k)``."""
-        distribution = policy.policies_at(self._states)
-        assert isinstance(distribution, DiagonalGaussian)
-        actions = distribution.mean + distribution.std * self._noise
-        if policy.action_mask is not None:
-            actions = actions.masked_fill(~policy.action_mask, 0.0)
+        assert isinstance(policies, DiagonalGaussian)
+        actions = policies.mean + policies.std * self._noise
+        if policies.mask is not None:
+            actions = actions.masked_fill(~policies.mask, 0.0)
         return self.metric.beta * actions.transpose(0, 1).double()
 
     def prepare(
@@ -156,7 +157,7 @@ class ReparametrisedConsensus(VisitationConsensus):
         size = buffer.actions.shape[-1]
         self._noise = th.randn(n_states, 1, size, device=buffer.device, generator=self.generator)
         with th.no_grad():
-            actions = self._actions(policy)
+            actions = self._actions(policy.policies_at(self._states))
             membership = self._membership(n_agents)
             # The codebook holds every agent's action at every state of its own measure; state of point j is `_point_state`.
             held = membership > 0
@@ -185,8 +186,8 @@ class ReparametrisedConsensus(VisitationConsensus):
             exponent = (potential[:, None] + potential[None, :] - cost[points][:, points]) / reg
             self._self_plans.append(mass[:, None] * mass[None, :] * exponent.exp())
 
-    def loss(self, policy: MultiAgentActorCriticPolicy, chunk: int) -> th.Tensor:
-        actions = self._actions(policy)
+    def loss(self, policies: TeamDistribution, chunk: int) -> th.Tensor:
+        actions = self._actions(policies)
         losses = []
         for agent, points in enumerate(self._own_points):
             states = self._point_state[points]
@@ -282,8 +283,8 @@ class SampledConsensus(VisitationConsensus):
         baseline = (samples * membership).sum(1, keepdim=True)
         self._sample_weights = ((samples - baseline) * membership).float()
 
-    def loss(self, policy: MultiAgentActorCriticPolicy, chunk: int) -> th.Tensor:
-        log_prob = policy.policies_at(self._states).log_prob(self._sampled)
+    def loss(self, policies: TeamDistribution, chunk: int) -> th.Tensor:
+        log_prob = policies.log_prob(self._sampled)
         ratio = (log_prob - self._old_log_prob).clamp(-20.0, 20.0).exp()
         return (self._sample_weights * ratio.T).sum(1)
 

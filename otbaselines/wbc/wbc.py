@@ -9,10 +9,10 @@ import numpy as np
 import torch as th
 from gymnasium import spaces
 from stable_baselines3.common.callbacks import BaseCallback
-from stable_baselines3.common.type_aliases import GymEnv, Schedule
+from stable_baselines3.common.type_aliases import GymEnv, PyTorchObs, Schedule
 from stable_baselines3.common.vec_env import VecEnv
 
-from otbaselines.common.multi_agent.buffers import AgentRolloutBuffer, AgentRolloutSamples
+from otbaselines.common.multi_agent.buffers import AgentRolloutBuffer
 from otbaselines.common.multi_agent.policies import MultiAgentActorCriticPolicy, TeamActionEvaluation
 from otbaselines.common.multi_agent.ppo import MultiAgentPPO
 from otbaselines.common.schedules import parse_schedule
@@ -276,6 +276,7 @@ class WBC(MultiAgentPPO):
             self.logger.record("time/transport_share", self._consensus_seconds / max(elapsed, 1e-9))
 
     def _before_updates(self) -> None:
+        self._coef = self._schedule_value(self.consensus_coef)
         if self.layout.n_agents == 1:
             return
         start = time.perf_counter()
@@ -311,17 +312,19 @@ class WBC(MultiAgentPPO):
         # The logger cuts long keys and refuses two that become equal, so agents go by number.
         for agent, number in enumerate(numbers[1:]):
             self.logger.record(f"consensus/divergence_{agent}", number)
-        self.logger.record("consensus/coef", self._schedule_value(self.consensus_coef))
+        self.logger.record("consensus/coef", self._coef)
         self.logger.record("consensus/reg", reg)
 
-    def _auxiliary_loss(
-        self, batch: AgentRolloutSamples, evaluation: TeamActionEvaluation, metrics: dict[str, list[th.Tensor]]
-    ) -> th.Tensor | None:
-        coef = self._schedule_value(self.consensus_coef)
+    def _common_states(self) -> PyTorchObs | None:
+        if self._coef == 0.0 or self.layout.n_agents == 1:
+            return None
+        return self._consensus.states(self._chunk)
+
+    def _auxiliary_loss(self, evaluation: TeamActionEvaluation) -> th.Tensor | None:
         chunk, self._chunk = self._chunk, (self._chunk + 1) % self._minibatches()
-        if coef == 0.0 or self.layout.n_agents == 1:
+        if evaluation.common is None:
             return None
         start = time.perf_counter()
-        loss = coef * self._consensus.loss(self.policy, chunk).sum()
+        loss = self._coef * self._consensus.loss(evaluation.common, chunk).sum()
         self._consensus_seconds += time.perf_counter() - start
         return loss

@@ -35,12 +35,14 @@ class TeamActionEvaluation:
     :param log_prob: shape ``(batch, n_agents)``
     :param entropy: in nats, shape ``(batch, n_agents)``
     :param distribution: the policies at those observations
+    :param common: every agent's policy at the common states that were asked about, leading shape ``(n, n_agents)``
     """
 
     values: th.Tensor
     log_prob: th.Tensor
     entropy: th.Tensor
     distribution: TeamDistribution
+    common: TeamDistribution | None = None
 
 
 class MultiAgentActorCriticPolicy(BasePolicy):
@@ -268,16 +270,29 @@ class MultiAgentActorCriticPolicy(BasePolicy):
         features = self._to_sets(self._agent_features(obs, self.vf_extractors))
         return self._to_agents(self.value_net(self.vf_net(features))).squeeze(-1)
 
-    def evaluate_team_actions(self, obs: PyTorchObs, actions: th.Tensor) -> TeamActionEvaluation:
+    def evaluate_team_actions(
+        self, obs: PyTorchObs, actions: th.Tensor, common_states: PyTorchObs | None = None
+    ) -> TeamActionEvaluation:
         """
         :param obs: shape ``(batch, n_agents, ...)``
         :param actions: shape ``(batch, n_agents, ...)``
+        :param common_states: rows of observations ``(n, ...)`` at which every agent's policy is wanted as well; they join
+            the same forward pass
         :return: values, log-likelihoods and entropies
         """
         pi_features, vf_features = self._features(obs)
-        distribution = self._distribution(self._to_agents(self.action_net(self.pi_net(pi_features))))
+        common = None
+        if common_states is None:
+            head = self.action_net(self.pi_net(pi_features))
+        else:
+            n_rows = pi_features.shape[1]
+            joined = th.cat([pi_features, self._common_features(common_states)], 1)
+            head = self.action_net(self.pi_net(joined))
+            common = self._distribution(self._common_to_agents(head[:, n_rows:]))
+            head = head[:, :n_rows]
+        distribution = self._distribution(self._to_agents(head))
         values = self._to_agents(self.value_net(self.vf_net(vf_features))).squeeze(-1)
-        return TeamActionEvaluation(values, distribution.log_prob(actions), distribution.entropy(), distribution)
+        return TeamActionEvaluation(values, distribution.log_prob(actions), distribution.entropy(), distribution, common)
 
     def policies_at(self, states: PyTorchObs) -> TeamDistribution:
         """
@@ -286,23 +301,28 @@ class MultiAgentActorCriticPolicy(BasePolicy):
         :param states: rows of observations, shape ``(n, ...)``
         :return: distribution whose leading shape is ``(n, n_agents)``: states by policies
         """
-        if self._plain_vector and isinstance(states, th.Tensor) and not self.append_agent_id:
-            features = states.float().flatten(1)
+        return self._distribution(self._common_to_agents(self.action_net(self.pi_net(self._common_features(states)))))
+
+    def _common_features(self, states: PyTorchObs) -> th.Tensor:
+        """Features of the same states for every parameter set, shape ``(n_sets, rows of the set, features)``."""
+        if self._plain_vector and isinstance(states, th.Tensor):
+            features = states.float().flatten(1).expand(self.n_sets, -1, -1)
         else:
             rows = preprocess_obs(states, self.observation_space, normalize_images=self.normalize_images)
             features = th.stack([extractor(rows) for extractor in self.pi_extractors])
+        if self.share_parameters:
+            features = features.expand(self.n_agents, -1, -1)
         if self.append_agent_id:
             # Policy j keeps its own identity when it is asked about another agent's observation.
             identity = th.eye(self.n_agents, device=features.device, dtype=features.dtype)
-            features = features.expand(self.n_agents, -1, -1)
             features = th.cat([features, identity[:, None].expand(-1, features.shape[1], -1)], -1)
+        return features.flatten(0, 1).unsqueeze(0) if self.share_parameters else features
+
+    def _common_to_agents(self, head: th.Tensor) -> th.Tensor:
+        """Heads of :meth:`_common_features`, as ``(n, n_agents, width)``."""
         if self.share_parameters:
-            n_states = features.shape[-2]
-            features = features.expand(self.n_agents, n_states, -1).reshape(1, self.n_agents * n_states, -1)
-            head = self.action_net(self.pi_net(features)).view(self.n_agents, n_states, -1)
-        else:
-            head = self.action_net(self.pi_net(features.expand(self.n_agents, -1, -1)))
-        return self._distribution(head.transpose(0, 1))
+            head = head.view(self.n_agents, -1, head.shape[-1])
+        return head.transpose(0, 1)
 
     # ------------------------------------------------------------------ SB3's row interface
     def split_rows(self, obs: PyTorchObs) -> PyTorchObs:

@@ -5,7 +5,7 @@ from collections import defaultdict
 from typing import Any
 
 import torch as th
-from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback, Schedule
+from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback, PyTorchObs, Schedule
 
 from otbaselines.common.multi_agent.buffers import AgentRolloutSamples
 from otbaselines.common.multi_agent.on_policy_algorithm import MultiAgentOnPolicyAlgorithm
@@ -192,7 +192,7 @@ class MultiAgentPPO(MultiAgentOnPolicyAlgorithm):
         if self.batch_size is None:
             joint = self.n_steps * n_copies
             parts = max(parts for parts in range(1, MAX_MINIBATCHES + 1) if joint % parts == 0)
-            self.batch_size = max(joint // parts, min(2, joint)) * n_agents
+            self.batch_size = self._automatic["batch_size"] = max(joint // parts, min(2, joint)) * n_agents
         if self.batch_size > rollout:
             raise ValueError(
                 f"`batch_size` must not exceed the rollout, got {self.batch_size} > n_steps * n_copies * n_agents = "
@@ -238,15 +238,19 @@ class MultiAgentPPO(MultiAgentOnPolicyAlgorithm):
     def _before_updates(self) -> None:
         """Whatever an algorithm prepares once per rollout."""
 
-    def _auxiliary_loss(
-        self, batch: AgentRolloutSamples, evaluation: TeamActionEvaluation, metrics: dict[str, list[th.Tensor]]
-    ) -> th.Tensor | None:
+    def _common_states(self) -> PyTorchObs | None:
+        """
+        States at which the next minibatch needs every agent's policy.
+
+        :return: rows of observations, shape ``(n, ...)``; ``None`` for none
+        """
+        return None
+
+    def _auxiliary_loss(self, evaluation: TeamActionEvaluation) -> th.Tensor | None:
         """
         A further loss of the algorithm's own.
 
-        :param batch: the minibatch
-        :param evaluation: the current policies on it
-        :param metrics: device tensors to be averaged into the log
+        :param evaluation: the current policies on the minibatch and at the common states
         :return: a scalar, summed over agents where parameters are separate; ``None`` for no such loss
         """
         return None
@@ -257,7 +261,7 @@ class MultiAgentPPO(MultiAgentOnPolicyAlgorithm):
 
         :return: ``False`` when ``target_kl`` was exceeded and the step was not taken
         """
-        evaluation = self.policy.evaluate_team_actions(batch.observations, batch.actions)
+        evaluation = self.policy.evaluate_team_actions(batch.observations, batch.actions, self._common_states())
         log_ratio = evaluation.log_prob - batch.old_log_prob
         if batch.active is not None:
             # Weighting an absent agent's row by zero is not enough: where the ratio overflows, 0 * inf is NaN.
@@ -272,7 +276,7 @@ class MultiAgentPPO(MultiAgentOnPolicyAlgorithm):
                 print(f"Early stopping after {self._n_updates} updates due to reaching max kl: {float(approx_kl):.2f}")
             return False
         loss = self._ppo_loss(batch, evaluation, ratio, metrics)
-        auxiliary = self._auxiliary_loss(batch, evaluation, metrics)
+        auxiliary = self._auxiliary_loss(evaluation)
         if auxiliary is not None:
             loss = loss + auxiliary
         metrics["train/loss"].append(loss.detach())
