@@ -50,13 +50,18 @@ def table(results: dict[str, RunResult]) -> str:
     :return: lines of text
     """
     random = next(iter(results.values())).random
-    rows = [("random", random, float("nan"), 0), *((k, r.evaluation, r.cpu_seconds, r.timesteps[-1]) for k, r in results.items())]
+    rows = [
+        ("random", random, float("nan"), 0),
+        *((k, r.evaluation, r.cpu_seconds, r.timesteps[-1]) for k, r in results.items()),
+    ]
     lines = [f"{'policy':<10}{'reward per agent and step':>28}{'agent-steps':>14}{'CPU seconds':>14}"]
     for label, rewards, seconds, steps in rows:
         error = 1.96 * rewards.std() / np.sqrt(len(rewards))
         cost = f"{int(steps):>14,}{seconds:>14.0f}" if steps else f"{'-':>14}{'-':>14}"
         lines.append(f"{label:<10}{f'{rewards.mean():.3f} +/- {error:.3f}':>28}{cost}")
-    lines.append(f"({len(random)} episodes from the same starts, most probable actions; +/- is the 95 % interval over episodes)")
+    lines.append(
+        f"({len(random)} episodes from the same starts, most probable actions; +/- is the 95 % interval over episodes)"
+    )
     return "\n".join(lines)
 
 

@@ -66,9 +66,7 @@ def find_run(args: argparse.Namespace) -> SavedRun:
     parameters = Path(log_path) / str(name)
     config, statistics = parameters / "config.yml", parameters / FILE_NAME
     entry = yaml.safe_load(config.read_text(encoding="utf-8")) if config.is_file() else {}
-    return SavedRun(
-        model_path=Path(model_path), entry=dict(entry), normalizer=statistics if statistics.is_file() else None
-    )
+    return SavedRun(model_path=Path(model_path), entry=dict(entry), normalizer=statistics if statistics.is_file() else None)
 
 
 def make_env(args: argparse.Namespace, run: SavedRun, *, n_copies: int, render: bool = False) -> VecEnv:

@@ -58,8 +58,8 @@ class TeamExperimentManager(ExperimentManager):
         if trained_agent and not (trained_agent.endswith(".zip") and Path(trained_agent).is_file()):
             raise ValueError(f"--trained-agent must name an existing .zip file, got {trained_agent!r}")
         super().__init__(args, algo, env_id, log_folder, **options)
-        if options.get("config") is None:
-            self.config = None
+        # Without a file of the user's, the parent would read its own for an algorithm of this name.
+        self.hyperparameter_file: str | None = options.get("config")
 
     # Teams are in no Gymnasium registry, where the parent would look these up.
     @staticmethod
@@ -85,15 +85,13 @@ class TeamExperimentManager(ExperimentManager):
         if self.n_timesteps > 0:
             overrides["n_timesteps"] = self.n_timesteps
         entry = read_entry(
-            self.algo, self.env_name.gym_id, variants=self.variants, overrides=overrides, path=self.config
+            self.algo, self.env_name.gym_id, variants=self.variants, overrides=overrides, path=self.hyperparameter_file
         )
         if self.verbose > 0:
             print(yaml.safe_dump(entry, sort_keys=True).rstrip())
         return entry, dict(entry)
 
-    def _preprocess_hyperparams(
-        self, hyperparams: dict[str, Any]
-    ) -> tuple[dict[str, Any], None, list[BaseCallback], None]:
+    def _preprocess_hyperparams(self, hyperparams: dict[str, Any]) -> tuple[dict[str, Any], None, list[BaseCallback], None]:
         config = split_entry(hyperparams)
         self.n_timesteps, self.n_envs = config.n_timesteps, config.n_envs
         self.env_kwargs = config.env_kwargs
@@ -156,7 +154,7 @@ class TeamExperimentManager(ExperimentManager):
     def _save_config(self, saved_hyperparams: dict[str, Any]) -> None:
         folder = Path(self.params_path)
         folder.mkdir(parents=True, exist_ok=True)
-        arguments = {key: value for key, value in sorted(vars(self.args).items())}
+        arguments = dict(sorted(vars(self.args).items()))
         for name, values in (("config.yml", saved_hyperparams), ("args.yml", arguments)):
             (folder / name).write_text(yaml.safe_dump(values, sort_keys=True), encoding="utf-8")
         (folder / "command.txt").write_text(f"python -m zoo.train {shlex.join(sys.argv[1:])}\n", encoding="utf-8")

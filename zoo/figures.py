@@ -23,7 +23,13 @@ METHOD_STYLES: dict[str, dict[str, Any]] = {
     "parameter sharing": {"color": "#CC79A7", "linestyle": "-."},
     "IPPO": {"color": "#D55E00", "linestyle": ":"},
 }
-_STYLE = {"font.size": 9, "axes.titlesize": 9, "savefig.dpi": 160, "axes.spines.top": False, "axes.spines.right": False}
+_STYLE: dict[Any, Any] = {
+    "font.size": 9,
+    "axes.titlesize": 9,
+    "savefig.dpi": 160,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+}
 _REWARD = "mean reward per agent and step\n(arena half-widths)"
 
 
@@ -81,7 +87,10 @@ def draw_policy_maps(runs: Mapping[str, RunResult], path: Path) -> None:
         star = mpl.lines.Line2D([], [], marker="*", linestyle="", color="#F0E442", mec="black", ms=11, label="target")
         mates = mpl.lines.Line2D([], [], marker="o", linestyle="", color="white", mec="black", ms=6, label="team-mates")
         figure.legend(handles=[*handles, star, mates], loc="outside lower center", ncols=7, frameon=False)
-        figure.suptitle("Most probable action at each own position, all agents asked about the same\nobservations: the target and the two other positions stay where they are")
+        figure.suptitle(
+            "Most probable action at each own position, all agents asked about the\n"
+            "same observations: the target and the other positions stay where they are"
+        )
         _save(figure, path)
 
 
@@ -108,13 +117,13 @@ def draw_state_probabilities(runs: Mapping[str, RunResult], path: Path) -> None:
         n_agents = next(iter(runs.values())).state_probs.shape[1]
         figure = Figure(figsize=(2.3 * len(states) + 0.9, (0.36 * n_agents + 0.95) * len(runs) + 0.5), layout="constrained")
         axes = figure.subplots(len(runs), len(states), squeeze=False, sharex=True, sharey=True)
-        image = None
+        image: Any = None
         for row, (label, run) in zip(axes, runs.items(), strict=True):
             for state, axis in enumerate(row):
                 image = _draw_heat_map(axis, run.state_probs[state])
             row[0].set_ylabel(label)
-        for state, axis in zip(states, axes[0], strict=True):
-            axis.set_title(state)
+        for description, axis in zip(states, axes[0], strict=True):
+            axis.set_title(description)
         figure.colorbar(image, ax=axes, label="probability", shrink=0.8, pad=0.01)
         figure.suptitle("Action probabilities of every agent when each is asked about the same observation")
         _save(figure, path)
@@ -146,14 +155,13 @@ def draw_learning_curves(runs: Mapping[str, Sequence[RunResult]], path: Path, *,
             curves = moving_average(np.stack([run.rewards[:n_points] for run in seeds]), window)
             style = METHOD_STYLES.get(label, {})
             steps = seeds[0].timesteps[:n_points] / 1000
-            axis.plot(steps, curves.mean(0), label=f"{label} ({_seeds(len(seeds))})", lw=1.8, **style)
+            axis.plot(steps, curves.mean(0), label=label, lw=1.8, **style)
             if len(seeds) > 1:
                 axis.fill_between(steps, *bootstrap_band(curves), alpha=0.2, lw=0, color=style.get("color"))
         random = np.mean([run.random.mean() for seeds in runs.values() for run in seeds])
         axis.axhline(float(random), color="black", lw=1, linestyle=(0, (1, 3)), label="random policy")
-        axis.set(xlabel="agent-steps (thousands)", ylabel=_REWARD, title=title)
-        # Above the line of the random policy, below the curves.
-        axis.legend(frameon=False, loc="lower right", bbox_to_anchor=(1.0, 0.09))
+        axis.set(xlabel="agent-steps (thousands)", ylabel=_REWARD, title=f"{title}\n{_seeds(runs)}")
+        figure.legend(loc="outside lower center", ncols=len(runs) + 1, frameon=False)
         axis.grid(alpha=0.25)
         _save(figure, path)
 
@@ -177,8 +185,11 @@ def draw_evaluations(curves: Mapping[str, tuple[Array, Array]], path: Path, *, t
         _save(figure, path)
 
 
-def _seeds(count: int) -> str:
-    return "1 seed" if count == 1 else f"{count} seeds, 95 % band"
+def _seeds(runs: Mapping[str, Sequence[RunResult]]) -> str:
+    counts = sorted({len(seeds) for seeds in runs.values()})
+    if counts == [1]:
+        return "one seed"
+    return f"mean over {'-'.join(map(str, counts))} seeds, 95 % bootstrap band"
 
 
 def _save(figure: Figure, path: Path) -> None:

@@ -61,7 +61,7 @@ def wbc_paper(args: argparse.Namespace) -> None:
     out = Path(args.out)
     # One run stands for each method: that of the median evaluation, neither the luckiest nor the worst.
     typical = {label: seeds[_median(seeds)] for label, seeds in runs.items()}
-    pair = {label: typical[label] for label in ("WBC", "IPPO") if label in typical} or typical
+    pair: dict[str, RunResult] = {label: typical[label] for label in ("WBC", "IPPO") if label in typical} or typical
     draw_policy_maps(pair, out / f"figure1_policy_maps{suffix}.png")
     draw_state_probabilities(pair, out / f"figure2_action_probabilities{suffix}.png")
     kind = HETEROGENEOUS.get(args.heterogeneous, "equal agents")
