@@ -8,7 +8,8 @@ from pathlib import Path
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("SDL_VIDEODRIVER", "dummy")
 
-sys.path.append(str(Path(__file__).parent / "common" / "multi_agent"))
+HERE = Path(__file__).parent
+sys.path += [str(HERE), str(HERE / "common" / "multi_agent")]
 
 import numpy as np
 import pytest

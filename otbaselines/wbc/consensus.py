@@ -36,6 +36,14 @@ class Consensus(ABC):
         self.n_support = n_support
         self.generator = generator
 
+    def reseed(self, seed: int) -> None:
+        """
+        Start the random stream anew.
+
+        :param seed: the seed
+        """
+        self.generator.manual_seed(seed)
+
     @abstractmethod
     def prepare(
         self,

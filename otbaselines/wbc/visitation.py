@@ -307,6 +307,10 @@ class SlicedConsensus(SampledConsensus):
         # Directions are drawn on the CPU, so that a seed means the same on every device.
         self._directions = th.Generator().manual_seed(generator.initial_seed() % (1 << 63))
 
+    def reseed(self, seed: int) -> None:
+        super().reseed(seed)
+        self._directions.manual_seed(seed)
+
     def _draw(self, buffer: AgentRolloutBuffer) -> None:
         each = max(2, self.n_support // buffer.n_agents)
         drawn = [draw_states(buffer, each, self.generator, agent=agent)[1] for agent in range(buffer.n_agents)]

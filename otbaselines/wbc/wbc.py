@@ -215,6 +215,13 @@ class WBC(MultiAgentPPO):
         self._consensus_seconds = 0.0
         self._iteration_start: float | None = None
 
+    def set_random_seed(self, seed: int | None = None) -> None:
+        super().set_random_seed(seed)
+        # At the first call, from the constructor, there is nothing to seed yet.
+        consensus = getattr(self, "_consensus", None)
+        if consensus is not None and seed is not None:
+            consensus.reseed(seed)
+
     def _make_consensus(self, generator: th.Generator) -> Consensus:
         """The form of consensus that the settings name."""
         if self.consensus == "kl":
