@@ -133,6 +133,24 @@ def test_gaussian_samples_have_the_stated_moments():
 
 
 @pytest.mark.parametrize(
+    "distribution",
+    [
+        MaskedCategorical(_logits(), MASK),
+        MultiCategorical(_logits(), [2, 3]),
+        IndependentBernoulli(_logits()),
+        DiagonalGaussian(_logits(), th.zeros(1, 5, dtype=th.float64)),
+    ],
+    ids=lambda distribution: type(distribution).__name__,
+)
+def test_a_generator_of_its_own_fixes_the_sample_and_spares_the_global_stream(distribution):
+    before = th.get_rng_state()
+    draws = [distribution.sample(generator=th.Generator().manual_seed(seed)) for seed in (0, 0, 1)]
+    assert th.equal(th.get_rng_state(), before)
+    assert th.equal(draws[0], draws[1])
+    assert not th.equal(draws[0], draws[2])
+
+
+@pytest.mark.parametrize(
     ("space", "size"),
     [
         (spaces.Discrete(4), 4),
