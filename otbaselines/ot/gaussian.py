@@ -63,8 +63,10 @@ def gaussian_sinkhorn_barycenter(
     variance = std.square()
     variances = stds.square()
     for _ in range(n_iter):
-        root = (w * (4.0 * variance.unsqueeze(-2) * variances + half**2).sqrt()).sum(-2)
-        variance = 0.5 * (root.square() - half**2).clamp_min(0.0).sqrt()
+        # Both sides less sigma^2, without subtracting: for variances far below the regularisation nothing would be left.
+        product = 4.0 * variance.unsqueeze(-2) * variances
+        excess = (w * product / ((product + half**2).sqrt() + half)).sum(-2)
+        variance = 0.5 * (excess * (excess + 2.0 * half)).sqrt()
     return mean, variance.sqrt()
 
 

@@ -135,6 +135,8 @@ def _codebook(value: Any, n_agents: int, n_actions: int, device: th.device) -> t
             raise ValueError(f"`action_embedding` must be 'one_hot', 'environment' or a table, got {value!r}")
         return ot.one_hot_embedding(n_actions, device=device), None
     table = np.asarray(value, dtype=np.float32)
+    if not np.isfinite(table).all():
+        raise ValueError("`action_embedding` holds NaN or infinite entries; every action needs a point")
     if table.ndim == 2 and table.shape[0] == n_actions:
         return th.as_tensor(table, device=device), None
     if table.ndim != 3 or table.shape[:2] != (n_agents, n_actions):

@@ -241,7 +241,9 @@ class SampledConsensus(VisitationConsensus):
             # Own support keeps what was done; on the pooled support every agent says what it would do.
             taken = buffer.actions.flatten(0, 2)[self._index]
             actions = (
-                distribution.sample() if self.pooled else taken.unsqueeze(1).expand(-1, buffer.n_agents, *taken.shape[1:])
+                distribution.sample(self.generator)
+                if self.pooled
+                else taken.unsqueeze(1).expand(-1, buffer.n_agents, *taken.shape[1:])
             )
             self._sampled = actions
             self._old_log_prob = distribution.log_prob(actions)
@@ -270,7 +272,8 @@ class SampledConsensus(VisitationConsensus):
             if self.debiased:
                 potential, mass = self._self_potentials[agent], measures[agent]
                 own = mass[:, None] * mass[None, :] * ((potential[:, None] + potential[None, :] - cost) / reg).exp()
-                value = value - 0.5 * (own * cost).sum(0) / floor[agent]
+                # Half the self term moves with both of its arguments, which are the same measure: two halves.
+                value = value - (own * cost).sum(0) / floor[agent]
             rows.append(value)
         return th.stack(rows)
 

@@ -201,12 +201,19 @@ class WBC(MultiAgentPPO):
                 raise ValueError(f"continuous actions at equal states need the closed form of `p=2`, got `p={self.p}`")
             if not self.debiased:
                 raise ValueError("`debiased=False` has no finite barycenter of normals; use `debiased=True`")
+        compares_states = self.consensus == "wasserstein" and self.support != "conditional"
+        if compares_states and not isinstance(self.observation_space, spaces.Box):
+            raise ValueError(
+                f"`support={self.support!r}` compares observations, which must be vectors, but the observation space is "
+                f"{self.observation_space}; use `support='conditional'`"
+            )
 
     def _setup_model(self) -> None:
         self._check_spaces()
         super()._setup_model()
         self.consensus_coef = parse_schedule(self.consensus_coef)
         self.reg = parse_schedule(self.reg)
+        _check_ends(self.reg, self.consensus_coef)
         # A stream of its own: whatever consensus draws, the learner's random numbers are those of IPPO.
         generator = th.Generator(device=self.device)
         generator.manual_seed(self.seed) if self.seed is not None else generator.seed()
@@ -283,7 +290,8 @@ class WBC(MultiAgentPPO):
             self.logger.record("time/transport_share", self._consensus_seconds / max(elapsed, 1e-9))
 
     def _before_updates(self) -> None:
-        self._coef = self._schedule_value(self.consensus_coef)
+        # Whole rollouts are finished, so the remaining progress may end a little below zero: never push agents apart.
+        self._coef = max(0.0, self._schedule_value(self.consensus_coef))
         if self.layout.n_agents == 1:
             return
         start = time.perf_counter()
@@ -335,3 +343,19 @@ class WBC(MultiAgentPPO):
         loss = self._coef * self._consensus.loss(evaluation.common, chunk).sum()
         self._consensus_seconds += time.perf_counter() - start
         return loss
+
+
+def _check_ends(reg: Schedule, consensus_coef: Schedule) -> None:
+    """Refuse schedules that leave their range: the last update of a run is made at zero remaining progress."""
+    for progress in (1.0, 0.0):
+        strength, coef = reg(progress), consensus_coef(progress)
+        if not strength > 0:
+            raise ValueError(
+                f"`reg` must be positive to the end, but is {strength} at the remaining progress {progress:g}; let it fall to "
+                "something above 0, as in 'linear_0.5_0.1'"
+            )
+        if not coef >= 0:
+            raise ValueError(
+                f"`consensus_coef` must be non-negative, but is {coef} at the remaining progress {progress:g}; "
+                "0 switches consensus off"
+            )
