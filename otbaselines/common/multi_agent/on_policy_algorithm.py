@@ -23,6 +23,7 @@ from otbaselines.common.multi_agent.policies import (
     MultiAgentActorCriticPolicy,
     MultiAgentMultiInputPolicy,
 )
+from otbaselines.common.multi_agent.supported import check_spaces
 from otbaselines.common.save_util import JsonSaveMixin
 from otbaselines.common.vec_env import TensorVecEnv
 
@@ -94,14 +95,16 @@ class MultiAgentOnPolicyAlgorithm(JsonSaveMixin, OnPolicyAlgorithm):
         if n_steps is not None and n_steps < 1:
             raise ValueError(f"`n_steps` must be at least 1, got {n_steps}")
         if env is not None:
-            env = _as_vec_env(env)
+            # Ids of Gymnasium's are built here already, so that all spaces are checked before SB3 asserts about them.
+            env = maybe_make_env(_as_vec_env(env), verbose)
+            check_spaces(env.observation_space, env.action_space)
             device = _learner_device(env, device)
         self.share_parameters = share_parameters
         # Settings that were left to the algorithm, and what it chose.
         self._automatic: dict[str, int] = {}
         super().__init__(
             policy,  # type: ignore[arg-type]
-            env,
+            env,  # type: ignore[arg-type]
             learning_rate=learning_rate,
             n_steps=n_steps,  # type: ignore[arg-type]
             gamma=gamma,
@@ -235,7 +238,9 @@ class MultiAgentOnPolicyAlgorithm(JsonSaveMixin, OnPolicyAlgorithm):
         self.policy.set_training_mode(False)
         rollout_buffer.reset()
         callback.on_rollout_start()
-        collect = self._collect_on_device if isinstance(env, TensorVecEnv) else self._collect_from_vec_env
+        # An environment on another device than the learner's is stepped through NumPy: slower, and right.
+        on_device = isinstance(env, TensorVecEnv) and env.device.type == self.device.type
+        collect = self._collect_on_device if on_device else self._collect_from_vec_env
         last_obs = collect(env, callback, rollout_buffer, n_rollout_steps)  # type: ignore[arg-type]
         if last_obs is None:
             return False
@@ -410,16 +415,7 @@ def _scatter_rows(observations: list[Any], rows: np.ndarray, n_rows: int) -> Any
 
 def _learner_device(env: Any, device: th.device | str) -> th.device | str:
     """With ``"auto"`` the learner goes where a tensor environment lives, so that no step crosses between devices."""
-    if not isinstance(env, TensorVecEnv):
-        return device
-    if device == "auto":
-        return env.device
-    if th.device(device).type != env.device.type:
-        raise ValueError(
-            f"`device` is {str(device)!r}, but `env` lives on {str(env.device)!r}; make the environment with "
-            f"`make_vec_env(..., device={str(device)!r})` or leave `device` at 'auto'"
-        )
-    return device
+    return env.device if isinstance(env, TensorVecEnv) and device == "auto" else device
 
 
 def _check_range(name: str, value: float, low: float, high: float) -> None:

@@ -103,14 +103,38 @@ def test_a_team_that_sees_images_has_one_convolutional_network_per_agent():
     assert not th.equal(*(extractor.linear[0].weight for extractor in model.policy.pi_extractors))
 
 
+UNSUPPORTED_ACTIONS = {
+    "text": (spaces.Text(4), "use Box, Discrete"),
+    "tuple": (spaces.Tuple([spaces.Discrete(2), spaces.Discrete(2)]), "use Box, Discrete"),
+    "dict": (spaces.Dict(a=spaces.Discrete(2)), "use Box, Discrete"),
+    "unbounded": (spaces.Box(-np.inf, np.inf, (2,)), "finite bounds"),
+    "matrix_of_choices": (spaces.MultiDiscrete([[2, 2], [3, 3]]), "flatten it"),
+    "matrix_of_flags": (spaces.MultiBinary([2, 2]), "flatten it"),
+    "shifted": (spaces.MultiDiscrete([2, 2], start=[1, 1]), "count its choices from zero"),
+}
+
+
+@pytest.mark.parametrize("name", UNSUPPORTED_ACTIONS)
+def test_action_spaces_that_no_policy_handles_are_errors_with_a_remedy(name):
+    space, remedy = UNSUPPORTED_ACTIONS[name]
+    with pytest.raises(ValueError, match=f"(?s)the action space .* is not supported; .*{remedy}"):
+        IPPO("MlpPolicy", AnySpacesEnv(vector(2), space), **SMALL)
+
+
 @pytest.mark.parametrize(
     "space",
-    [spaces.Text(4), spaces.Tuple([spaces.Discrete(2), spaces.Discrete(2)]), spaces.Dict(a=spaces.Discrete(2))],
-    ids=["text", "tuple", "dict"],
+    [
+        spaces.Text(4),
+        spaces.Tuple([vector(2), vector(2)]),
+        spaces.Dict(a=spaces.Dict(b=vector(2))),
+        spaces.Dict(a=spaces.Tuple([vector(2)])),
+        spaces.Dict(),
+    ],
+    ids=["text", "tuple", "nested", "tuple_in_dict", "empty"],
 )
-def test_action_spaces_without_a_distribution_are_errors(space):
-    with pytest.raises((ValueError, AssertionError), match="action space"):
-        IPPO("MlpPolicy", AnySpacesEnv(vector(2), space), **SMALL)
+def test_observation_spaces_that_no_policy_handles_are_errors_with_a_remedy(space):
+    with pytest.raises(ValueError, match=r"the observation space .* is not supported; use Box"):
+        IPPO("MultiInputPolicy", AnySpacesEnv(space, spaces.Discrete(2)), **SMALL)
 
 
 def test_dict_observations_need_the_multi_input_policy():

@@ -174,6 +174,18 @@ def test_policies_at_asks_every_policy_about_the_same_states(obs, share_paramete
         th.testing.assert_close(asked[row], policy.team_distribution(shown).log_probs[0], atol=1e-6, rtol=0)
 
 
+@pytest.mark.parametrize("append_agent_id", [False, True])
+@pytest.mark.parametrize("share_parameters", [False, True])
+def test_common_states_join_the_forward_pass_without_changing_it(share_parameters, append_agent_id):
+    policy = _policy(3, append_agent_id=append_agent_id, share_parameters=share_parameters)
+    team, actions, states = _rows(OBS, 12).unflatten(0, (4, 3)), th.randint(4, (4, 3)), _rows(OBS, 5)
+    joined, alone = policy.evaluate_team_actions(team, actions, states), policy.evaluate_team_actions(team, actions)
+    for name in ("values", "log_prob", "entropy"):
+        th.testing.assert_close(getattr(joined, name), getattr(alone, name), atol=1e-6, rtol=0)
+    th.testing.assert_close(joined.common.log_probs, policy.policies_at(states).log_probs, atol=1e-6, rtol=0)
+    assert alone.common is None
+
+
 def test_agent_identity_lets_a_shared_network_tell_agents_apart():
     row = _rows(OBS, 1).expand(3, -1)
     for append_agent_id in (False, True):
