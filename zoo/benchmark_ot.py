@@ -139,7 +139,16 @@ def benchmark_barycenter(quick: bool) -> Table:
 
     table = Table(
         "Fixed-support barycenter, float64, stopped at max_i |plan_i 1 - mu|_1 <= 1e-6",
-        ("problem", "reg / median", "empty", "POT numpy ms (iter)", "POT torch ms", "ours ms (iter)", "ratio", "error POT / ours"),
+        (
+            "problem",
+            "reg / median",
+            "empty",
+            "POT numpy ms (iter)",
+            "POT torch ms",
+            "ours ms (iter)",
+            "ratio",
+            "error POT / ours",
+        ),
     )
     cases = [(3, 128, 0.1), (3, 512, 0.1), (8, 512, 0.1), (8, 512, 0.01), (32, 1024, 0.1)]
     for n_agents, n_bins, reg in cases[:2] if quick else cases:

@@ -89,8 +89,10 @@ def evaluate_team(
         _check_same_team(policy, venv, layout)
     ledger = EpisodeLedger(layout, n_eval_episodes)
     with _seeded(venv, model, seed), _frozen_normalizer(venv):
-        # A callback wants rows and infos, which only the general loop has.
-        if isinstance(venv, TensorVecEnv) and policy is not None and callback is None:
+        # A callback wants rows and infos, which only the general loop has; and so do two different devices.
+        together = isinstance(venv, TensorVecEnv) and policy is not None and policy.device.type == venv.device.type
+        if together and callback is None:
+            assert isinstance(venv, TensorVecEnv) and policy is not None
             play_on_device(policy, venv, ledger, deterministic=deterministic, render=render)
         else:
             play_rows(model, venv, ledger, deterministic=deterministic, render=render, callback=callback)
