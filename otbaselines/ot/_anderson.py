@@ -14,10 +14,10 @@ import torch as th
 
 from otbaselines.ot._kernels import Domain
 
-# A step with a large kernel is dear: mix after every one. Tiny problems are often done before a mixing pays.
+# A step with a large kernel is dear: mix after every one. Problems of up to TINY bins are often done before a mixing pays.
 PERIOD = 1
 TINY_PERIOD = 5
-TINY = 256
+TINY = 32
 # Iterations before the first mixing of tiny problems.
 TINY_WARM_UP = 30
 # Differences kept: more help at small strengths, and cost memory traffic at each mixing of a large problem.
@@ -33,8 +33,14 @@ COARSER = 4.0
 COARSE_TOLERANCE = 1e-2
 # The largest change, in units of a log-scaling, that a mixing may make to any bin.
 TRUST = 50.0
-# A mixing after which the error is this many times the best one is undone.
+# A mixing after which the error is this many times the best one is undone, and so are this many checks without a new best.
+# From then on the problem mixes more cautiously, with a larger ridge.
 SETBACK = 10.0
+PATIENCE = 50
+CAUTION = 10.0
+MAX_RIDGE = 1e-4
+# After a setback more plain steps are made between mixings, up to this many.
+MAX_PERIOD = 3
 # Relative Tikhonov term of the normal equations, whose condition number is the square of the differences' own.
 RIDGE = 1e-10
 
@@ -86,14 +92,16 @@ class Anderson:
         self._residuals = th.empty(0)
         self._values = th.empty(0)
         self._gram = th.empty(0)
+        self._interrupted: th.Tensor | None = None
 
-    def mix(self, mapped: th.Tensor, residual: th.Tensor, weight: th.Tensor) -> th.Tensor:
+    def mix(self, mapped: th.Tensor, residual: th.Tensor, weight: th.Tensor, ridge: th.Tensor) -> th.Tensor:
         """
         The next iterate.
 
         :param mapped: ``T(x)``, shape ``(B, rows, n)``
         :param residual: ``T(x) - x``, same shape
         :param weight: metric of the residual, broadcastable to that shape
+        :param ridge: relative Tikhonov term of each problem, shape ``(B, 1)``
         :return: the combination of the remembered ``T(x)`` with the smallest residual, same shape
         """
         flat_mapped = mapped.flatten(1)
@@ -106,18 +114,22 @@ class Anderson:
             self._gram = flat_mapped.new_zeros(batch, self.memory, self.memory)
             return mapped
         slot = self._count % self.memory
-        difference = flat_residual - last[0]
+        difference, change = flat_residual - last[0], flat_mapped - last[1]
+        if self._interrupted is not None:
+            # These problems have jumped: the difference to their last iterate says nothing about where they are now.
+            difference = th.where(self._interrupted, 0.0, difference)
+            self._interrupted = None
         norm = th.linalg.vector_norm(difference, dim=1, keepdim=True).clamp_min(th.finfo(difference.dtype).tiny)
         # Unit differences: the Gram matrix then needs no scaling, and its ridge is relative.
         self._residuals[:, slot] = difference / norm
-        self._values[:, slot] = (flat_mapped - last[1]) / norm
+        self._values[:, slot] = th.where(difference.any(1, keepdim=True), change / norm, 0.0)
         self._count += 1
         used = min(self._count, self.memory)
         remembered = self._residuals[:, :used]
         row = _apply(remembered, self._residuals[:, slot])
         self._gram[:, slot, :used] = row
         self._gram[:, :used, slot] = row
-        coefficients = _least_squares(self._gram[:, :used, :used], _apply(remembered, flat_residual))
+        coefficients = _least_squares(self._gram[:, :used, :used], _apply(remembered, flat_residual), ridge)
         change = _apply(self._values[:, :used].transpose(1, 2), coefficients)
         largest = change.abs().amax(dim=1, keepdim=True)
         change = change * (TRUST / largest.clamp_min(TRUST))
@@ -126,6 +138,7 @@ class Anderson:
     def forget(self, members: th.Tensor) -> None:
         """Drop the memory of the problems in the mask ``members``, shape ``(B,)``."""
         keep = ~members.view(-1, 1, 1)
+        self._interrupted = members.view(-1, 1)
         self._residuals = th.where(keep, self._residuals, 0.0)
         self._values = th.where(keep, self._values, 0.0)
         self._gram = th.where(keep, self._gram, 0.0)
@@ -135,6 +148,7 @@ class Anderson:
         if self._last is not None:
             self._residuals, self._values = self._residuals[index], self._values[index]
             self._gram = self._gram[index]
+            self._interrupted = None if self._interrupted is None else self._interrupted[index]
             self._last = (self._last[0][index], self._last[1][index])
 
 
@@ -146,11 +160,11 @@ def _apply(matrix: th.Tensor, vector: th.Tensor) -> th.Tensor:
     return th.matmul(matrix, vector.unsqueeze(2)).squeeze(2)
 
 
-def _least_squares(gram: th.Tensor, right: th.Tensor) -> th.Tensor:
+def _least_squares(gram: th.Tensor, right: th.Tensor, ridge: th.Tensor) -> th.Tensor:
     """Coefficients of the remembered differences that cancel most of the residual, shape ``(B, memory)``."""
     gram = gram.clone()
     # A forgotten difference is a row of zeros; the ridge keeps its coefficient zero.
-    gram.diagonal(dim1=1, dim2=2).add_(RIDGE)
+    gram.diagonal(dim1=1, dim2=2).add_(ridge)
     solution: th.Tensor = th.linalg.solve_ex(gram, right)[0]
     return th.nan_to_num(solution)
 
@@ -195,12 +209,34 @@ class _Archive:
         return self.index.shape[0] == self.x.shape[0]
 
 
+class _Guard:
+    """Decides which problems go back to their best iterate, because mixing has stopped helping them."""
+
+    def __init__(self, start: th.Tensor) -> None:
+        self.stale = th.zeros(start.shape[0], dtype=th.long, device=start.device)
+        self.ridge = th.full((start.shape[0], 1), RIDGE, dtype=start.dtype, device=start.device)
+
+    def judge(self, error: th.Tensor, best: th.Tensor, better: th.Tensor) -> th.Tensor:
+        """The mask of the problems to be set back, given their errors now and at best."""
+        self.stale = th.where(better, 0, self.stale + 1)
+        return ~(error <= SETBACK * best) | (self.stale > PATIENCE)
+
+    def punish(self, setback: th.Tensor) -> None:
+        """Make the problems that were set back more cautious."""
+        self.stale = th.where(setback, 0, self.stale)
+        self.ridge = th.where(setback.unsqueeze(1), (CAUTION * self.ridge).clamp_max(MAX_RIDGE), self.ridge)
+
+    def select(self, members: th.Tensor) -> None:
+        """Go on with these problems only."""
+        self.stale, self.ridge = self.stale[members], self.ridge[members]
+
+
 def solve(problem: FixedPointProblem, start: th.Tensor, *, tol: float, max_iter: int) -> FixedPoint:
     """
     Iterate every problem of the batch to its fixed point.
 
-    The host reads three numbers at every check, how many problems improved, got far worse, and
-    have converged.
+    The host reads three numbers at every check: how many problems improved, have converged, and
+    must go back.
 
     :param problem: the maps
     :param start: first iterate, shape ``(B, rows, n)``, in the problem's domain
@@ -208,11 +244,11 @@ def solve(problem: FixedPointProblem, start: th.Tensor, *, tol: float, max_iter:
     :param max_iter: applications of the map at most
     :return: the iterates with the smallest error seen
     """
-    domain, archive = problem.domain, _Archive(start)
+    domain, archive, guard = problem.domain, _Archive(start), _Guard(start)
     size = start[0].numel()
     accelerator = Anderson(LARGE_MEMORY if size > LARGE else MEMORY)
-    period, warm_up = (TINY_PERIOD, TINY_WARM_UP) if size <= TINY else (PERIOD, 0)
-    check = period * (CUDA_CHECK if start.is_cuda else 1)
+    period, warm_up = (TINY_PERIOD, TINY_WARM_UP) if start.shape[2] <= TINY else (PERIOD, 0)
+    check, since_check = (CUDA_CHECK if start.is_cuda else 1), 0
     x, log_x, n_iter = start, None, 0
     while True:
         for _ in range(max(0, min(period, max_iter - n_iter) - 1)):
@@ -223,16 +259,20 @@ def solve(problem: FixedPointProblem, start: th.Tensor, *, tol: float, max_iter:
         mixed = log_mapped
         if mixing:
             residual = log_mapped - (domain.leave(x) if log_x is None else log_x)
-            mixed = accelerator.mix(log_mapped, residual, problem.weight())
-        if n_iter % check == 0 or n_iter >= max_iter:
-            best = archive.best()
-            better, setback, done = error < best, ~(error <= SETBACK * best), th.minimum(error, best) <= tol
-            n_better, n_setback, n_done = th.stack((better, setback, done)).sum(1).tolist()
+            mixed = accelerator.mix(log_mapped, residual, problem.weight(), guard.ridge)
+        since_check += 1
+        if since_check == check or n_iter >= max_iter:
+            best, since_check = archive.best(), 0
+            better, done = error < best, th.minimum(error, best) <= tol
+            setback = guard.judge(error, best, better)
+            n_better, n_done, n_setback = th.stack((better, done, setback)).sum(1).tolist()
             archive.keep(x, error, better, n_better)
             if n_done == x.shape[0] or n_iter >= max_iter:
                 return FixedPoint(archive.x, archive.error, n_iter)
             if n_setback and mixing:
+                guard.punish(setback)
                 accelerator.forget(setback)
+                period = max(period, min(period + 1, MAX_PERIOD))
                 retreat = domain.leave(problem.step(archive.x[archive.index]))
                 mixed = th.where(setback.view(-1, 1, 1), retreat, mixed)
             if 4 * n_done >= x.shape[0]:
@@ -240,4 +280,5 @@ def solve(problem: FixedPointProblem, start: th.Tensor, *, tol: float, max_iter:
                 problem, mixed = problem.select(remaining), mixed[remaining]
                 archive.select(remaining)
                 accelerator.select(remaining)
+                guard.select(remaining)
         x, log_x = domain.enter(mixed), mixed

@@ -94,10 +94,12 @@ class Projections:
         inverse = self.domain.inverse(self.kernel.forward(self.domain.div(self.measures, product)))
         mean = self.kernel.geometric(self._weighted, inverse, self.uniform)
         barycenter = self.domain.value(self.domain.div(self.reference, mean))
-        mass = barycenter.sum(-1, keepdim=True)
-        # u / mu, with mu normalised: the plans keep their exact second marginals.
-        log_f = self.domain.leave(x) + self.domain.leave(mean) + mass.log()
-        return Solution((barycenter / mass).squeeze(-2), log_f, -self.domain.leave(product))
+        # Empty bins have no say in the stopping rule nor in the mixing: 1 / Kv, and not the iterate, is right there too.
+        return Solution(
+            (barycenter / barycenter.sum(-1, keepdim=True)).squeeze(-2),
+            self.domain.leave(inverse),
+            -self.domain.leave(product),
+        )
 
     def start(self, log_f: th.Tensor, barycenter: th.Tensor | None) -> th.Tensor:
         """

@@ -44,7 +44,8 @@ class OTResult:
     :param potential_b: the gradient with respect to ``b``, shape ``(..., m)``
     :param n_iter: iterations made, the largest of the batch
     :param converged: whether ``error`` is below the tolerance, shape ``(...)``
-    :param error: :math:`|P 1 - a|_1`, shape ``(...)``; the other marginal is exact
+    :param error: :math:`|P 1 - a|_1` half a step before the end, shape ``(...)``: the returned plan's first marginal is exact,
+        its second at most that far off
     """
 
     value: th.Tensor
@@ -89,7 +90,8 @@ class BarycenterResult:
     :param potentials_b: its gradient with respect to :math:`\mu_i`, finite on empty bins, shape ``(..., N, n)``
     :param n_iter: iterations made, the largest of the batch
     :param converged: whether ``error`` is below the tolerance, shape ``(...)``
-    :param error: :math:`\max_i |P_i 1 - \mu^*|_1`, shape ``(...)``
+    :param error: :math:`\max_i |P_i 1 - \mu^*|_1` half a step before the end, shape ``(...)``: the returned plans' first
+        marginals are exact, the second ones at most that far off
     """
 
     weights: th.Tensor

@@ -16,6 +16,8 @@ from otbaselines.ot._validation import check_reg
 
 # Beyond this exponent a float32 Gibbs kernel loses bins to underflow, and the products are taken in the log domain.
 MAX_EXPONENT = 60.0
+# Symmetric steps for the self terms of a cold start; each halves the error.
+SELF_STEPS = 15
 
 
 @dataclass(frozen=True)
@@ -137,9 +139,10 @@ class _ProductSteps:
 
     def run(self, n_iter: int, debiased: bool, init: ScalingState | None) -> ScalingBarycenter:
         mu, kernel = self.measures, self.kernel
-        u = th.ones_like(mu) if init is None else init.log_u.exp()
-        d = mu.new_ones(mu.shape[0], 1, mu.shape[2]) if init is None else init.log_d.exp()
-        s = mu.sqrt() if init is None else init.log_s.exp()
+        if init is None:
+            u, d, s = self._agreement(debiased)
+        else:
+            u, d, s = init.log_u.exp(), init.log_d.exp(), init.log_s.exp()
         center = d
         for _ in range(n_iter):
             kernel_v = (mu / (u @ kernel)) @ kernel
@@ -151,6 +154,19 @@ class _ProductSteps:
             u = center / kernel_v
         kernel_u = u @ kernel
         return self._finish(u, d, s, center, kernel_u, debiased)
+
+    def _agreement(self, debiased: bool) -> tuple[th.Tensor, th.Tensor, th.Tensor]:
+        """
+        The solution for a team that agrees, taken from the agents' self terms: ``u = d = s`` there.
+
+        Started from it, the error is proportional to the disagreement; started from ones it is not, and where policies are
+        still alike the pull would be all error.
+        """
+        mu, s = self.measures, self.measures.sqrt()
+        for _ in range(SELF_STEPS):
+            s = (s * mu / (s @ self.kernel)).sqrt()
+        mean = (self.weights * s.log()).sum(1, keepdim=True).exp()
+        return mean.expand_as(mu), mean if debiased else th.ones_like(mean), s
 
     def _finish(
         self, u: th.Tensor, d: th.Tensor, s: th.Tensor, center: th.Tensor, kernel_u: th.Tensor, debiased: bool
@@ -178,9 +194,10 @@ class _LogSteps:
 
     def run(self, n_iter: int, debiased: bool, init: ScalingState | None) -> ScalingBarycenter:
         mu = self.log_measures
-        u = th.zeros_like(mu) if init is None else init.log_u
-        d = mu.new_zeros(mu.shape[0], 1, mu.shape[2]) if init is None else init.log_d
-        s = 0.5 * mu if init is None else init.log_s
+        if init is None:
+            u, d, s = self._agreement(debiased)
+        else:
+            u, d, s = init.log_u, init.log_d, init.log_s
         center = d
         for _ in range(n_iter):
             kernel_v = self._apply(mu - self._apply(u))
@@ -195,3 +212,11 @@ class _LogSteps:
         own = -self.reg * self._apply(s) if debiased else th.zeros_like(mu)
         weights = center.softmax(-1).squeeze(1)
         return ScalingBarycenter(weights, -self.reg * kernel_u, own, error, ScalingState(u, d, s))
+
+    def _agreement(self, debiased: bool) -> tuple[th.Tensor, th.Tensor, th.Tensor]:
+        mu = self.log_measures
+        s = 0.5 * mu
+        for _ in range(SELF_STEPS):
+            s = 0.5 * (s + mu - self._apply(s))
+        mean = (self.weights * s).sum(1, keepdim=True)
+        return mean.expand_as(mu), mean if debiased else th.zeros_like(mean), s

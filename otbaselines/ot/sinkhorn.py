@@ -178,9 +178,10 @@ def _solve_coupling(
         kernel = make_kernel(cost, reg, th.float64, LOG)
         problem = _Coupling(kernel, rows.double().log(), columns.double().log())
         point = solve(problem, th.zeros_like(rows, dtype=th.float64), tol=tol, max_iter=max_iter)
-    x = point.x
-    log_y = -problem.domain.leave(problem.kernel.adjoint(problem.domain.mul(problem.a, x)))
-    return reg * problem.domain.leave(x), reg * log_y, point
+    # Empty bins carry no weight in the stopping rule nor in the mixing: their potentials are those of one more half step.
+    product = problem.kernel.adjoint(problem.domain.mul(problem.a, point.x))
+    rows = problem.kernel.forward(problem.domain.div(problem.b, product))
+    return -reg * problem.domain.leave(rows), -reg * problem.domain.leave(product), point
 
 
 def self_transport(
@@ -206,9 +207,13 @@ def self_transport(
         rows = domain.wrap(kernel.arrange(rows))
         problem = _SelfCoupling(kernel, rows, rows)
         point = solve(problem, domain.enter(th.zeros_like(rows)), tol=tol, max_iter=max_iter)
-        potential = (reg * domain.leave(point.x)).reshape(a.shape)
         scaled = domain.mul(problem.a, point.x)
-        mass = domain.value(domain.mul(scaled, problem.kernel.forward(scaled))).sum(-1).reshape(batch)
+        product = kernel.forward(scaled)
+        # Empty bins carry no weight in the stopping rule nor in the mixing: their potentials are those of one more step.
+        occupied = domain.value(problem.a) > 0
+        log_x = th.where(occupied, domain.leave(point.x), -domain.leave(product))
+        potential = (reg * log_x).reshape(a.shape)
+        mass = domain.value(domain.mul(scaled, product)).sum(-1).reshape(batch)
     value = 2 * (a.to(dtype) * potential).sum(-1) + reg * (1 - mass)
     if cost.requires_grad and isinstance(cost, th.Tensor):
         plan = gibbs_plan(cost, reg, a, a, potential.to(a.dtype), potential.to(a.dtype))
