@@ -23,10 +23,12 @@ def save_normalizer(normalizer: VecNormalize, path: str | Path) -> None:
     :param path: the file; its folder must exist
     :raises ValueError: if observations are dictionaries, whose statistics have no single array
     """
-    if isinstance(normalizer.obs_rms, dict):
+    # Without normalised observations the wrapper has no such attribute.
+    obs_rms = normalizer.obs_rms if normalizer.norm_obs else None
+    if isinstance(obs_rms, dict):
         raise ValueError("the statistics of dictionary observations cannot be stored; normalise a flat observation")
     arrays: dict[str, Any] = {name: getattr(normalizer, name) for name in _SETTINGS}
-    for prefix, statistics in (("obs", normalizer.obs_rms if normalizer.norm_obs else None), ("ret", normalizer.ret_rms)):
+    for prefix, statistics in (("obs", obs_rms), ("ret", normalizer.ret_rms)):
         if statistics is not None:
             arrays.update({f"{prefix}_{name}": getattr(statistics, name) for name in _MOMENTS})
     with atomic_write(path) as file:

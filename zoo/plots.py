@@ -14,7 +14,12 @@ import numpy as np
 from zoo.figures import bootstrap_band, draw_evaluations, draw_learning_curves, draw_policy_maps, draw_state_probabilities
 from zoo.runs import METHODS, NAVIGATION, Job, RunResult, is_finished, load_run, train_runs
 
-HETEROGENEOUS = {"dynamics": "agents of different speed and size", "roles": "agents with turned moves", "both": "both"}
+# Variants of the hyperparameter entries, and what titles say of them.
+HETEROGENEOUS = {
+    "dynamics": "agents of different speed and size",
+    "roles": "agents with turned moves",
+    "both": "agents of different speed, size and moves",
+}
 
 
 def paper_jobs(args: argparse.Namespace) -> list[Job]:
@@ -24,7 +29,6 @@ def paper_jobs(args: argparse.Namespace) -> list[Job]:
     :param args: the command line
     :return: every method with every seed
     """
-    env_kwargs = {"heterogeneous": args.heterogeneous} if args.heterogeneous else {}
     folder = Path(args.out) / "runs" / (args.heterogeneous or "homogeneous")
     return [
         Job(
@@ -32,7 +36,7 @@ def paper_jobs(args: argparse.Namespace) -> list[Job]:
             seed=seed,
             folder=str(folder),
             n_timesteps=args.n_timesteps,
-            env_kwargs=env_kwargs,
+            team=args.heterogeneous,
             device=args.device,
         )
         for seed in range(args.seeds)

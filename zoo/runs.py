@@ -72,7 +72,8 @@ class Job:
     :param seed: of everything random
     :param folder: where its files go
     :param n_timesteps: agent-steps instead of the entry's
-    :param env_kwargs: changes of the environment
+    :param team: a variant of every method's entry that says how the agents differ, if they do
+    :param env_kwargs: further changes of the environment
     :param device: where environment and learner live
     :param resolution: points along each axis of the policy maps
     :param progress: show a progress bar
@@ -82,6 +83,7 @@ class Job:
     seed: int
     folder: str
     n_timesteps: int | None = None
+    team: str | None = None
     env_kwargs: dict[str, Any] = field(default_factory=dict)
     device: str = "cpu"
     resolution: int = 41
@@ -103,7 +105,8 @@ class Job:
         overrides: dict[str, Any] = {"env_kwargs": self.env_kwargs}
         if self.n_timesteps is not None:
             overrides["n_timesteps"] = self.n_timesteps
-        return merge(read_entry(method.algo, NAVIGATION, variants=method.variants), overrides)
+        variants = (*([self.team] if self.team else []), *method.variants)
+        return merge(read_entry(method.algo, NAVIGATION, variants=variants), overrides)
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
