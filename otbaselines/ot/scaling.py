@@ -14,8 +14,9 @@ import torch as th
 
 from otbaselines.ot._validation import check_reg
 
-# Beyond this exponent a float32 Gibbs kernel loses bins to underflow, and the products are taken in the log domain.
-MAX_EXPONENT = 60.0
+# Beyond this exponent products in float32 can underflow (seen from 55 on, for eight nearly deterministic agents that
+# disagree), and are taken in the log domain.
+MAX_EXPONENT = 40.0
 # Symmetric steps for the self terms of a cold start; each halves the error.
 SELF_STEPS = 15
 
@@ -133,6 +134,7 @@ class _ProductSteps:
     def __init__(self, measures: th.Tensor, cost: th.Tensor, reg: float, weights: th.Tensor) -> None:
         # Below this a policy's probability is numerically zero; the floor keeps its potential finite.
         self.measures = measures.clamp_min(1e-30)
+        self.roots = self.measures.sqrt()
         self.kernel = (-cost.to(measures.dtype) / reg).exp()
         self.reg = reg
         self.weights = weights
@@ -149,8 +151,9 @@ class _ProductSteps:
             center = (self.weights * kernel_v.log()).sum(1, keepdim=True).exp()
             if debiased:
                 center = d * center
-                d = (d * center / (d @ kernel)).sqrt()
-                s = (s * mu / (s @ kernel)).sqrt()
+                # A root of each factor: in an improbable bin their product would be zero, and stay so.
+                d = (d / (d @ kernel)).sqrt() * center.sqrt()
+                s = (s / (s @ kernel)).sqrt() * self.roots
             u = center / kernel_v
         kernel_u = u @ kernel
         return self._finish(u, d, s, center, kernel_u, debiased)
@@ -162,9 +165,9 @@ class _ProductSteps:
         Started from it, the error is proportional to the disagreement; started from ones it is not, and where policies are
         still alike the pull would be all error.
         """
-        mu, s = self.measures, self.measures.sqrt()
+        mu, s = self.measures, self.roots
         for _ in range(SELF_STEPS):
-            s = (s * mu / (s @ self.kernel)).sqrt()
+            s = (s / (s @ self.kernel)).sqrt() * self.roots
         mean = (self.weights * s.log()).sum(1, keepdim=True).exp()
         return mean.expand_as(mu), mean if debiased else th.ones_like(mean), s
 
