@@ -14,9 +14,9 @@ import torch as th
 
 from otbaselines.ot._validation import check_reg
 
-# Beyond this exponent products in float32 can underflow (seen from 55 on, for eight nearly deterministic agents that
-# disagree), and are taken in the log domain.
-MAX_EXPONENT = 40.0
+# Beyond this exponent products in float32 can underflow and are taken in the log domain: seen from 35 on, for large teams of
+# nearly deterministic agents that disagree and were warm-started elsewhere.
+MAX_EXPONENT = 30.0
 # Symmetric steps for the self terms of a cold start; each halves the error.
 SELF_STEPS = 15
 

@@ -1,0 +1,190 @@
+"""Barycenters of many small problems against the general solver and POT, and their gradient against finite differences."""
+
+import ot as pot
+import pytest
+import torch as th
+
+from otbaselines import ot
+from otbaselines.ot.scaling import MAX_EXPONENT, float_range, scaling_barycenter
+
+N_AGENTS, N_BINS = 3, 5
+# The second is beyond what products in float32 can hold, and is solved in the log domain.
+REGS = {"product": 0.05, "log": 0.01}
+
+
+def _cost() -> th.Tensor:
+    """Squared distances of five points on a line from 0 to 1."""
+    points = th.linspace(0.0, 1.0, N_BINS, dtype=th.float64)
+    return (points[:, None] - points[None, :]).square()
+
+
+def _measures(n_problems: int = 4, *, empty: bool = False) -> th.Tensor:
+    logits = 1.5 * th.randn(n_problems, N_AGENTS, N_BINS, dtype=th.float64)
+    if empty:
+        logits[:, 0, 3:] = -th.inf
+        logits[1, 1, :2] = -th.inf
+    return logits.softmax(-1)
+
+
+WEIGHTS = {
+    "uniform": None,
+    "unequal": th.tensor([0.2, 0.5, 0.3], dtype=th.float64),
+    "per_problem": th.tensor([[0.2, 0.5, 0.3], [1 / 3, 1 / 3, 1 / 3], [0.6, 0.1, 0.3], [0.1, 0.1, 0.8]], dtype=th.float64),
+}
+
+
+def _pot_barycenter(measures: th.Tensor, reg: float, weights: th.Tensor | None) -> th.Tensor:
+    return pot.barycenter(measures.T, _cost(), reg, weights=weights, method="sinkhorn_log", numItermax=50_000, stopThr=1e-13)
+
+
+def test_the_two_domains_are_both_tested():
+    assert float_range(_cost(), REGS["product"]) < MAX_EXPONENT < float_range(_cost(), REGS["log"])
+
+
+@pytest.mark.parametrize("empty", [False, True], ids=["positive", "empty_bins"])
+@pytest.mark.parametrize("weights", WEIGHTS)
+@pytest.mark.parametrize("debiased", [False, True], ids=["biased", "debiased"])
+@pytest.mark.parametrize("domain", REGS)
+def test_it_agrees_with_the_general_solver(domain, debiased, weights, empty):
+    measures, reg, shares = _measures(empty=empty), REGS[domain], WEIGHTS[weights]
+    ours = scaling_barycenter(
+        measures, _cost(), reg=reg, n_iter={"product": 500, "log": 2000}[domain], weights=shares, debiased=debiased
+    )
+    theirs = ot.barycenter(measures, _cost(), reg=reg, weights=shares, debiased=debiased, tol=1e-10)
+    th.testing.assert_close(ours.weights, theirs.weights, atol=1e-6, rtol=0)
+
+
+@pytest.mark.parametrize("weights", ["uniform", "unequal"])
+@pytest.mark.parametrize("domain", REGS)
+def test_it_agrees_with_pot(domain, weights):
+    measures, reg, shares = _measures(2), REGS[domain], WEIGHTS[weights]
+    ours = scaling_barycenter(measures, _cost(), reg=reg, n_iter=2000, weights=shares, debiased=False).weights
+    theirs = th.stack([_pot_barycenter(problem, reg, shares) for problem in measures])
+    th.testing.assert_close(ours, theirs, atol=1e-8, rtol=0)
+
+
+def test_without_blur_it_agrees_with_pot():
+    # POT's is sound for uniform weights only.
+    measures = _measures(2)
+    ours = scaling_barycenter(measures, _cost(), reg=0.05, n_iter=2000).weights
+    theirs = [
+        pot.bregman.barycenter_debiased(problem.T, _cost(), 0.05, numItermax=50_000, stopThr=1e-13) for problem in measures
+    ]
+    th.testing.assert_close(ours, th.stack(theirs), atol=1e-8, rtol=0)
+
+
+def _divergence(measure: th.Tensor, center: th.Tensor, reg: float, debiased: bool) -> float:
+    r"""POT's :math:`\langle P, C\rangle + \varepsilon KL(P | a \otimes b)`, less half the measure's own when debiased."""
+    value = _pot_transport(measure, center, reg)
+    return value - 0.5 * _pot_transport(measure, measure, reg) if debiased else value
+
+
+def _pot_transport(a: th.Tensor, b: th.Tensor, reg: float) -> float:
+    cost = _cost()
+    plan = pot.bregman.sinkhorn_log(a, b, cost, reg, numItermax=100_000, stopThr=1e-12)
+    return float((plan * cost).sum() + reg * (plan * (plan / (a[:, None] * b[None, :])).log()).sum())
+
+
+@pytest.mark.parametrize("debiased", [False, True], ids=["biased", "debiased"])
+@pytest.mark.parametrize("reg", [0.1, 0.05])
+def test_the_gradient_is_that_of_the_divergence_from_the_fixed_barycenter(debiased, reg):
+    measures = _measures(1)
+    solved = scaling_barycenter(measures, _cost(), reg=reg, n_iter=1000, weights=WEIGHTS["unequal"], debiased=debiased)
+    center, step = solved.weights[0], 1e-4
+    # Mass moves from bin to bin, because a measure of another total has no plan.
+    for agent, bin_ in ((0, 0), (0, 3), (1, 1), (2, 2)):
+        direction = th.zeros(N_BINS, dtype=th.float64)
+        direction[bin_], direction[bin_ + 1] = step, -step
+        ahead = _divergence(measures[0, agent] + direction, center, reg, debiased)
+        behind = _divergence(measures[0, agent] - direction, center, reg, debiased)
+        slope = float((solved.gradient[0, agent] * direction).sum() / step)
+        assert slope == pytest.approx((ahead - behind) / (2 * step), abs=1e-5)
+
+
+@pytest.mark.parametrize("n_iter", [1, 50])
+@pytest.mark.parametrize("domain", REGS)
+def test_the_gradient_vanishes_where_all_agree_unless_it_is_biased(domain, n_iter):
+    measures = _measures(2)[:, :1].expand(-1, N_AGENTS, -1)
+    solved = {
+        debiased: scaling_barycenter(measures, _cost(), reg=REGS[domain], n_iter=n_iter, debiased=debiased)
+        for debiased in (True, False)
+    }
+    th.testing.assert_close(solved[True].weights, measures[:, 0], atol=1e-6, rtol=0)
+    # A potential is determined up to a constant.
+    assert float(solved[True].gradient.std(-1).max()) < 1e-6
+    assert float(solved[False].gradient.std(-1).min()) > 1e-5
+
+
+@pytest.mark.parametrize("debiased", [False, True], ids=["biased", "debiased"])
+@pytest.mark.parametrize("domain", REGS)
+def test_a_warm_start_lowers_the_error(domain, debiased):
+    measures, reg = _measures(16), REGS[domain]
+    first = scaling_barycenter(measures, _cost(), reg=reg, n_iter=200, debiased=debiased)
+    nudged = (measures.log() + 0.01 * th.randn_like(measures)).softmax(-1)
+    cold = scaling_barycenter(nudged, _cost(), reg=reg, n_iter=3, debiased=debiased)
+    warm = scaling_barycenter(nudged, _cost(), reg=reg, n_iter=3, debiased=debiased, init=first.state)
+    assert float(warm.error.mean()) < 0.2 * float(cold.error.mean())
+
+
+def test_a_stopped_iteration_continues_from_its_state():
+    measures = _measures()
+    whole = scaling_barycenter(measures, _cost(), reg=0.3, n_iter=10)
+    part = scaling_barycenter(measures, _cost(), reg=0.3, n_iter=6)
+    rest = scaling_barycenter(measures[1:3], _cost(), reg=0.3, n_iter=4, init=part.state.rows(slice(1, 3)))
+    th.testing.assert_close(rest.weights, whole.weights[1:3], atol=1e-12, rtol=0)
+    th.testing.assert_close(rest.gradient, whole.gradient[1:3], atol=1e-12, rtol=0)
+
+
+def test_the_error_is_the_distance_of_the_plans_marginals():
+    # By hand: the plan of agent i is diag(u_i) K diag(v_i) with v_i = mu_i / K u_i.
+    measures, reg = _measures(1), 0.3
+    solved = scaling_barycenter(measures, _cost(), reg=reg, n_iter=2, debiased=False)
+    kernel, u = (-_cost() / reg).exp(), solved.state.log_u[0].exp()
+    before = scaling_barycenter(measures, _cost(), reg=reg, n_iter=1, debiased=False).state.log_u[0].exp()
+    kernel_v = (measures[0] / (before @ kernel)) @ kernel
+    center = kernel_v.log().mean(0).exp()
+    rows = u * ((measures[0] / (u @ kernel)) @ kernel)
+    assert float(solved.error) == pytest.approx(float((rows - center).abs().sum(-1).max()), abs=1e-12)
+
+
+@pytest.mark.parametrize("exponent", [0.98 * MAX_EXPONENT, 1.02 * MAX_EXPONENT, 20 * MAX_EXPONENT])
+@pytest.mark.parametrize("sharpness", [10.0, 100.0])
+@pytest.mark.parametrize("n_agents", [3, 16])
+def test_single_precision_stays_finite_for_policies_that_are_nearly_deterministic(exponent, sharpness, n_agents):
+    measures = (sharpness * th.randn(100, n_agents, N_BINS)).softmax(-1)
+    cost = 1.0 - th.eye(N_BINS)
+    cold = scaling_barycenter(measures, cost, reg=1.0 / exponent, n_iter=25)
+    warm = scaling_barycenter(measures.flip(0), cost, reg=1.0 / exponent, n_iter=3, init=cold.state)
+    for value in (cold.weights, cold.gradient, cold.error, warm.weights, warm.gradient, warm.error):
+        assert bool(value.isfinite().all())
+
+
+@pytest.mark.parametrize("debiased", [False, True], ids=["biased", "debiased"])
+def test_single_precision_agrees_with_double_where_agents_lack_actions(debiased):
+    measures, cost = _measures(empty=True), 1.3 * (1.0 - th.eye(N_BINS, dtype=th.float64))
+    single = scaling_barycenter(measures.float(), cost.float(), reg=0.1, n_iter=100, debiased=debiased)
+    double = scaling_barycenter(measures, cost, reg=0.1, n_iter=100, debiased=debiased)
+    th.testing.assert_close(single.weights.double(), double.weights, atol=1e-4, rtol=0)
+    th.testing.assert_close(single.gradient.double(), double.gradient, atol=1e-3, rtol=0)
+
+
+def test_it_is_constant_for_autograd():
+    measures = _measures().requires_grad_()
+    assert not scaling_barycenter(measures, _cost(), reg=0.3, n_iter=2).gradient.requires_grad
+
+
+@pytest.mark.parametrize(
+    ("kwargs", "message"),
+    [
+        ({"reg": 0.0}, r"`reg` must be positive.*got 0\.0"),
+        ({"reg": float("nan")}, r"`reg` must be positive.*got nan"),
+        ({"n_iter": 0}, r"`n_iter` must be at least 1, got 0"),
+        ({"cost": th.zeros(4, 4)}, r"`measures` must be \(B, N, n\) and `cost` \(n, n\), got shapes \(4, 3, 5\) and \(4, 4\)"),
+        ({"measures": th.ones(3, 5) / 5}, r"got shapes \(3, 5\) and \(5, 5\)"),
+        ({"weights": th.ones(2) / 2}, r"`weights` must have one entry per agent, 3, got shape \(2,\)"),
+    ],
+)
+def test_bad_arguments_are_named(kwargs, message):
+    settings = {"measures": _measures(), "cost": _cost(), "reg": 0.3, "n_iter": 5, **kwargs}
+    with pytest.raises(ValueError, match=message):
+        scaling_barycenter(settings.pop("measures"), settings.pop("cost"), **settings)
