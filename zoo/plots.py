@@ -88,11 +88,15 @@ def summary(runs: Mapping[str, Sequence[RunResult]]) -> str:
     :return: a Markdown table
     """
     lines = [
-        "| method | seeds | training, last 10 rollouts | evaluation | CPU seconds per run |",
-        "|---|---|---|---|---|",
+        "| method | seeds | training, whole curve | training, last 10 rollouts | evaluation | CPU seconds per run |",
+        "|---|---|---|---|---|---|",
     ]
     for label, seeds in runs.items():
-        columns = [np.array([run.rewards[-10:].mean() for run in seeds]), np.array([run.evaluation.mean() for run in seeds])]
+        columns = [
+            np.array([run.rewards.mean() for run in seeds]),
+            np.array([run.rewards[-10:].mean() for run in seeds]),
+            np.array([run.evaluation.mean() for run in seeds]),
+        ]
         cells = []
         for values in columns:
             lower, upper = bootstrap_band(values[:, None])
@@ -100,7 +104,7 @@ def summary(runs: Mapping[str, Sequence[RunResult]]) -> str:
         seconds = np.mean([run.cpu_seconds for run in seeds])
         lines.append(f"| {label} | {len(seeds)} | {' | '.join(cells)} | {seconds:.0f} |")
     random = np.mean([run.random.mean() for seeds in runs.values() for run in seeds])
-    lines.append(f"| random policy | - | - | {random:.3f} | - |")
+    lines.append(f"| random policy | - | - | - | {random:.3f} | - |")
     return "\n".join(lines)
 
 

@@ -2,6 +2,7 @@
 
 import contextlib
 import time
+import warnings
 from collections.abc import Sequence
 from typing import Any
 
@@ -106,8 +107,8 @@ class WBC(MultiAgentPPO):
         vf_coef: float = 0.5,
         max_grad_norm: float = 0.5,
         target_kl: float | None = None,
-        consensus_coef: float | str | Schedule = 1.0,
-        reg: float | str | Schedule = 0.5,
+        consensus_coef: float | str | Schedule = "lin_50.0",
+        reg: float | str | Schedule = 0.6,
         consensus: str = "wasserstein",
         measure: str = "expected",
         support: str = "conditional",
@@ -208,8 +209,19 @@ class WBC(MultiAgentPPO):
                 f"{self.observation_space}; use `support='conditional'`"
             )
 
+    def _warn_about_different_spaces(self) -> None:
+        spaces_of = (self.layout.agent_observation_spaces, self.layout.agent_action_spaces)
+        if any(space != next(iter(team.values())) for team in spaces_of for space in team.values()):
+            warnings.warn(
+                "the agents have different observation or action spaces, and WBC compares what they would do entry by entry of "
+                "the padded ones; lower `consensus_coef`, or give an `action_embedding` for each agent",
+                UserWarning,
+                stacklevel=4,
+            )
+
     def _setup_model(self) -> None:
         self._check_spaces()
+        self._warn_about_different_spaces()
         super()._setup_model()
         self.consensus_coef = parse_schedule(self.consensus_coef)
         self.reg = parse_schedule(self.reg)
