@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from zoo.figures import bootstrap_band, draw_evaluations, draw_learning_curves, draw_policy_maps, draw_state_probabilities
-from zoo.runs import METHODS, NAVIGATION, Job, RunResult, is_finished, load_run, train_runs
+from zoo.runs import ESTIMATORS, METHODS, NAVIGATION, Job, RunResult, is_finished, load_run, train_runs
 
 # Variants of the hyperparameter entries, and what titles say of them.
 HETEROGENEOUS = {
@@ -76,6 +76,25 @@ def wbc_paper(args: argparse.Namespace) -> None:
     print(f"Figures are in {out}")
 
 
+def wbc_estimators(args: argparse.Namespace) -> None:
+    """
+    Compare the forms of the consensus.
+
+    :param args: the command line
+    :raises SystemExit: if nothing was trained yet
+    """
+    jobs = paper_jobs(args)
+    if args.train:
+        train_runs(jobs, n_processes=args.jobs)
+    runs: dict[str, list[RunResult]] = {}
+    for job in jobs:
+        if is_finished(job):
+            runs.setdefault(ESTIMATORS[job.method].label, []).append(load_run(job.path))
+    if not runs:
+        raise SystemExit(f"no finished runs with these hyperparameters in {jobs[0].folder}; add --train")
+    print(summary(runs))
+
+
 def _median(seeds: Sequence[RunResult]) -> int:
     return int(np.argsort([run.evaluation.mean() for run in seeds])[len(seeds) // 2])
 
@@ -130,22 +149,29 @@ def learning_curve(args: argparse.Namespace) -> None:
     print(f"Drew {len(curves)} runs to {args.out}")
 
 
+def _add_run_options(parser: argparse.ArgumentParser, methods: list[str]) -> None:
+    parser.add_argument("--train", action="store_true", help="train the runs that do not exist yet")
+    parser.add_argument("--seeds", type=int, default=10, help="seeds 0 .. SEEDS - 1 of every method")
+    parser.add_argument("--methods", nargs="+", choices=sorted(methods), default=methods)
+    parser.add_argument(
+        "--heterogeneous", nargs="?", const="dynamics", choices=sorted(HETEROGENEOUS), help="how the agents differ"
+    )
+    parser.add_argument("-n", "--n-timesteps", type=int, default=None, help="agent-steps instead of the YAML entry's")
+    parser.add_argument("--jobs", type=int, default=2, help="training processes, one thread each")
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--out", default="runs/wbc-paper", help="folder for runs and figures")
+
+
 def make_parser() -> argparse.ArgumentParser:
     """Describe the command line."""
     parser = argparse.ArgumentParser(prog="python -m zoo.plots", description="Draw figures.")
     figures = parser.add_subparsers(required=True, metavar="FIGURE")
     paper = figures.add_parser("wbc-paper", help="Figures 1 to 3 of the WBC paper")
-    paper.add_argument("--train", action="store_true", help="train the runs that do not exist yet")
-    paper.add_argument("--seeds", type=int, default=10, help="seeds 0 .. SEEDS - 1 of every method")
-    paper.add_argument("--methods", nargs="+", choices=sorted(METHODS), default=list(METHODS))
-    paper.add_argument(
-        "--heterogeneous", nargs="?", const="dynamics", choices=sorted(HETEROGENEOUS), help="how the agents differ"
-    )
-    paper.add_argument("-n", "--n-timesteps", type=int, default=None, help="agent-steps instead of the YAML entry's")
-    paper.add_argument("--jobs", type=int, default=2, help="training processes, one thread each")
-    paper.add_argument("--device", default="cpu")
-    paper.add_argument("--out", default="runs/wbc-paper", help="folder for runs and figures")
+    _add_run_options(paper, list(METHODS))
     paper.set_defaults(draw=wbc_paper)
+    estimators = figures.add_parser("wbc-estimators", help="table of the forms of the consensus")
+    _add_run_options(estimators, list(ESTIMATORS))
+    estimators.set_defaults(draw=wbc_estimators)
     curve = figures.add_parser("learning-curve", help="evaluations of runs by zoo.train")
     curve.add_argument("--algo", nargs="+", default=["wbc", "ippo"])
     curve.add_argument("--env", default=NAVIGATION)

@@ -62,13 +62,32 @@ METHODS = {
     )
 }
 
+#: Further forms of the consensus, for the table of estimators.
+ESTIMATORS = {
+    name: Method(name=name, label=label, algo="wbc", variants=(name,))
+    for name, label in (
+        ("paper", "as printed: own samples, plan, no debiasing, reg 0.1, 0.5"),
+        ("sampled-plan", "own samples, plan, debiased"),
+        ("sampled-potential", "own samples, potential, debiased"),
+        ("sliced", "own samples, sliced"),
+        ("own", "expected, own states"),
+        ("pooled", "expected, pooled states"),
+        ("biased", "conditional, not debiased"),
+        ("sharp", "conditional, reg 0.2"),
+        ("by-return", "conditional, weighted by return"),
+        ("moves", "conditional, actions placed by their displacements"),
+    )
+}
+
+_ALL = {**METHODS, **ESTIMATORS}
+
 
 @dataclass(frozen=True, kw_only=True)
 class Job:
     """
     One training run.
 
-    :param method: a name in :data:`METHODS`
+    :param method: a name in :data:`METHODS` or :data:`ESTIMATORS`
     :param seed: of everything random
     :param folder: where its files go
     :param n_timesteps: agent-steps instead of the entry's
@@ -101,7 +120,7 @@ class Job:
 
     def entry(self) -> dict[str, Any]:
         """Hyperparameters of this run, as plain values."""
-        method = METHODS[self.method]
+        method = _ALL[self.method]
         overrides: dict[str, Any] = {"env_kwargs": self.env_kwargs}
         if self.n_timesteps is not None:
             overrides["n_timesteps"] = self.n_timesteps

@@ -92,7 +92,8 @@ def evaluate_team(
         # A callback wants rows and infos, which only the general loop has; and so do two different devices.
         together = isinstance(venv, TensorVecEnv) and policy is not None and policy.device.type == venv.device.type
         if together and callback is None:
-            assert isinstance(venv, TensorVecEnv) and policy is not None
+            assert isinstance(venv, TensorVecEnv)
+            assert policy is not None
             play_on_device(policy, venv, ledger, deterministic=deterministic, render=render)
         else:
             play_rows(model, venv, ledger, deterministic=deterministic, render=render, callback=callback)

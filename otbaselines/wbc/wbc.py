@@ -213,8 +213,8 @@ class WBC(MultiAgentPPO):
         spaces_of = (self.layout.agent_observation_spaces, self.layout.agent_action_spaces)
         if any(space != next(iter(team.values())) for team in spaces_of for space in team.values()):
             warnings.warn(
-                "the agents have different observation or action spaces, and WBC compares what they would do entry by entry of "
-                "the padded ones; lower `consensus_coef`, or give an `action_embedding` for each agent",
+                "the agents have different observation or action spaces, and WBC compares what they would do entry by entry "
+                "of the padded ones; lower `consensus_coef`, or give an `action_embedding` for each agent",
                 UserWarning,
                 stacklevel=4,
             )
