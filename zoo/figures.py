@@ -74,7 +74,7 @@ def draw_policy_maps(runs: Mapping[str, RunResult], path: Path) -> None:
     n_agents = max(len(run.policy_maps) for run in runs.values())
     with mpl.rc_context({**_STYLE, "axes.spines.top": True, "axes.spines.right": True}):
         figure = Figure(figsize=(2.1 * n_agents + 0.7, 2.15 * len(runs) + 1.0), layout="constrained")
-        axes = figure.subplots(len(runs), n_agents, squeeze=False, sharex=True, sharey=True)
+        axes = figure.subplots(len(runs), n_agents, squeeze=False, sharex=True, sharey=True, gridspec_kw={"hspace": 0.12})
         for row, (label, run) in zip(axes, runs.items(), strict=True):
             for agent, axis in enumerate(row):
                 _draw_map(axis, run, agent)
