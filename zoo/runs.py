@@ -221,7 +221,7 @@ def train_run(job: Job) -> RunResult:
     config = split_entry(entry)
     device = get_device(job.device)
     env = make_vec_env(NAVIGATION, n_copies=config.n_envs, seed=job.seed, device=device, env_kwargs=config.env_kwargs)
-    model = _CLASSES[METHODS[job.method].algo](env=env, seed=job.seed, device=device, **config.model_kwargs)
+    model = _CLASSES[_ALL[job.method].algo](env=env, seed=job.seed, device=device, **config.model_kwargs)
     curve = LearningCurve()
     start = time.process_time()
     model.learn(config.n_timesteps, callback=curve, progress_bar=job.progress)
