@@ -142,8 +142,12 @@ class GaussianConsensus(StatewiseConsensus):
     def _divergence(self, policies: TeamDistribution) -> th.Tensor:
         mean, std = self._moments(policies)
         with th.no_grad():
-            center, spread = gaussian_sinkhorn_barycenter(mean, std, reg=self._reg, weights=self._weights)
-        terms = gaussian_sinkhorn_divergence(mean, std, center.unsqueeze(1), spread.unsqueeze(1), reg=self._reg)
+            # One problem per action dimension, whose barycenter is that of the agents who have it.
+            columns = (moment.transpose(1, 2).unsqueeze(-1) for moment in (mean, std))
+            shares = _dimension_weights(policies, self._weights)
+            center, spread = gaussian_sinkhorn_barycenter(*columns, reg=self._reg, weights=shares)
+        center, spread = center.transpose(1, 2), spread.transpose(1, 2)
+        terms = gaussian_sinkhorn_divergence(mean, std, center, spread, reg=self._reg)
         return _own_dimensions(policies, terms).sum(-1).mean(0)
 
     def _start(self, policy: MultiAgentActorCriticPolicy, n_chunks: int) -> ConsensusReport:
@@ -152,7 +156,7 @@ class GaussianConsensus(StatewiseConsensus):
         pairs = gaussian_sinkhorn_divergence(
             mean.unsqueeze(1), std.unsqueeze(1), mean.unsqueeze(2), std.unsqueeze(2), reg=self._reg
         )
-        return ConsensusReport(self._divergence(policies), pairs.sum(-1).mean(0).amax())
+        return ConsensusReport(self._divergence(policies), _shared_dimensions(policies, pairs).sum(-1).mean(0).amax())
 
     def loss(self, policies: TeamDistribution, chunk: int) -> th.Tensor:
         return self._divergence(policies)
@@ -173,7 +177,8 @@ class KLConsensus(StatewiseConsensus):
             return (policies.probs * (policies.log_probs - mixture)).sum(-1).mean(0)
         mean, std = _gaussians(policies)
         terms = _gaussian_kl(mean.unsqueeze(2), std.unsqueeze(2), mean.detach().unsqueeze(1), std.detach().unsqueeze(1))
-        return (_own_dimensions(policies, terms.transpose(1, 2)).sum(-1).transpose(1, 2) * self._weights).sum(-1).mean(0)
+        shares = _dimension_weights(policies, self._weights).T
+        return (_shared_dimensions(policies, terms) * shares).sum((-1, -2)).mean(0)
 
     def _start(self, policy: MultiAgentActorCriticPolicy, n_chunks: int) -> ConsensusReport:
         policies = policy.policies_at(self.states(0))
@@ -182,7 +187,8 @@ class KLConsensus(StatewiseConsensus):
             pairs = (log_p.exp() * (log_p - log_q)).sum(-1)
         else:
             mean, std = _gaussians(policies)
-            pairs = _gaussian_kl(mean.unsqueeze(2), std.unsqueeze(2), mean.unsqueeze(1), std.unsqueeze(1)).sum(-1)
+            terms = _gaussian_kl(mean.unsqueeze(2), std.unsqueeze(2), mean.unsqueeze(1), std.unsqueeze(1))
+            pairs = _shared_dimensions(policies, terms).sum(-1)
         return ConsensusReport(self._divergence(policies), pairs.mean(0).amax())
 
     def loss(self, policies: TeamDistribution, chunk: int) -> th.Tensor:
@@ -199,6 +205,23 @@ def _own_dimensions(policies: TeamDistribution, terms: th.Tensor) -> th.Tensor:
     """Drop the padded action dimensions of agents that do not have them; ``terms`` ends in ``(n_agents, action_dim)``."""
     assert isinstance(policies, DiagonalGaussian)
     return terms if policies.mask is None else terms.masked_fill(~policies.mask, 0.0)
+
+
+def _shared_dimensions(policies: TeamDistribution, terms: th.Tensor) -> th.Tensor:
+    """Drop the action dimensions that not both agents have; ``terms`` ends in ``(n_agents, n_agents, action_dim)``."""
+    assert isinstance(policies, DiagonalGaussian)
+    if policies.mask is None:
+        return terms
+    return terms.masked_fill(~(policies.mask.unsqueeze(0) & policies.mask.unsqueeze(1)), 0.0)
+
+
+def _dimension_weights(policies: TeamDistribution, weights: th.Tensor) -> th.Tensor:
+    """Weights of the agents in each action dimension, among those who have it, shape ``(action_dim, n_agents)``."""
+    assert isinstance(policies, DiagonalGaussian)
+    if policies.mask is None:
+        return weights.expand(policies.mean.shape[-1], -1)
+    held = weights * policies.mask.T
+    return held / held.sum(1, keepdim=True)
 
 
 def _gaussian_kl(mean_p: th.Tensor, std_p: th.Tensor, mean_q: th.Tensor, std_q: th.Tensor) -> th.Tensor:
