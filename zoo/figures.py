@@ -161,7 +161,7 @@ def draw_learning_curves(runs: Mapping[str, Sequence[RunResult]], path: Path, *,
         random = np.mean([run.random.mean() for seeds in runs.values() for run in seeds])
         axis.axhline(float(random), color="black", lw=1, linestyle=(0, (1, 3)), label="random policy")
         axis.set(xlabel="agent-steps (thousands)", ylabel=_REWARD, title=f"{title}\n{_seeds(runs)}")
-        figure.legend(loc="outside lower center", ncols=len(runs) + 1, frameon=False)
+        figure.legend(loc="outside lower center", ncols=3, frameon=False)
         axis.grid(alpha=0.25)
         _save(figure, path)
 
