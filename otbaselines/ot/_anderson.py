@@ -12,7 +12,7 @@ from typing import Protocol
 
 import torch as th
 
-from otbaselines.ot._kernels import Domain
+from otbaselines.ot._kernels import MAX_RANGE_FLOAT64, Domain
 
 # A step with a large kernel is dear: mix after every one. Problems of up to TINY bins are often done before a mixing pays.
 PERIOD = 1
@@ -26,23 +26,33 @@ LARGE_MEMORY = 10
 LARGE = 8192
 # The host reads the error at every check; a read stalls the queue of a GPU, which therefore mixes several times between reads.
 CUDA_CHECK = 4
-# From this range of exponents on a solve without a warm start first solves a problem of COARSER times the strength, loosely:
-# a third of the iterations at a hundredth of the median cost, and far more below.
+# From this range of exponents on, a solve without a warm start first solves the problem of COARSER times the strength. Halving
+# the strength step by step costs a third fewer iterations at a hundredth of the median cost, and is what makes strengths
+# of a thousandth converge at all: there a cold start often wanders.
 COARSE_SPAN = 80.0
-COARSER = 4.0
-COARSE_TOLERANCE = 1e-2
+COARSER = 2.0
+COARSE_MAX_ITER = 1000
 # The largest change, in units of a log-scaling, that a mixing may make to any bin.
 TRUST = 50.0
 # A mixing after which the error is this many times the best one is undone, and so are this many checks without a new best.
 # From then on the problem mixes more cautiously, with a larger ridge.
-SETBACK = 10.0
-PATIENCE = 50
+SETBACK = 100.0
+PATIENCE = 100
 CAUTION = 10.0
 MAX_RIDGE = 1e-4
 # After a setback more plain steps are made between mixings, up to this many.
 MAX_PERIOD = 3
 # Relative Tikhonov term of the normal equations, whose condition number is the square of the differences' own.
 RIDGE = 1e-10
+
+
+def coarse_tolerance(tol: float, span: float) -> float:
+    """
+    :param tol: of the problem itself
+    :param span: its range of exponents
+    :return: how well to solve the coarser problem: loosely, but where the log domain is needed, well
+    """
+    return max(tol, 1e-3 if span < MAX_RANGE_FLOAT64 else 1e-4)
 
 
 class FixedPointProblem(Protocol):

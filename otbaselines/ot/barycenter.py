@@ -16,7 +16,7 @@ from functools import partial
 
 import torch as th
 
-from otbaselines.ot._anderson import COARSE_SPAN, COARSE_TOLERANCE, COARSER, solve
+from otbaselines.ot._anderson import COARSE_MAX_ITER, COARSE_SPAN, COARSER, coarse_tolerance, solve
 from otbaselines.ot._kernels import LOG, Domain
 from otbaselines.ot._projections import DebiasedProjections, Projections
 from otbaselines.ot._validation import (
@@ -66,7 +66,8 @@ def barycenter(
     :param debiased: whether to remove the entropic blur; excludes a reference
     :param tol: stop at this error :math:`\max_i |P_i 1 - \mu^*|_1`, in every problem of the batch
     :param max_iter: stop at this many iterations; ``converged`` says which came first
-    :param init: where to start: an earlier result on the same support, or first potentials, shape ``(..., N, n)``
+    :param init: where to start: an earlier result on the same support, or first potentials, shape ``(..., N, n)``. When
+        omitted and the strength is small, coarser problems are solved first, each with a limit of its own
     :param validate: whether to check the tensors' contents (a few reads from the device)
     :return: the weights of the barycenter, its potentials, and how the solver stopped
     :raises ValueError: if a row does not sum to one, the shapes do not agree, the cost is negative or asymmetric, or
@@ -99,8 +100,8 @@ def barycenter(
             reference=reference,
             reference_strength=None if reference_strength is None else COARSER * reference_strength,
             debiased=debiased,
-            tol=max(tol, COARSE_TOLERANCE),
-            max_iter=max_iter,
+            tol=coarse_tolerance(tol, span),
+            max_iter=min(max_iter, COARSE_MAX_ITER),
             validate=False,
         )
         n_coarse = init.n_iter

@@ -11,11 +11,12 @@ from __future__ import annotations
 import torch as th
 
 from otbaselines.ot._anderson import (
+    COARSE_MAX_ITER,
     COARSE_SPAN,
-    COARSE_TOLERANCE,
     COARSER,
     FixedPoint,
     FixedPointProblem,
+    coarse_tolerance,
     solve,
 )
 from otbaselines.ot._kernels import LOG, Domain, Kernel
@@ -113,7 +114,8 @@ def sinkhorn(
     :param reg: entropic strength :math:`\varepsilon > 0`, in the unit of ``cost``
     :param tol: stop at this error :math:`|P 1 - a|_1`, in every problem of the batch
     :param max_iter: stop at this many iterations; ``converged`` says which came first
-    :param init: where to start: an earlier result, or first potentials of shape ``(..., n)``
+    :param init: where to start: an earlier result, or first potentials of shape ``(..., n)``. When omitted and the strength is
+        small, coarser problems are solved first, each with a limit of its own
     :param validate: whether to check the tensors' contents (two reads from the device)
     :return: value, potentials, plan on demand, and how the solver stopped
     :raises ValueError: if ``reg`` or ``tol`` is not positive, shapes or dtypes disagree, or the contents are no
@@ -128,10 +130,17 @@ def sinkhorn(
         check_measure(b, "b")
     batch = broadcast_shapes(cost.shape[:-2], a.shape[:-1], b.shape[:-1])
     a, b = a.expand(*batch, -1), b.expand(*batch, -1)
-    n_coarse = 0
-    if init is None and exponent_range(cost, reg) > COARSE_SPAN:
-        coarse_tol = max(tol, COARSE_TOLERANCE)
-        init = sinkhorn(cost, a.detach(), b.detach(), reg=COARSER * reg, tol=coarse_tol, max_iter=max_iter, validate=False)
+    span, n_coarse = exponent_range(cost, reg), 0
+    if init is None and span > COARSE_SPAN:
+        init = sinkhorn(
+            cost.detach() if isinstance(cost, th.Tensor) else cost,
+            a.detach(),
+            b.detach(),
+            reg=COARSER * reg,
+            tol=coarse_tolerance(tol, span),
+            max_iter=min(max_iter, COARSE_MAX_ITER),
+            validate=False,
+        )
         n_coarse = init.n_iter
     start = init.potential_a if isinstance(init, OTResult) else init
     if start is not None and start.shape != a.shape:

@@ -1,0 +1,70 @@
+"""Ground costs against their definition, written out."""
+
+from __future__ import annotations
+
+import pytest
+import torch as th
+
+from otbaselines import ot
+
+
+def test_state_action_cost_is_the_definition() -> None:
+    generator = th.Generator().manual_seed(0)
+    states, others = th.rand(4, 2, generator=generator), th.rand(3, 2, generator=generator)
+    actions, other_actions = th.tensor([0, 1, 2, 1]), th.tensor([1, 1, 0])
+    moves = th.tensor([[0.0, 0.0], [0.1, 0.0], [0.0, 0.1]])
+    scale = th.tensor([2.0, 0.5])
+    cost = ot.state_action_cost(states, actions, others, other_actions, beta=0.8, p=2, scale=scale, embedding=moves)
+    for i in range(4):
+        for j in range(3):
+            distance = ((states[i] - others[j]) / scale).norm() + 0.8 * (moves[actions[i]] - moves[other_actions[j]]).norm()
+            assert float(cost[i, j]) == pytest.approx(float(distance) ** 2, rel=1e-5)
+
+
+def test_action_cost_of_one_hot_actions_is_root_two_between_all() -> None:
+    cost = ot.action_cost(ot.one_hot_embedding(3, dtype=th.float64), beta=0.5, p=1.0)
+    expected = 0.5 * 2**0.5 * (1 - th.eye(3, dtype=th.float64))
+    assert th.allclose(cost, expected)
+
+
+def test_a_lattice_of_states_and_actions_is_the_state_action_cost_at_p_1() -> None:
+    states = th.rand(4, 2, generator=th.Generator().manual_seed(0), dtype=th.float64)
+    table = ot.one_hot_embedding(3, dtype=th.float64)
+    lattice = ot.LatticeCost([ot.pairwise(states), ot.action_cost(table, beta=0.7)])
+    index = th.cartesian_prod(th.arange(4), th.arange(3))
+    dense = ot.state_action_cost(states[index[:, 0]], index[:, 1], beta=0.7, embedding=table)
+    assert lattice.shape == (12, 12)
+    assert th.allclose(lattice.dense(), dense)
+
+
+def test_distances_of_close_points_keep_their_digits_in_float32() -> None:
+    # The matrix-product form of the distance returns 0 or 0.03 here.
+    points = 100 + th.tensor([[0.0, 0.0], [0.001, 0.0]]).repeat(20, 1)
+    assert float(ot.pairwise(points)[0, 1]) == pytest.approx(0.001, rel=0.02)
+
+
+def test_gradient_of_the_cost_is_finite_at_zero_distance() -> None:
+    points = th.zeros(3, 2, requires_grad=True)
+    ot.pairwise(points).sum().backward()
+    assert points.grad is not None
+    assert th.isfinite(points.grad).all()
+
+
+def test_a_wrong_argument_is_named() -> None:
+    x, actions = th.zeros(3, 2), th.zeros(3, dtype=th.long)
+    with pytest.raises(ValueError, match="`embedding` is needed for action numbers"):
+        ot.state_action_cost(x, actions)
+    with pytest.raises(ValueError, match="give both or neither"):
+        ot.state_action_cost(x, x, x)
+    with pytest.raises(ValueError, match="`beta` must be non-negative"):
+        ot.action_cost(x, beta=-1.0)
+    with pytest.raises(ValueError, match="`scale` must be positive"):
+        ot.pairwise(x, scale=0.0)
+    with pytest.raises(ValueError, match="`p` must be positive"):
+        ot.pairwise(x, p=0)
+    with pytest.raises(ValueError, match="`n_actions` must be at least 1"):
+        ot.one_hot_embedding(0)
+    with pytest.raises(ValueError, match="`factors` must be one or more matrices"):
+        ot.LatticeCost([th.zeros(2)])
+    with pytest.raises(ValueError, match=r"`cost.factors\[1\]` must be non-negative"):
+        ot.validate_cost(ot.LatticeCost([th.ones(2, 2), -th.ones(2, 2)]))

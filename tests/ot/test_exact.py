@@ -1,0 +1,225 @@
+"""Closed forms and enumerations against SciPy, POT's network simplex and numerical integration."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import ot as pot
+import pytest
+import scipy.optimize
+import scipy.stats
+import torch as th
+from problems import directional_derivative, measures
+
+from otbaselines import ot
+from otbaselines.ot._lipschitz import metric_structure
+
+
+def linear_programme(p: th.Tensor, q: th.Tensor, cost: th.Tensor) -> float:
+    """SciPy's value of the transport problem."""
+    n = len(p)
+    rows = np.kron(np.eye(n), np.ones(n))
+    columns = np.kron(np.ones(n), np.eye(n))
+    answer = scipy.optimize.linprog(
+        cost.numpy().ravel(), A_eq=np.vstack([rows, columns]), b_eq=np.concatenate([p.numpy(), q.numpy()]), method="highs"
+    )
+    return float(answer.fun)
+
+
+def planar(n: int, seed: int = 0) -> th.Tensor:
+    points = th.rand(n, 2, generator=th.Generator().manual_seed(seed), dtype=th.float64)
+    return ot.pairwise(points)
+
+
+def tree(n: int) -> th.Tensor:
+    """A star: every two leaves meet in the centre, point 0."""
+    length = th.arange(n, dtype=th.float64)
+    return (length[:, None] + length[None, :]) * (1 - th.eye(n, dtype=th.float64))
+
+
+METRICS = {
+    "zero-one": 0.7 * (1 - th.eye(6, dtype=th.float64)),
+    "line": ot.pairwise(th.tensor([[0.3], [2.0], [-1.0], [0.5], [4.0]], dtype=th.float64)),
+    "vertices": planar(5),
+    "vertices two": planar(7, seed=1),
+    "vertices star": tree(6),
+    "general": planar(10),
+    "general square": planar(5) ** 2,
+}
+
+
+@pytest.mark.parametrize("name", METRICS)
+def test_discrete_w1_equals_the_linear_programme(name: str) -> None:
+    cost = METRICS[name]
+    assert metric_structure(cost).kind == name.split()[0]
+    p, q = measures(6, len(cost), seed=1).view(2, 3, -1), measures(6, len(cost), seed=2).view(2, 3, -1)
+    value = ot.discrete_w1(p, q, cost)
+    for i in range(2):
+        for j in range(3):
+            assert float(value[i, j]) == pytest.approx(linear_programme(p[i, j], q[i, j], cost), abs=1e-9)
+
+
+@pytest.mark.parametrize("name", METRICS)
+def test_gradient_of_discrete_w1_is_a_potential(name: str) -> None:
+    cost = METRICS[name]
+    p, q = measures(2, len(cost), seed=3, empty=0.0)
+    leaf = p.clone().requires_grad_()
+    (potential,) = th.autograd.grad(ot.discrete_w1(leaf, q, cost), leaf)
+    direction = th.randn(len(cost), generator=th.Generator().manual_seed(1), dtype=th.float64)
+    direction = 0.01 * (direction - direction.mean())
+    expected = directional_derivative(lambda z: ot.discrete_w1(z, q, cost, validate=False), p, direction)
+    assert float(potential @ direction) == pytest.approx(expected, abs=1e-6)
+
+
+def test_five_generic_points_have_seventy_extreme_functions() -> None:
+    functions = metric_structure(planar(5)).functions
+    assert functions is not None
+    assert functions.shape == (5, 35)  # one of each pair f, -f
+    cost = planar(5).numpy()
+    assert (np.abs(functions[:, None] - functions[None]) <= cost[..., None] + 1e-9).all()
+
+
+def test_w1_of_equal_distributions_is_zero_with_zero_gradient() -> None:
+    p = measures(3, 5)
+    for cost in (METRICS["vertices"], METRICS["line"]):
+        leaf = p.clone().requires_grad_()
+        value = ot.discrete_w1(leaf, p, cost)
+        value.sum().backward()
+        assert float(value.detach().abs().max()) == 0.0
+        assert leaf.grad is not None
+        assert float(leaf.grad.abs().max()) == 0.0
+
+
+def test_wasserstein_1d_equals_scipy_with_weights_and_without() -> None:
+    generator = np.random.default_rng(0)
+    x, y = generator.normal(size=(4, 9)), generator.normal(size=(4, 14)) + 0.5
+    a, b = generator.dirichlet(np.ones(9), 4), generator.dirichlet(np.ones(14), 4)
+    plain = ot.wasserstein_1d(th.from_numpy(x), th.from_numpy(y))
+    weighted = ot.wasserstein_1d(th.from_numpy(x), th.from_numpy(y), th.from_numpy(a), th.from_numpy(b))
+    squared = ot.wasserstein_1d(th.from_numpy(x), th.from_numpy(y), th.from_numpy(a), th.from_numpy(b), p=2)
+    for i in range(4):
+        assert float(plain[i]) == pytest.approx(scipy.stats.wasserstein_distance(x[i], y[i]), abs=1e-12)
+        assert float(weighted[i]) == pytest.approx(scipy.stats.wasserstein_distance(x[i], y[i], a[i], b[i]), abs=1e-12)
+        expected = pot.emd2_1d(x[i], y[i], a[i], b[i], metric="sqeuclidean") ** 0.5
+        assert float(squared[i]) == pytest.approx(expected, abs=1e-10)
+
+
+def test_gradient_of_wasserstein_1d_equals_finite_differences() -> None:
+    generator = th.Generator().manual_seed(0)
+    x, y = th.randn(7, generator=generator, dtype=th.float64), th.randn(5, generator=generator, dtype=th.float64)
+    a, b = measures(1, 7, empty=0.0)[0], measures(1, 5, empty=0.0)[0]
+    for argument, function in ((x, lambda z: ot.wasserstein_1d(z, y, a, b)), (a, lambda z: ot.wasserstein_1d(x, y, z, b))):
+        leaf = argument.clone().requires_grad_()
+        (gradient,) = th.autograd.grad(function(leaf), leaf)
+        direction = th.randn(7, generator=generator, dtype=th.float64)
+        direction = 0.01 * (direction - direction.mean())
+        assert float(gradient @ direction) == pytest.approx(directional_derivative(function, argument, direction), rel=1e-6)
+
+
+@pytest.mark.parametrize(("shift", "std_a", "std_b"), [(0.7, 0.5, 1.3), (0.0, 0.2, 1.0), (1.5, 0.4, 0.4), (2.0, 1.0, 1.1)])
+def test_gaussian_w1_equals_the_integral_of_the_quantile_gap(shift: float, std_a: float, std_b: float) -> None:
+    quantile = scipy.stats.norm.ppf((np.arange(400_000) + 0.5) / 400_000)
+    expected = np.abs(shift + (std_b - std_a) * quantile).mean()
+    one = th.ones(1, dtype=th.float64)
+    value = ot.gaussian_w1(0 * one, std_a * one, shift * one, std_b * one)
+    assert float(value) == pytest.approx(expected, abs=2e-5)
+
+
+def test_gradient_of_gaussian_w1_equals_finite_differences_and_stays_finite_at_equal_deviations() -> None:
+    parameters = th.tensor([0.3, 0.5, -0.4, 0.9], dtype=th.float64)
+
+    def value(z: th.Tensor) -> th.Tensor:
+        return ot.gaussian_w1(z[0:1], z[1:2], z[2:3], z[3:4]).sum()
+
+    leaf = parameters.clone().requires_grad_()
+    (gradient,) = th.autograd.grad(value(leaf), leaf)
+    for k in range(4):
+        direction = th.eye(4, dtype=th.float64)[k]
+        assert float(gradient[k]) == pytest.approx(directional_derivative(value, parameters, direction), abs=1e-8)
+    for special in ([0.3, 0.5, -0.4, 0.5], [0.3, 0.5, 0.3, 0.5], [0.3, 0.5, -0.4, 0.5 + 1e-300], [1e30, 0.5, 0.0, 0.6]):
+        leaf = th.tensor(special, dtype=th.float64, requires_grad=True)
+        outcome = value(leaf)
+        outcome.backward()
+        assert leaf.grad is not None
+        assert th.isfinite(leaf.grad).all()
+        assert float(outcome.detach()) == pytest.approx(abs(special[0] - special[2]), rel=1e-12)
+
+
+def test_gaussian_w2_equals_pot_and_the_diagonal_form() -> None:
+    generator = th.Generator().manual_seed(0)
+    means = th.randn(2, 3, generator=generator, dtype=th.float64)
+    factors = th.randn(2, 3, 3, generator=generator, dtype=th.float64)
+    covariances = factors @ factors.mT + 0.1 * th.eye(3, dtype=th.float64)
+    ours = ot.gaussian_w2(means[0], covariances[0], means[1], covariances[1], covariance="full")
+    theirs = pot.gaussian.bures_wasserstein_distance(*means.numpy(), *covariances.numpy())
+    assert float(ours) == pytest.approx(float(theirs), abs=1e-9)
+    stds = th.rand(2, 3, generator=generator, dtype=th.float64) + 0.1
+    full = ot.gaussian_w2(means[0], th.diag(stds[0] ** 2), means[1], th.diag(stds[1] ** 2), covariance="full")
+    assert float(ot.gaussian_w2(means[0], stds[0], means[1], stds[1])) == pytest.approx(float(full), abs=1e-9)
+
+
+def test_gaussian_w2_has_a_finite_gradient_at_equality_and_refuses_a_singular_covariance() -> None:
+    mean, identity = th.zeros(2, dtype=th.float64, requires_grad=True), th.eye(2, dtype=th.float64)
+    ot.gaussian_w2(mean, identity, th.zeros(2, dtype=th.float64), identity, covariance="full").backward()
+    assert mean.grad is not None
+    assert float(mean.grad.abs().max()) == 0.0
+    with pytest.raises(ValueError, match="positive definite"):
+        ot.gaussian_w2(mean, 0 * identity, mean, identity, covariance="full")
+    with pytest.raises(ValueError, match="must be 'diagonal' or 'full', got 'banded'"):
+        ot.gaussian_w2(mean, identity, mean, identity, covariance="banded")  # type: ignore[arg-type]
+
+
+def test_no_gaussian_is_closer_to_all_than_their_barycenter() -> None:
+    generator = th.Generator().manual_seed(0)
+    means, stds = th.randn(4, 3, generator=generator, dtype=th.float64), th.rand(4, 3, generator=generator, dtype=th.float64)
+    weights = th.tensor([0.4, 0.3, 0.2, 0.1], dtype=th.float64)
+    mean, std = ot.gaussian_w2_barycenter(means, stds, weights)
+
+    def objective(m: th.Tensor, s: th.Tensor) -> float:
+        return float((weights * ot.gaussian_w2(m, s, means, stds, squared=True)).sum())
+
+    best = objective(mean, std)
+    for _ in range(20):
+        step = 0.1 * th.randn(2, 3, generator=generator, dtype=th.float64)
+        assert objective(mean + step[0], std + step[1]) > best
+
+
+def test_sliced_distance_of_a_translation_is_its_mean_projection() -> None:
+    # Every projection of a translated cloud moves by <theta, t>; over directions in the plane the mean of |cos| is 2 / pi.
+    cloud = th.randn(50, 2, generator=th.Generator().manual_seed(0), dtype=th.float64)
+    shift = th.tensor([3.0, 4.0], dtype=th.float64)
+    value = ot.sliced_wasserstein(cloud, cloud + shift, n_projections=20_000, seed=0)
+    assert float(value) == pytest.approx(5 * 2 / math.pi, rel=0.01)
+
+
+@pytest.mark.parametrize("p", [1.0, 2.0])
+def test_sliced_pairs_equal_pot_on_the_same_directions(p: float) -> None:
+    points = th.randn(4, 30, 3, generator=th.Generator().manual_seed(0), dtype=th.float64)
+    directions = ot.random_directions(3, 20, seed=1)
+    pairs = ot.sliced_pairwise(points, n_projections=20, seed=1, p=p)
+    for i in range(4):
+        for j in range(4):
+            expected = pot.sliced_wasserstein_distance(
+                points[i].numpy(), points[j].numpy(), p=p, projections=directions.numpy()
+            )
+            assert float(pairs[i, j]) == pytest.approx(float(expected), abs=1e-10)
+            assert float(ot.sliced_wasserstein(points[i], points[j], n_projections=20, seed=1, p=p)) == pytest.approx(
+                float(expected), abs=1e-10
+            )
+
+
+def test_a_wrong_argument_is_named() -> None:
+    x = th.zeros(3, 2)
+    with pytest.raises(ValueError, match="`p` must be at least 1"):
+        ot.wasserstein_1d(x, x, p=0.5)
+    with pytest.raises(ValueError, match="give one of them"):
+        ot.sliced_wasserstein(x, x, seed=0, generator=th.Generator())
+    with pytest.raises(ValueError, match="`n_projections` must be at least 1"):
+        ot.sliced_wasserstein(x, x, n_projections=0)
+    with pytest.raises(ValueError, match=r"`points` must be \(N, m, d\)"):
+        ot.sliced_pairwise(x)
+    with pytest.raises(ValueError, match=r"`cost` must be \(n, n\)"):
+        ot.discrete_w1(th.ones(1), th.ones(1), x)
+    with pytest.raises(ValueError, match="must both be"):
+        ot.gaussian_w2_barycenter(x, th.zeros(2, 2))
