@@ -72,9 +72,11 @@ def metric(discrete: bool, **settings: Any) -> GroundMetric:
     return replace(built, codebook=None if built.codebook is None else built.codebook.double())
 
 
-def prepare(consensus: Consensus, team: LinearTeam, buffer: AgentRolloutBuffer, n_chunks: int = 1) -> ConsensusReport:
+def prepare(
+    consensus: Consensus, team: LinearTeam, buffer: AgentRolloutBuffer, n_chunks: int = 1, weights: th.Tensor = WEIGHTS
+) -> ConsensusReport:
     """Begin an update."""
-    return consensus.prepare(team, buffer, n_chunks=n_chunks, reg=REG, weights=WEIGHTS)  # type: ignore[arg-type]
+    return consensus.prepare(team, buffer, n_chunks=n_chunks, reg=REG, weights=weights)  # type: ignore[arg-type]
 
 
 def loss_of(consensus: Consensus, team: LinearTeam, chunk: int = 0) -> th.Tensor:
@@ -119,7 +121,7 @@ def transport(cost: th.Tensor, a: th.Tensor, b: th.Tensor, *, debiased: bool) ->
     def value(x: th.Tensor, y: th.Tensor) -> float:
         held_x, held_y = x > 0, y > 0
         x, y, inner = x[held_x], y[held_y], cost[held_x][:, held_y]
-        plan = pot.bregman.sinkhorn_log(x, y, inner, REG, numItermax=20_000, stopThr=1e-11)
+        plan = pot.bregman.sinkhorn_log(x, y, inner, REG, numItermax=2000, stopThr=1e-7)
         return float((plan * inner).sum() + REG * (plan * (plan / (x[:, None] * y[None, :])).log()).nansum())
 
     return value(a, b) - 0.5 * (value(a, a) + value(b, b)) if debiased else value(a, b)
@@ -128,5 +130,5 @@ def transport(cost: th.Tensor, a: th.Tensor, b: th.Tensor, *, debiased: bool) ->
 def divergence(cost: th.Tensor, a: th.Tensor, b: th.Tensor, *, debiased: bool) -> th.Tensor:
     """The general solver to many digits, for finite differences; shape of the batch."""
     if debiased:
-        return ot.sinkhorn_divergence(cost, a, b, reg=REG, tol=1e-11)
-    return ot.sinkhorn(cost, a, b, reg=REG, tol=1e-11).value
+        return ot.sinkhorn_divergence(cost, a, b, reg=REG, tol=1e-9)
+    return ot.sinkhorn(cost, a, b, reg=REG, tol=1e-9).value
