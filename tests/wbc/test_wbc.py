@@ -1,0 +1,414 @@
+"""The algorithm: random streams, saving, schedules, logs, errors, and that its agents agree in the end."""
+
+import math
+
+import numpy as np
+import pytest
+import torch as th
+from core_toys import WanderersEnv
+from gymnasium import spaces
+from stable_baselines3.common.logger import configure
+from toy_teams import CustomSpacesEnv, DiceEnv, RelayEnv, vector
+
+from otbaselines import IPPO, WBC, ParallelVecEnv, make_vec_env
+from otbaselines.envs.navigation_tensor import NavigationVecEnv
+from otbaselines.wbc.metric import make_metric, normalised_table
+
+pytestmark = pytest.mark.filterwarnings("ignore:the rollout of")
+SMALL = {"n_steps": 6, "batch_size": 18, "n_epochs": 2, "n_support": 8, "seed": 0}
+FORMS = {
+    "conditional": {},
+    "conditional_biased": {"debiased": False},
+    "kl": {"consensus": "kl"},
+    "expected_pooled": {"support": "pooled", "p": 1},
+    "expected_own": {"support": "own", "p": 1, "debiased": False},
+    "sampled_pooled_potential": {"measure": "sampled", "support": "pooled", "p": 1},
+    "sampled_pooled_plan": {"measure": "sampled", "support": "pooled", "p": 1, "gradient": "plan"},
+    "sampled_own_potential": {"measure": "sampled", "support": "own", "p": 1},
+    "sampled_own_plan": {"measure": "sampled", "support": "own", "p": 1, "gradient": "plan", "debiased": False},
+    "sliced_pooled": {"measure": "sampled", "support": "pooled", "gradient": "plan", "debiased": False, "solver": "sliced"},
+    "sliced_own": {"measure": "sampled", "support": "own", "gradient": "plan", "debiased": False, "solver": "sliced"},
+}
+# Debiasing is what makes the barycenter of normals finite.
+COMBINATIONS = [
+    (form, continuous) for form in FORMS for continuous in (False, True) if (form, continuous) != ("conditional_biased", True)
+]
+
+
+def _navigation(continuous=False, **kwargs):
+    return NavigationVecEnv(n_copies=2, continuous_actions=continuous, max_episode_steps=5, seed=0, **kwargs)
+
+
+def _learn(model, rollouts=3):
+    return model.learn(rollouts * model.n_steps * model.n_envs)
+
+
+def _bits(model):
+    return {name: value.clone() for name, value in model.policy.state_dict().items()}
+
+
+def _same(first, second):
+    ours, theirs = _bits(first), _bits(second)
+    return ours.keys() == theirs.keys() and all(th.equal(value, theirs[name]) for name, value in ours.items())
+
+
+def _logged(model, rollouts=3):
+    """Learn, and return what was recorded in each update; SB3 writes the last one only when learning goes on."""
+    rows, train = [], model.train
+
+    def recorded() -> None:
+        train()
+        rows.append(dict(model.logger.name_to_value))
+
+    model.train = recorded
+    model.set_logger(configure(None, []))
+    _learn(model, rollouts)
+    return rows
+
+
+# ---------------------------------------------------------------- the learner's random numbers
+@pytest.fixture(scope="module")
+def independent():
+    return {
+        continuous: _learn(IPPO("MlpPolicy", _navigation(continuous), **_without_support())) for continuous in (False, True)
+    }
+
+
+def _without_support():
+    return {key: value for key, value in SMALL.items() if key != "n_support"}
+
+
+@pytest.mark.parametrize(("form", "continuous"), COMBINATIONS)
+def test_every_form_without_weight_is_ippo_to_the_bit(form, continuous, independent):
+    model = _learn(WBC("MlpPolicy", _navigation(continuous), consensus_coef=0.0, **{**SMALL, **FORMS[form]}))
+    assert _same(model, independent[continuous])
+
+
+@pytest.mark.parametrize(("form", "continuous"), COMBINATIONS)
+def test_every_form_is_reproducible_and_matters(form, continuous, independent):
+    def run(seed):
+        settings = {**SMALL, **FORMS[form], "seed": seed}
+        return _learn(WBC("MlpPolicy", _navigation(continuous), consensus_coef=1.0, **settings), 2)
+
+    first = run(0)
+    assert _same(first, run(0))
+    assert not _same(first, run(1))
+    for parameter in first.policy.parameters():
+        assert bool(parameter.isfinite().all())
+
+
+def test_one_agent_has_nobody_to_agree_with():
+    alone = _learn(IPPO("MlpPolicy", _navigation(n_agents=1), **{**_without_support(), "batch_size": 6}))
+    assert _same(_learn(WBC("MlpPolicy", _navigation(n_agents=1), **{**SMALL, "batch_size": 6})), alone)
+
+
+# ---------------------------------------------------------------- saving
+SAVED = {
+    "schedules": {"consensus_coef": "lin_1.0", "reg": "linear_0.5_0.2"},
+    "kl": {"consensus": "kl", "consensus_coef": 0.3},
+    "table": {"action_embedding": [[0.0, 0.0], [1.0, 0.0], [-1.0, 0.0], [0.0, 1.0], [0.0, -1.0]], "p": 1},
+    "environment": {"action_embedding": "environment"},
+    "pooled": {"support": "pooled", "p": 1, "metric_coordinates": [0, 1], "barycenter_weights": "return"},
+    "sliced": FORMS["sliced_pooled"],
+}
+
+
+@pytest.mark.parametrize("settings", SAVED)
+def test_training_after_load_equals_training_without_saving(settings, tmp_path):
+    def go_on(model):
+        # Saving does not keep random streams or environments, so both start alike.
+        model.set_env(_navigation(heterogeneous="roles"))
+        model.set_random_seed(5)
+        return model.learn(2 * 6 * model.n_envs, reset_num_timesteps=False)
+
+    model = WBC("MlpPolicy", _navigation(heterogeneous="roles"), **{**SMALL, **SAVED[settings]})
+    _learn(model, 2).save(tmp_path / "model")
+    loaded = WBC.load(tmp_path / "model", env=_navigation(heterogeneous="roles"))
+    for progress in (1.0, 0.4, 0.0):
+        assert loaded.consensus_coef(progress) == model.consensus_coef(progress)
+        assert loaded.reg(progress) == model.reg(progress)
+    for name in ("consensus", "measure", "support", "gradient", "solver", "debiased", "beta", "p", "n_support"):
+        assert getattr(loaded, name) == getattr(model, name), name
+    for name in ("metric_coordinates", "scale_observations", "barycenter_weights"):
+        assert getattr(loaded, name) == getattr(model, name), name
+    assert np.array_equal(np.asarray(loaded.action_embedding), np.asarray(model.action_embedding))
+    assert _same(go_on(model), go_on(loaded))
+
+
+def test_the_environments_embedding_is_loaded_without_the_environment(tmp_path):
+    model = WBC("MlpPolicy", _navigation(heterogeneous="roles"), action_embedding="environment", **SMALL)
+    model.save(tmp_path / "model")
+    loaded = WBC.load(tmp_path / "model")
+    assert np.array_equal(loaded.action_embedding, model.action_embedding)
+    observations = np.zeros((6, 8), np.float32)
+    assert np.array_equal(*(each.predict(observations, deterministic=True)[0] for each in (model, loaded)))
+
+
+# ---------------------------------------------------------------- logs and schedules
+@pytest.mark.parametrize("form", ["conditional", "expected_pooled", "kl", "sliced_own"])
+def test_the_log_tells_how_far_apart_the_agents_are(form):
+    model = WBC("MlpPolicy", _navigation(), **{**SMALL, **FORMS[form]}, consensus_coef="lin_0.6", reg="linear_0.5_0.2")
+    rows = _logged(model)
+    assert len(rows) == 3
+    keys = {"consensus/max_divergence", *(f"consensus/divergence_{agent}" for agent in range(3))}
+    for row in rows:
+        assert keys <= row.keys()
+        assert all(math.isfinite(row[key]) and row[key] >= -1e-5 for key in keys)
+        assert 0.0 < row["time/transport_share"] < 1.0
+    # Training after a rollout sees the progress that the rollout made.
+    assert [row["consensus/coef"] for row in rows] == pytest.approx([0.4, 0.2, 0.0])
+    assert [row["consensus/reg"] for row in rows] == pytest.approx([0.4, 0.3, 0.2])
+
+
+def test_the_weight_never_becomes_negative_in_a_rollout_that_is_finished():
+    model = WBC("MlpPolicy", _navigation(), consensus_coef="lin_1.0", **SMALL)
+    model.learn(3 * 6 * model.n_envs // 2)
+    assert model._current_progress_remaining < 0
+    assert model._coef == 0.0
+
+
+def test_a_regularisation_that_falls_to_nothing_in_between_is_an_error():
+    model = WBC("MlpPolicy", _navigation(), reg=lambda progress: 0.0 if 0.2 < progress < 0.9 else 0.5, **SMALL)
+    before = _bits(model)
+    with pytest.raises(ValueError, match=r"`reg` must be positive, but its schedule gave 0\.0 after 36 agent-steps"):
+        _learn(model)
+    assert all(th.equal(value, before[name]) for name, value in _bits(model).items())
+
+
+def test_agents_with_higher_rewards_weigh_more_in_the_barycenter():
+    model = WBC("MlpPolicy", _navigation(), barycenter_weights="return", **SMALL)
+    model.rollout_buffer.rewards.copy_(th.tensor([1.0, 2.0, 3.0]))
+    # Standardised: -1, 0 and 1.
+    expected = np.exp([-1.0, 0.0, 1.0]) / np.exp([-1.0, 0.0, 1.0]).sum()
+    np.testing.assert_allclose(model._barycenter_weights(), expected, rtol=1e-5)
+    model.barycenter_weights = "uniform"
+    np.testing.assert_allclose(model._barycenter_weights(), [1 / 3] * 3, rtol=1e-6)
+
+
+# ---------------------------------------------------------------- agreement (Theorem 3.1)
+class SilentNavigation(NavigationVecEnv):
+    """Nothing is rewarded."""
+
+    def _transition(self, actions):
+        rewards, terminated = super()._transition(actions)
+        return th.zeros_like(rewards), terminated
+
+
+def _quarrel(model):
+    """Policies that differ much, and critics that say nothing, so that only consensus has a gradient."""
+    with th.no_grad():
+        model.policy.action_net.weight.mul_(100.0)
+        model.policy.value_net.weight.zero_()
+        model.policy.value_net.bias.zero_()
+    return model
+
+
+AGREEING = {
+    "conditional": {},
+    "conditional_p1": {"p": 1},
+    "gaussian": {},
+    "kl": {"consensus": "kl"},
+    "kl_gaussian": {"consensus": "kl"},
+    "expected_pooled": {"support": "pooled", "p": 1},
+    "reparametrised_pooled": {"support": "pooled"},
+}
+
+
+@pytest.mark.parametrize("form", AGREEING)
+def test_without_rewards_the_agents_come_to_agree(form):
+    env = SilentNavigation(n_copies=8, max_episode_steps=10, seed=0, continuous_actions="gaussian" in form or "repar" in form)
+    settings = {"n_steps": 10, "batch_size": 120, "n_epochs": 3, "n_support": 24, "learning_rate": 3e-3, "seed": 0}
+    model = _quarrel(WBC("MlpPolicy", env, consensus_coef=1.0, reg=0.5, **{**settings, **AGREEING[form]}))
+    divergences = [row["consensus/max_divergence"] for row in _logged(model, 15)]
+    assert divergences[0] > 0.01
+    assert divergences[-1] < 0.35 * divergences[0]
+    # Geometric decay is a straight line in the logarithm.
+    assert np.polyfit(range(15), np.log(divergences), 1)[0] < -0.05
+
+
+def test_without_rewards_and_without_consensus_nothing_moves():
+    env = SilentNavigation(n_copies=2, max_episode_steps=10, seed=0)
+    model = _quarrel(WBC("MlpPolicy", env, consensus_coef=0.0, **SMALL))
+    before = _bits(model)
+    _learn(model)
+    assert all(th.equal(value, before[name]) for name, value in _bits(model).items())
+
+
+# ---------------------------------------------------------------- what actions do
+@pytest.mark.parametrize("support", ["conditional", "pooled"])
+def test_teams_with_roles_are_compared_by_what_their_actions_do(support):
+    # Everybody mostly goes right, which is another action for each, because their moves are turned.
+    results = {}
+    for embedding in ("one_hot", "environment"):
+        env = _navigation(heterogeneous="roles")
+        model = WBC("MlpPolicy", env, action_embedding=embedding, support=support, p=1, learning_rate=0.0, **SMALL)
+        with th.no_grad():
+            model.policy.action_net.weight.zero_()
+            moves = th.as_tensor(env.agent_action_vectors, dtype=th.float32)
+            model.policy.action_net.bias[:, 0] = 3.0 * moves[..., 0] / moves.norm(dim=-1).max()
+        results[embedding] = _logged(model, 1)[0]["consensus/max_divergence"]
+    assert results["one_hot"] > 0.3
+    assert results["environment"] == pytest.approx(0.0, abs=1e-4)
+
+
+def test_a_table_for_every_agent_is_put_on_one_codebook():
+    table = [[[0.0], [1.0]], [[1.0], [0.0]]]
+    metric = make_metric(spaces.Discrete(2), vector(2), **{**METRIC, "n_agents": 2, "action_embedding": table})
+    probs = th.tensor([[[0.9, 0.1], [0.1, 0.9]]])
+    placed = metric.place(probs)
+    assert metric.codebook.tolist() == [[0.0], [1.0]]
+    th.testing.assert_close(placed, th.tensor([[[0.9, 0.1], [0.9, 0.1]]]))
+    points = metric.action_points(th.tensor([0, 0, 1]), th.tensor([0, 1, 1]))
+    assert points.flatten().tolist() == pytest.approx([0.0, 0.8, 0.0])
+
+
+def test_the_environments_displacements_get_the_median_distance_of_one_hot():
+    table = np.asarray(normalised_table([[0.0, 0.0], [0.1, 0.0], [-0.1, 0.0], [0.0, 0.1], [0.0, -0.1]]))
+    distances = np.linalg.norm(table[:, None] - table[None], axis=-1)
+    assert np.median(distances[distances > 0]) == pytest.approx(math.sqrt(2.0))
+    assert normalised_table([[0.0], [0.0]]) == [[0.0], [0.0]]
+
+
+# ---------------------------------------------------------------- unusual teams
+DIFFERENT = {
+    "speaker_listener": lambda: make_vec_env("mpe2/simple_speaker_listener_v4", 2, seed=0),
+    "relay": lambda: make_vec_env(RelayEnv, 2, seed=0),
+    "leaving": lambda: ParallelVecEnv([WanderersEnv] * 2, seed=0),
+    "leaving_continuous": lambda: ParallelVecEnv([lambda: WanderersEnv(continuous=True)] * 2, seed=0),
+    "different_boxes": lambda: make_vec_env(_boxes, 2, seed=0),
+}
+
+
+def _boxes():
+    actions = {"a": spaces.Box(-1, 1, (1,), np.float32), "b": spaces.Box(-1, 1, (3,), np.float32)}
+    return CustomSpacesEnv({"a": vector(2), "b": vector(3)}, actions)
+
+
+@pytest.mark.filterwarnings("ignore:the agents have different")
+@pytest.mark.parametrize("form", ["conditional", "kl", "expected_pooled", "sampled_own_potential"])
+@pytest.mark.parametrize("team", DIFFERENT)
+def test_padded_teams_and_teams_whose_members_leave_learn(team, form):
+    model = WBC("MlpPolicy", DIFFERENT[team](), **{**SMALL, "n_steps": 12, "batch_size": 24, **FORMS[form]})
+    before = _bits(model)
+    rows = _logged(model, 1)
+    assert math.isfinite(rows[0]["consensus/max_divergence"])
+    after = _bits(model)
+    assert all(bool(value.isfinite().all()) for value in after.values())
+    assert not th.equal(after["action_net.weight"], before["action_net.weight"])
+
+
+def test_different_spaces_are_a_warning():
+    with pytest.warns(UserWarning, match="different observation or action spaces"):
+        WBC("MlpPolicy", make_vec_env(RelayEnv, 2, seed=0), **SMALL)
+
+
+# ---------------------------------------------------------------- errors
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"consensus": "w2"}, r"`consensus` must be one of 'wasserstein', 'kl', got 'w2'"),
+        ({"measure": "both"}, r"`measure` must be one of 'expected', 'sampled', got 'both'"),
+        ({"support": "all"}, r"`support` must be one of 'conditional', 'pooled', 'own', got 'all'"),
+        ({"gradient": "dual"}, r"`gradient` must be one of 'potential', 'plan', got 'dual'"),
+        ({"solver": "exact"}, r"`solver` must be one of 'sinkhorn', 'sliced', got 'exact'"),
+        ({"barycenter_weights": "best"}, r"`barycenter_weights` must be one of 'uniform', 'return', got 'best'"),
+        ({"n_support": 1}, r"`n_support` must be at least 2, got 1"),
+        ({"measure": "sampled"}, r"`measure='sampled'` draws state-action pairs; use it with `support='own'` or 'pooled'"),
+        ({"solver": "sliced"}, r"`solver='sliced'` works on samples"),
+        ({**FORMS["sliced_own"], "gradient": "potential"}, r"`solver='sliced'`.*`gradient='plan'`"),
+        ({**FORMS["sliced_own"], "debiased": True}, r"`solver='sliced'`.*`debiased=False`"),
+        ({"reg": 0.0}, r"`reg` must be positive, got 0\.0"),
+        ({"reg": -1}, r"`reg` must be positive, got -1"),
+        ({"reg": math.nan}, r"`reg` must be positive, got nan"),
+        ({"reg": "0"}, r"`reg` must be positive to the end, but is 0\.0 at the remaining progress 1"),
+        ({"reg": "lin_0.5"}, r"`reg` must be positive to the end, but is 0\.0 at the remaining progress 0.*'linear_0.5_0.1'"),
+        ({"consensus_coef": -0.5}, r"`consensus_coef` must be non-negative, got -0\.5"),
+        (
+            {"consensus_coef": "linear_1.0_-1.0"},
+            r"`consensus_coef` must be non-negative, but is -1\.0 at the remaining progress 0",
+        ),
+        ({"consensus_coef": "falling"}, r"'falling'"),
+        ({"beta": 0.0}, r"`beta` must be positive, got 0\.0"),
+        ({"beta": math.nan}, r"`beta` must be positive, got nan"),
+        ({"p": 3}, r"`p` must be 1 or 2, got 3"),
+        ({"action_embedding": "words"}, r"`action_embedding` must be 'one_hot', 'environment' or a table, got 'words'"),
+        ({"action_embedding": [[0.0], [1.0]]}, r"`action_embedding` must have one row for each of the 5.*got shape \(2, 1\)"),
+        ({"action_embedding": np.zeros((2, 5, 2))}, r"for each of the 3 agents, got shape \(2, 5, 2\)"),
+        ({"action_embedding": [[math.nan]] * 5}, r"`action_embedding` holds NaN or infinite entries"),
+        ({"metric_coordinates": [0, 8]}, r"`metric_coordinates` must name entries 0 to 7 of the observation, got \[0, 8\]"),
+        ({"metric_coordinates": [-1]}, r"`metric_coordinates` must name entries 0 to 7 of the observation, got \[-1\]"),
+        ({"metric_coordinates": []}, r"`metric_coordinates` must name entries.*got \[\]"),
+    ],
+)
+def test_settings_out_of_range_are_named_before_training(settings, message):
+    with pytest.raises(ValueError, match=message):
+        WBC("MlpPolicy", _navigation(), **{**SMALL, **settings})
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"p": 1}, r"continuous actions at equal states need the closed form of `p=2`, got `p=1`"),
+        ({"debiased": False}, r"`debiased=False` has no finite barycenter of normals"),
+        ({"action_embedding": [[0.0]] * 5}, r"`action_embedding` is for discrete actions, but the action space is Box"),
+    ],
+)
+def test_settings_that_do_not_go_with_continuous_actions_are_named(settings, message):
+    with pytest.raises(ValueError, match=message):
+        WBC("MlpPolicy", _navigation(continuous=True), **{**SMALL, **settings})
+
+
+def test_an_environment_without_displacements_is_named():
+    env = ParallelVecEnv([WanderersEnv] * 2)
+    with pytest.raises(ValueError, match=r"`action_embedding='environment'` needs an environment with an attribute"):
+        WBC("MlpPolicy", env, action_embedding="environment", **SMALL)
+
+
+@pytest.mark.parametrize(
+    "action", [spaces.MultiDiscrete([2, 3]), spaces.MultiBinary(3)], ids=["multi_discrete", "multi_binary"]
+)
+def test_actions_that_cannot_be_compared_are_named(action):
+    def make():
+        return CustomSpacesEnv({"a": vector(3), "b": vector(3)}, {"a": action, "b": action})
+
+    with pytest.raises(ValueError, match=r"Discrete or Box actions, but the action space is Multi.*or use IPPO"):
+        WBC("MlpPolicy", ParallelVecEnv(make, 2), **SMALL)
+
+
+def test_states_that_cannot_be_compared_are_named():
+    observation = spaces.Dict({"x": vector(2)})
+
+    def make():
+        return CustomSpacesEnv({"a": observation, "b": observation}, {"a": spaces.Discrete(2), "b": spaces.Discrete(2)})
+
+    with pytest.raises(ValueError, match=r"`support='pooled'` compares observations.*Dict.*use `support='conditional'`"):
+        WBC("MultiInputPolicy", ParallelVecEnv(make, 2), support="pooled", **SMALL)
+    _learn(WBC("MultiInputPolicy", ParallelVecEnv(make, 2), **SMALL), 1)
+
+
+METRIC = {
+    "n_agents": 3,
+    "beta": 0.8,
+    "p": 2,
+    "action_embedding": "one_hot",
+    "metric_coordinates": None,
+    "scale_observations": True,
+    "device": th.device("cpu"),
+}
+
+
+def test_a_coordinate_that_never_changes_does_not_divide_by_zero():
+    metric = make_metric(spaces.Discrete(2), vector(2), **METRIC)
+    spread = th.tensor([[1.0, 5.0], [3.0, 5.0]])
+    points = metric.state_points(th.tensor([[2.0, 5.0]]), spread)
+    assert points.tolist() == [[pytest.approx(2.0 / math.sqrt(2.0)), 5.0]]
+
+
+def test_divergences_that_are_not_finite_stop_training_before_an_update():
+    model = WBC("MlpPolicy", ParallelVecEnv([DiceEnv] * 2), **SMALL)
+    with th.no_grad():
+        model.policy.action_net.bias[0] = 1e30
+    before = _bits(model)
+    with pytest.raises(ValueError, match=r"divergences became NaN or infinite after 24 agent-steps.*Raise `reg`"):
+        _learn(model, 1)
+    assert all(th.equal(value, before[name]) for name, value in _bits(model).items())
