@@ -65,7 +65,8 @@ def assert_same_episodes(actual, expected, n_steps=60):
         simple_spread_v3.parallel_env(),
         simple_spread_v3.env(),
     ],
-    ids=str,
+    # A function's text holds its address, which differs between the processes that share the tests.
+    ids=lambda env: env if isinstance(env, str) else type(env).__name__,
 )
 def test_every_spelling_of_a_team_is_the_same_environment(env):
     venv = make_vec_env(env, n_copies=2, seed=3)
