@@ -12,7 +12,7 @@ from typing import Protocol
 
 import torch as th
 
-from otbaselines.ot._kernels import MAX_RANGE_FLOAT64, Domain
+from otbaselines.ot._kernels import MAX_RANGE_FLOAT32, MAX_RANGE_FLOAT64, Domain
 
 # A step with a large kernel is dear: mix after every one. Problems of up to TINY bins are often done before a mixing pays.
 PERIOD = 1
@@ -22,7 +22,7 @@ TINY = 32
 TINY_WARM_UP = 30
 # Differences kept: more help at small strengths, and cost memory traffic at each mixing of a large problem.
 MEMORY = 20
-LARGE_MEMORY = 10
+LARGE_MEMORY = 8
 LARGE = 8192
 # The host reads the error at every check; a read stalls the queue of a GPU, which therefore mixes several times between reads.
 CUDA_CHECK = 4
@@ -32,6 +32,10 @@ CUDA_CHECK = 4
 COARSE_SPAN = 80.0
 COARSER = 2.0
 COARSE_MAX_ITER = 1000
+# Large float64 problems within the range of float32 go most of the way in that precision, where products cost half.
+SINGLE_BINS = 256
+SINGLE_TOLERANCE = 1e-5
+SINGLE_MAX_ITER = 100
 # The largest change, in units of a log-scaling, that a mixing may make to any bin.
 TRUST = 50.0
 # A mixing after which the error is this many times the best one is undone, and so are this many checks without a new best.
@@ -46,13 +50,39 @@ MAX_PERIOD = 3
 RIDGE = 1e-10
 
 
-def coarse_tolerance(tol: float, span: float) -> float:
+@dataclass(frozen=True)
+class Stage:
     """
-    :param tol: of the problem itself
-    :param span: its range of exponents
-    :return: how well to solve the coarser problem: loosely, but where the log domain is needed, well
+    An easier problem whose solution is the start of the one asked for.
+
+    :param factor: its strength over the one asked for
+    :param dtype: precision of its arguments
+    :param tol: marginal error to stop at
+    :param max_iter: iterations to stop at
     """
-    return max(tol, 1e-3 if span < MAX_RANGE_FLOAT64 else 1e-4)
+
+    factor: float
+    dtype: th.dtype
+    tol: float
+    max_iter: int
+
+
+def first_stage(span: float, dtype: th.dtype, tol: float, n: int, max_iter: int) -> Stage | None:
+    """
+    :param span: the problem's range of exponents
+    :param dtype: precision of its arguments
+    :param tol: its tolerance
+    :param n: number of bins
+    :param max_iter: its limit of iterations
+    :return: what to solve before it, if anything
+    """
+    if span > COARSE_SPAN:
+        coarse_tol = max(tol, 1e-3 if span < MAX_RANGE_FLOAT64 else 1e-4)
+        single = span / COARSER < MAX_RANGE_FLOAT32
+        return Stage(COARSER, th.float32 if single else dtype, coarse_tol, min(max_iter, COARSE_MAX_ITER))
+    if dtype == th.float64 and span < MAX_RANGE_FLOAT32 and n >= SINGLE_BINS and tol < SINGLE_TOLERANCE:
+        return Stage(1.0, th.float32, SINGLE_TOLERANCE, min(max_iter, SINGLE_MAX_ITER))
+    return None
 
 
 class FixedPointProblem(Protocol):
@@ -127,12 +157,12 @@ class Anderson:
         difference, change = flat_residual - last[0], flat_mapped - last[1]
         if self._interrupted is not None:
             # These problems have jumped: the difference to their last iterate says nothing about where they are now.
-            difference = th.where(self._interrupted, 0.0, difference)
+            difference, change = th.where(self._interrupted, 0.0, difference), th.where(self._interrupted, 0.0, change)
             self._interrupted = None
         norm = th.linalg.vector_norm(difference, dim=1, keepdim=True).clamp_min(th.finfo(difference.dtype).tiny)
         # Unit differences: the Gram matrix then needs no scaling, and its ridge is relative.
         self._residuals[:, slot] = difference / norm
-        self._values[:, slot] = th.where(difference.any(1, keepdim=True), change / norm, 0.0)
+        self._values[:, slot] = change / norm
         self._count += 1
         used = min(self._count, self.memory)
         remembered = self._residuals[:, :used]

@@ -10,6 +10,8 @@ import numpy as np
 import numpy.typing as npt
 import torch as th
 
+from otbaselines.ot.costs import validate_cost
+
 # The number of extreme functions of a generic metric is C(2n-2, n-1): 3,432 at eight points, 12,870 at nine.
 MAX_ENUMERATED = 8
 RELATIVE_TOLERANCE = 1e-9
@@ -38,6 +40,7 @@ def metric_structure(cost: th.Tensor) -> MetricStructure:
     """
     :param cost: shape ``(n, n)``; it is read to the host, and each content is analysed once
     :return: its structure
+    :raises ValueError: if it is negative, asymmetric or not finite
     """
     matrix = cost.detach().cpu()
     tolerance = RELATIVE_TOLERANCE if matrix.dtype == th.float64 else 1e-6
@@ -47,6 +50,7 @@ def metric_structure(cost: th.Tensor) -> MetricStructure:
 @lru_cache(maxsize=64)
 def _analyse(content: bytes, n: int, tolerance: float) -> MetricStructure:
     matrix = np.frombuffer(content, dtype=np.float64).reshape(n, n)
+    validate_cost(th.from_numpy(matrix.copy()), symmetric=True)
     slack = tolerance * max(float(matrix.max()), np.finfo(np.float64).tiny)
     if np.abs(np.diag(matrix)).max() > slack:
         return MetricStructure("general")

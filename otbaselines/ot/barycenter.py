@@ -16,7 +16,7 @@ from functools import partial
 
 import torch as th
 
-from otbaselines.ot._anderson import COARSE_MAX_ITER, COARSE_SPAN, COARSER, coarse_tolerance, solve
+from otbaselines.ot._anderson import first_stage, solve
 from otbaselines.ot._kernels import LOG, Domain
 from otbaselines.ot._projections import DebiasedProjections, Projections
 from otbaselines.ot._validation import (
@@ -26,6 +26,7 @@ from otbaselines.ot._validation import (
     check_shapes,
     check_stop,
     choose_arithmetic,
+    convert_cost,
     exponent_range,
     flatten_cost,
     make_kernel,
@@ -91,17 +92,18 @@ def barycenter(
     batch = broadcast_shapes(cost.shape[:-2], measures.shape[:-2])
     measures = measures.detach().expand(*batch, -1, -1)
     span, n_coarse = exponent_range(cost, reg), 0
-    if init is None and span > COARSE_SPAN:
+    stage = first_stage(span, measures.dtype, tol, measures.shape[-1], max_iter) if init is None else None
+    if stage is not None:
         init = barycenter(
-            measures,
-            cost,
-            reg=COARSER * reg,
-            weights=weights,
-            reference=reference,
-            reference_strength=None if reference_strength is None else COARSER * reference_strength,
+            measures.to(stage.dtype),
+            convert_cost(cost, stage.dtype),
+            reg=stage.factor * reg,
+            weights=None if weights is None else weights.to(stage.dtype),
+            reference=None if reference is None else reference.to(stage.dtype),
+            reference_strength=None if reference_strength is None else stage.factor * reference_strength,
             debiased=debiased,
-            tol=coarse_tolerance(tol, span),
-            max_iter=min(max_iter, COARSE_MAX_ITER),
+            tol=stage.tol,
+            max_iter=stage.max_iter,
             validate=False,
         )
         n_coarse = init.n_iter

@@ -10,15 +10,7 @@ from __future__ import annotations
 
 import torch as th
 
-from otbaselines.ot._anderson import (
-    COARSE_MAX_ITER,
-    COARSE_SPAN,
-    COARSER,
-    FixedPoint,
-    FixedPointProblem,
-    coarse_tolerance,
-    solve,
-)
+from otbaselines.ot._anderson import FixedPoint, FixedPointProblem, first_stage, solve
 from otbaselines.ot._kernels import LOG, Domain, Kernel
 from otbaselines.ot._validation import (
     broadcast_shapes,
@@ -27,6 +19,7 @@ from otbaselines.ot._validation import (
     check_shapes,
     check_stop,
     choose_arithmetic,
+    convert_cost,
     exponent_range,
     flatten_cost,
     make_kernel,
@@ -131,14 +124,15 @@ def sinkhorn(
     batch = broadcast_shapes(cost.shape[:-2], a.shape[:-1], b.shape[:-1])
     a, b = a.expand(*batch, -1), b.expand(*batch, -1)
     span, n_coarse = exponent_range(cost, reg), 0
-    if init is None and span > COARSE_SPAN:
+    stage = first_stage(span, a.dtype, tol, max(cost.shape[-2:]), max_iter) if init is None else None
+    if stage is not None:
         init = sinkhorn(
-            cost.detach() if isinstance(cost, th.Tensor) else cost,
-            a.detach(),
-            b.detach(),
-            reg=COARSER * reg,
-            tol=coarse_tolerance(tol, span),
-            max_iter=min(max_iter, COARSE_MAX_ITER),
+            convert_cost(cost, stage.dtype),
+            a.detach().to(stage.dtype),
+            b.detach().to(stage.dtype),
+            reg=stage.factor * reg,
+            tol=stage.tol,
+            max_iter=stage.max_iter,
             validate=False,
         )
         n_coarse = init.n_iter
