@@ -1,0 +1,113 @@
+"""
+Every speed that the documentation quotes: ``python -m zoo.benchmark`` (``make benchmark``).
+
+Prints Markdown tables: training throughput against Stable-Baselines3's PPO on SuperSuit, its growth with the team and the
+number of copies, the cost of consensus, the transport layer against POT, and the environments alone. All are medians over
+rounds in which the contenders take turns, in CPU seconds of one thread. ``--device cuda`` measures training on a GPU
+instead, in wall time.
+"""
+
+import argparse
+import datetime
+import platform
+import time
+from collections.abc import Callable, Sequence
+from importlib.metadata import version
+from pathlib import Path
+
+import torch as th
+
+from zoo import benchmark_ot
+from zoo.benchmark_device import device_table
+from zoo.benchmark_ot import Table
+from zoo.benchmark_throughput import consensus_tables, environment_table, growth_table, throughput_table
+
+PACKAGES = ("torch", "numpy", "stable-baselines3", "supersuit", "pettingzoo", "mpe2", "POT")
+
+SECTIONS: dict[str, Callable[[bool], list[Table]]] = {
+    "throughput": lambda quick: [throughput_table(quick=quick)],
+    "growth": lambda quick: [growth_table(quick=quick)],
+    "consensus": lambda quick: consensus_tables(quick=quick),
+    "transport": lambda quick: benchmark_ot.run(quick),
+    "env": lambda quick: [environment_table(quick=quick)],
+}
+
+
+def processor() -> str:
+    """The CPU's model, as Linux knows it, else as Python does."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        lines = []
+    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor() or platform.machine()
+
+
+def provenance(command: str) -> str:
+    """
+    What the numbers depend on, without naming the machine.
+
+    :param command: that produced them
+    :return: a paragraph
+    """
+    libraries = ", ".join(f"{name} {version(name)}" for name in PACKAGES)
+    return (
+        f"`{command}`, {datetime.date.today().isoformat()}; {processor()}, one thread; "
+        f"Python {platform.python_version()}, {libraries}."
+    )
+
+
+def make_parser() -> argparse.ArgumentParser:
+    """Describe the command line."""
+    parser = argparse.ArgumentParser(prog="python -m zoo.benchmark", description="Measure speed, print Markdown tables.")
+    parser.add_argument("--quick", action="store_true", help="tiny problems, to see that everything runs")
+    parser.add_argument("--only", nargs="+", choices=tuple(SECTIONS), default=None, help="some of the tables")
+    parser.add_argument("--device", choices=("cpu", "cuda"), default=None, help="measure training on this device instead")
+    parser.add_argument("--out", type=Path, default=None, help="write the tables to this file as well")
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """
+    Run the command line.
+
+    :param argv: the arguments; those of the process when omitted
+    """
+    parser = make_parser()
+    args = parser.parse_args(argv)
+    if args.device is not None and args.only is not None:
+        parser.error("--device measures training on one device and has no sections; leave out --only")
+    if args.device == "cuda" and not th.cuda.is_available():
+        parser.error("--device cuda: torch finds no GPU here; use --device cpu")
+    threads = th.get_num_threads()
+    th.set_num_threads(1)
+    start = time.process_time()
+    try:
+        text = _measure(args)
+    finally:
+        th.set_num_threads(threads)
+    print(f"Took {time.process_time() - start:.0f} CPU seconds.")
+    if args.out is not None:
+        args.out.parent.mkdir(parents=True, exist_ok=True)
+        args.out.write_text(text)
+
+
+def _measure(args: argparse.Namespace) -> str:
+    """Print every table as soon as it is there, and return them all."""
+    options = [f"--only {' '.join(args.only)}"] if args.only else []
+    options += [f"--device {args.device}"] if args.device else []
+    options += ["--quick"] if args.quick else []
+    text = provenance(" ".join(["python -m zoo.benchmark", *options])) + "\n"
+    print(text, flush=True)
+    sections = [SECTIONS[name] for name in args.only or SECTIONS]
+    if args.device is not None:
+        sections = [lambda quick: [device_table(args.device, quick=quick)]]
+    for section in sections:
+        for table in section(args.quick):
+            print(table.markdown(), end="\n\n", flush=True)
+            text += f"\n{table.markdown()}\n"
+    return text
+
+
+if __name__ == "__main__":
+    main()
