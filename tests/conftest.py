@@ -8,12 +8,12 @@ from pathlib import Path
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("SDL_VIDEODRIVER", "dummy")
 
-HERE = Path(__file__).parent
-sys.path += [str(HERE), str(HERE / "common" / "multi_agent")]
-
 import numpy as np
 import pytest
 import torch as th
+
+HERE = Path(__file__).parent
+sys.path += [str(HERE), str(HERE / "common" / "multi_agent")]
 
 th.set_num_threads(1)
 
