@@ -12,7 +12,7 @@ from typing import Protocol
 
 import torch as th
 
-from otbaselines.ot._kernels import MAX_RANGE_FLOAT32, MAX_RANGE_FLOAT64, Domain
+from otbaselines.ot._kernels import MAX_RANGE_FLOAT32, Domain
 
 # A step with a large kernel is dear: mix after every one. Problems of up to TINY bins are often done before a mixing pays.
 PERIOD = 1
@@ -26,11 +26,13 @@ LARGE_MEMORY = 8
 LARGE = 8192
 # The host reads the error at every check; a read stalls the queue of a GPU, which therefore mixes several times between reads.
 CUDA_CHECK = 4
-# From this range of exponents on, a solve without a warm start first solves the problem of COARSER times the strength. Halving
-# the strength step by step costs a third fewer iterations at a hundredth of the median cost, and is what makes strengths
-# of a thousandth converge at all: there a cold start often wanders.
+# From this range of exponents on, a solve without a warm start first solves the problem of COARSER times the strength.
+# Halving the strength step by step costs a third fewer iterations at a hundredth of the median cost, and is what makes
+# strengths of a thousandth converge at all: there a cold start wanders, and steps must be smaller and their solutions better.
 COARSE_SPAN = 80.0
-COARSER = 2.0
+COARSER, COARSE_TOLERANCE = 2.0, 1e-2
+DELICATE_SPAN = 300.0
+DELICATE_COARSER, DELICATE_TOLERANCE = 1.5, 1e-4
 COARSE_MAX_ITER = 1000
 # Large float64 problems within the range of float32 go most of the way in that precision, where products cost half.
 SINGLE_BINS = 256
@@ -43,7 +45,7 @@ TRUST = 50.0
 SETBACK = 100.0
 PATIENCE = 100
 CAUTION = 10.0
-MAX_RIDGE = 1e-4
+MAX_RIDGE = 1e-5
 # After a setback more plain steps are made between mixings, up to this many.
 MAX_PERIOD = 3
 # Relative Tikhonov term of the normal equations, whose condition number is the square of the differences' own.
@@ -77,9 +79,11 @@ def first_stage(span: float, dtype: th.dtype, tol: float, n: int, max_iter: int)
     :return: what to solve before it, if anything
     """
     if span > COARSE_SPAN:
-        coarse_tol = max(tol, 1e-3 if span < MAX_RANGE_FLOAT64 else 1e-4)
-        single = span / COARSER < MAX_RANGE_FLOAT32
-        return Stage(COARSER, th.float32 if single else dtype, coarse_tol, min(max_iter, COARSE_MAX_ITER))
+        delicate = span >= DELICATE_SPAN
+        factor = DELICATE_COARSER if delicate else COARSER
+        coarse_tol = max(tol, DELICATE_TOLERANCE if delicate else COARSE_TOLERANCE)
+        single = span / factor < MAX_RANGE_FLOAT32
+        return Stage(factor, th.float32 if single else dtype, coarse_tol, min(max_iter, COARSE_MAX_ITER))
     if dtype == th.float64 and span < MAX_RANGE_FLOAT32 and n >= SINGLE_BINS and tol < SINGLE_TOLERANCE:
         return Stage(1.0, th.float32, SINGLE_TOLERANCE, min(max_iter, SINGLE_MAX_ITER))
     return None
@@ -264,7 +268,9 @@ class _Guard:
     def punish(self, setback: th.Tensor) -> None:
         """Make the problems that were set back more cautious."""
         self.stale = th.where(setback, 0, self.stale)
-        self.ridge = th.where(setback.unsqueeze(1), (CAUTION * self.ridge).clamp_max(MAX_RIDGE), self.ridge)
+        # Caution may itself be what is in the way: after the largest ridge comes the smallest again.
+        next_ridge = th.where(self.ridge < MAX_RIDGE, CAUTION * self.ridge, RIDGE)
+        self.ridge = th.where(setback.unsqueeze(1), next_ridge, self.ridge)
 
     def select(self, members: th.Tensor) -> None:
         """Go on with these problems only."""
