@@ -79,6 +79,7 @@ def scaling_barycenter(
     weights: th.Tensor | None = None,
     debiased: bool = True,
     init: ScalingState | None = None,
+    max_cost: float | None = None,
 ) -> ScalingBarycenter:
     r"""
     ``n_iter`` steps of iterative Bregman projections for ``B`` problems that share one small cost.
@@ -95,6 +96,7 @@ def scaling_barycenter(
     :param weights: :math:`w_i`, shape ``(N,)`` or ``(B, N)``, summing to one; uniform when omitted
     :param debiased: remove the entropic blur of the barycenter and of the gradient
     :param init: scalings of an earlier solution of the same problems
+    :param max_cost: largest entry of ``cost``, which decides the arithmetic; read from the device when omitted
     :return: barycenters, potentials, error and scalings
     :raises ValueError: if ``reg`` or ``n_iter`` is not positive or the shapes do not agree
     """
@@ -106,7 +108,8 @@ def scaling_barycenter(
             f"`measures` must be (B, N, n) and `cost` (n, n), got shapes {tuple(measures.shape)} and {tuple(cost.shape)}"
         )
     with th.no_grad():
-        steps = _LogSteps if float_range(cost, reg) > MAX_EXPONENT else _ProductSteps
+        span = float_range(cost, reg) if max_cost is None else max_cost / reg
+        steps = _LogSteps if span > MAX_EXPONENT else _ProductSteps
         return steps(measures.detach(), cost.detach(), reg, _weights(weights, measures)).run(n_iter, debiased, init)
 
 

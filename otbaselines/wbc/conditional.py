@@ -73,6 +73,7 @@ class CategoricalConsensus(StatewiseConsensus):
         super().__init__(n_support, generator)
         self.metric = metric
         self.cost = metric.action_cost()
+        self.max_cost = float(self.cost.max())
         self.debiased = debiased
         self._scalings: list[ScalingState] = []
 
@@ -96,6 +97,7 @@ class CategoricalConsensus(StatewiseConsensus):
             weights=self._weights,
             debiased=self.debiased,
             init=init,
+            max_cost=self.max_cost,
         )
 
     def _measures(self, policies: TeamDistribution) -> th.Tensor:

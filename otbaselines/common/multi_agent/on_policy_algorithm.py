@@ -287,6 +287,12 @@ class MultiAgentOnPolicyAlgorithm(JsonSaveMixin, OnPolicyAlgorithm):
         statistics.flush(self.ep_info_buffer)
         return obs
 
+    def _update_current_progress_remaining(self, num_timesteps: int, total_timesteps: int) -> None:
+        super()._update_current_progress_remaining(num_timesteps, total_timesteps)
+        # Whole rollouts are finished, so the last one may overshoot; a schedule that falls to zero would turn negative, and
+        # a negative learning rate climbs the loss.
+        self._current_progress_remaining = max(0.0, self._current_progress_remaining)
+
     def _setup_learn(self, *args: Any, **kwargs: Any) -> tuple[int, BaseCallback]:
         reset_num_timesteps = kwargs.get("reset_num_timesteps", args[2] if len(args) > 2 else True)
         if reset_num_timesteps or self._last_obs is None:

@@ -646,3 +646,10 @@ def test_something_that_is_no_environment_is_an_error():
 def test_an_unknown_policy_name_is_an_error():
     with pytest.raises(ValueError, match="Policy NoPolicy unknown"):
         IPPO("NoPolicy", "CartPole-v1")
+
+
+def test_schedules_do_not_turn_negative_when_the_last_rollout_overshoots():
+    model = IPPO("MlpPolicy", "CartPole-v1", n_steps=64, learning_rate="lin_1e-3", seed=0, device="cpu")
+    model.learn(100)
+    assert model.num_timesteps == 128
+    assert model.policy.optimizer.param_groups[0]["lr"] == 0.0
