@@ -295,7 +295,7 @@ def consensus_tables(*, quick: bool = False, rounds: int = 3) -> list[Table]:
         cells = [f"{share_cell(records[str(n)])} / {ratio_cell(records[str(n)], records['IPPO'])}" for n in supports]
         grid.rows.append((str(n_agents), *cells))
     forms = Table(
-        "Cost of the forms of consensus: N = 3, `n_support` = 96",
+        "Cost of the forms of consensus: N = 3, `n_support` = 64",
         ("form", "thousand agent-steps/CPU-s", "over IPPO", "transport's share of an iteration"),
     )
     setting = Setting(n_copies=8 if quick else 80)

@@ -8,7 +8,9 @@ they save. Here the caller fixes the number of steps and passes the scalings on.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import cached_property
 
 import torch as th
 
@@ -52,15 +54,19 @@ class ScalingBarycenter:
     :param potentials: gradient of :math:`W(\mu_i, \mu^*)` with respect to :math:`\mu_i`, shape ``(B, N, n)``, in the unit of
         the cost
     :param self_potentials: gradient of :math:`\tfrac12 W(\mu_i, \mu_i)`, of the same shape; zero unless debiased
-    :param error: :math:`\max_i |P_i 1 - \mu_i|_1`, shape ``(B,)``
     :param state: scalings to start the next solution from
     """
 
     weights: th.Tensor
     potentials: th.Tensor
     self_potentials: th.Tensor
-    error: th.Tensor
     state: ScalingState
+    _error: Callable[[], th.Tensor] = field(repr=False)
+
+    @cached_property
+    def error(self) -> th.Tensor:
+        r""":math:`\max_i |P_i 1 - \mu_i|_1`, shape ``(B,)``: computed when first read, since a training loop never asks."""
+        return self._error()
 
     @property
     def gradient(self) -> th.Tensor:
@@ -178,12 +184,15 @@ class _ProductSteps:
         self, u: th.Tensor, d: th.Tensor, s: th.Tensor, center: th.Tensor, kernel_u: th.Tensor, debiased: bool
     ) -> ScalingBarycenter:
         mu = self.measures
-        # The barycenter's marginal is exact after a step; what is left is by how much the measures' own are missed.
-        error = ((mu / kernel_u) @ self.kernel * u - center).abs().sum(-1).amax(-1)
+
+        def error() -> th.Tensor:
+            # The barycenter's marginal is exact after a step; what is left is by how much the measures' own are missed.
+            return ((mu / kernel_u) @ self.kernel * u - center).abs().sum(-1).amax(-1)
+
         potentials = -self.reg * kernel_u.log()
         own = -self.reg * (s @ self.kernel).log() if debiased else th.zeros_like(potentials)
         state = ScalingState(u.log(), d.log(), s.log())
-        return ScalingBarycenter((center / center.sum(-1, keepdim=True)).squeeze(1), potentials, own, error, state)
+        return ScalingBarycenter((center / center.sum(-1, keepdim=True)).squeeze(1), potentials, own, state, error)
 
 
 class _LogSteps:
@@ -214,10 +223,13 @@ class _LogSteps:
                 s = 0.5 * (s + mu - self._apply(s))
             u = center - kernel_v
         kernel_u = self._apply(u)
-        error = ((self._apply(mu - kernel_u) + u).exp() - center.exp()).abs().sum(-1).amax(-1)
+
+        def error() -> th.Tensor:
+            return ((self._apply(mu - kernel_u) + u).exp() - center.exp()).abs().sum(-1).amax(-1)
+
         own = -self.reg * self._apply(s) if debiased else th.zeros_like(mu)
         weights = center.softmax(-1).squeeze(1)
-        return ScalingBarycenter(weights, -self.reg * kernel_u, own, error, ScalingState(u, d, s))
+        return ScalingBarycenter(weights, -self.reg * kernel_u, own, ScalingState(u, d, s), error)
 
     def _agreement(self, debiased: bool) -> tuple[th.Tensor, th.Tensor, th.Tensor]:
         mu = self.log_measures

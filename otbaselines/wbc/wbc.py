@@ -117,7 +117,7 @@ class WBC(MultiAgentPPO):
         debiased: bool = True,
         beta: float = 0.8,
         p: int = 2,
-        n_support: int = 96,
+        n_support: int = 64,
         action_embedding: str | Sequence[Sequence[float]] = "one_hot",
         metric_coordinates: Sequence[int] | None = None,
         scale_observations: bool = True,
