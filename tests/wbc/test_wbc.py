@@ -163,7 +163,9 @@ def test_the_log_tells_how_far_apart_the_agents_are(form):
 def test_the_weight_never_becomes_negative_in_a_rollout_that_is_finished():
     model = WBC("MlpPolicy", _navigation(), consensus_coef="lin_1.0", **SMALL)
     model.learn(3 * 6 * model.n_envs // 2)
-    assert model._current_progress_remaining < 0
+    # Whole rollouts are finished, so the last one overshoots; the remaining progress stops at zero.
+    assert model.num_timesteps > model._total_timesteps
+    assert model._current_progress_remaining == 0.0
     assert model._coef == 0.0
 
 
