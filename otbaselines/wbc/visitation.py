@@ -50,9 +50,12 @@ class VisitationConsensus(Consensus):
         self._states: PyTorchObs = rows_of(buffer.observations, self._index)
         if isinstance(self._states, dict):
             raise ValueError("`support='own'` and 'pooled' need vector observations; use support='conditional' for dicts")
-        points = self.metric.state_points(self._states, buffer.observations.flatten(0, 2))  # type: ignore[union-attr]
+        self._points = self.metric.state_points(self._states, buffer.observations.flatten(0, 2))  # type: ignore[union-attr]
+        self._state_cost = self._cost_between_states()
+
+    def _cost_between_states(self) -> th.Tensor:
         # Computed once per rollout: float64 costs little and keeps small regularisation stable.
-        self._state_cost = ot.pairwise(points.double())
+        return ot.pairwise(self._points.double())
 
     def _membership(self, n_agents: int) -> th.Tensor:
         """Weight of every state in every agent's measure, shape ``(n_agents, n_states)``, rows summing to one."""
@@ -314,16 +317,9 @@ class SlicedConsensus(SampledConsensus):
         super().reseed(seed)
         self._directions.manual_seed(seed)
 
-    def _draw(self, buffer: AgentRolloutBuffer) -> None:
-        each = max(2, self.n_support // buffer.n_agents)
-        drawn = [draw_states(buffer, each, self.generator, agent=agent)[1] for agent in range(buffer.n_agents)]
-        self._index = th.cat(drawn)
-        self._owner = self._index % buffer.n_agents
-        self._states = rows_of(buffer.observations, self._index)
-        if isinstance(self._states, dict):
-            raise ValueError("`solver='sliced'` needs vector observations; use support='conditional' for dicts")
-        self._points = self.metric.state_points(self._states, buffer.observations.flatten(0, 2))  # type: ignore[union-attr]
-        self._state_cost = self._points.new_zeros(())
+    def _cost_between_states(self) -> th.Tensor:
+        # Projections take the place of a cost matrix; only its dtype and device are asked for.
+        return self._points.new_zeros(())
 
     def _weigh(self, actions: th.Tensor, reg: float, weights: th.Tensor) -> ConsensusReport:
         n_agents = actions.shape[1]
