@@ -34,11 +34,11 @@ class _MeanReward(BaseCallback):
 def _area_under_curve(algo: str, seed: int, *variants: str) -> float:
     """Mean reward per agent and step over the whole training on Navigation."""
     th.set_num_threads(1)
-    setup, keywords = split_entry(read_entry(algo, NAVIGATION, variants=variants))
-    env = make_vec_env(NAVIGATION, n_copies=setup["n_envs"], seed=seed, env_kwargs=setup["env_kwargs"])
-    model = ALGORITHMS[algo](setup["policy"], env, seed=seed, device="cpu", **keywords)
+    config = split_entry(read_entry(algo, NAVIGATION, variants=variants))
+    env = make_vec_env(NAVIGATION, n_copies=config.n_envs, seed=seed, env_kwargs=config.env_kwargs)
+    model = ALGORITHMS[algo](env=env, seed=seed, device="cpu", **config.model_kwargs)
     curve = _MeanReward()
-    model.learn(setup["n_timesteps"], callback=curve)
+    model.learn(config.n_timesteps, callback=curve)
     return float(np.mean(curve.rewards))
 
 
@@ -68,13 +68,14 @@ def test_shared_ippo_reaches_the_return_of_sb3_on_mpe2_simple_spread() -> None:
     # SB3's parameter-sharing PPO over SuperSuit reaches -19.4 per agent and episode after the same 300,000 agent-steps.
     pytest.importorskip("mpe2")
     th.set_num_threads(1)
-    setup, keywords = split_entry(read_entry("ippo", "mpe2/simple_spread-v3", variants=("sharing",)))
+    config = split_entry(read_entry("ippo", "mpe2/simple_spread-v3", variants=("sharing",)))
     returns = []
     for seed in SEEDS:
-        env = make_vec_env("mpe2/simple_spread-v3", n_copies=setup["n_envs"], seed=seed, env_kwargs=setup["env_kwargs"])
-        model = IPPO(setup["policy"], env, seed=seed, device="cpu", **keywords).learn(setup["n_timesteps"])
+        env = make_vec_env("mpe2/simple_spread-v3", n_copies=config.n_envs, seed=seed, env_kwargs=config.env_kwargs)
+        model = IPPO(env=env, seed=seed, device="cpu", **config.model_kwargs).learn(config.n_timesteps)
         test_env = make_vec_env("mpe2/simple_spread-v3", n_copies=8, seed=1000 + seed)
         returns.append(evaluate_team(model, test_env, n_eval_episodes=200).mean_agent_return)
+        print(f"seed {seed}: {returns[-1]:.3f} per agent and episode")
     assert np.mean(returns) >= -19.4, returns
 
 

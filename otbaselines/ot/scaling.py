@@ -8,7 +8,7 @@ they save. Here the caller fixes the number of steps and passes the scalings on.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from abc import ABC, abstractmethod
 from dataclasses import dataclass, field
 from functools import cached_property
 
@@ -19,61 +19,218 @@ from otbaselines.ot._validation import check_reg
 # Beyond this exponent products in float32 can underflow and are taken in the log domain: seen from 35 on, for large teams of
 # nearly deterministic agents that disagree and were warm-started elsewhere.
 MAX_EXPONENT = 30.0
+# Below this a policy's probability is numerically zero; the floor keeps its potential finite.
+FLOOR = 1e-30
 # Symmetric steps for the self terms of a cold start; each halves the error.
 SELF_STEPS = 15
+# Between two agents: steps between two looks at the device, the error in the marginals that is asked for, and the last look.
+PAIR_STEPS = 8
+PAIR_ERROR = 1e-4
+MAX_PAIR_ROUNDS = 50
 
 
 @dataclass(frozen=True)
 class ScalingState:
     r"""
-    Where the iteration stands; all in logarithms, shapes with the batch's leading dimension.
+    Where the iteration stands, in the arithmetic of the solver that made it: scalings, or their logarithms.
 
-    :param log_u: scalings of the barycenter's side :math:`\log u_i`, shape ``(B, N, n)``
-    :param log_d: the debiasing scaling :math:`\log d`, shape ``(B, 1, n)``; zero without debiasing
-    :param log_s: scalings of the self terms, :math:`\mu_i = s_i K s_i`, shape ``(B, N, n)``
+    :param u: scalings of the barycenter's side :math:`u_i`, shape ``(B, N, n)``
+    :param own: the debiasing scaling :math:`d` and then those of the self terms, :math:`\mu_i = s_i K s_i`, shape
+        ``(B, 1 + N, n)``; :math:`d = 1` without debiasing
     """
 
-    log_u: th.Tensor
-    log_d: th.Tensor
-    log_s: th.Tensor
+    u: th.Tensor
+    own: th.Tensor
 
     def rows(self, index: slice | th.Tensor) -> ScalingState:
         """
         :param index: problems to keep
         :return: the state of those problems
         """
-        return ScalingState(self.log_u[index], self.log_d[index], self.log_s[index])
+        return ScalingState(self.u[index], self.own[index])
 
 
 @dataclass(frozen=True)
 class ScalingBarycenter:
-    r"""
-    Barycenters and what pulls each measure towards its own.
+    """
+    Barycenters and what pulls each measure towards its own. Everything is computed when it is first read, since a training
+    loop asks for the gradient only.
 
-    :param weights: the barycenters, shape ``(B, n)``
-    :param potentials: gradient of :math:`W(\mu_i, \mu^*)` with respect to :math:`\mu_i`, shape ``(B, N, n)``, in the unit of
-        the cost
-    :param self_potentials: gradient of :math:`\tfrac12 W(\mu_i, \mu_i)`, of the same shape; zero unless debiased
     :param state: scalings to start the next solution from
     """
 
-    weights: th.Tensor
-    potentials: th.Tensor
-    self_potentials: th.Tensor
     state: ScalingState
-    _error: Callable[[], th.Tensor] = field(repr=False)
+    _measures: th.Tensor = field(repr=False)
+    _center: th.Tensor = field(repr=False)
+    _solver: ScalingSolver = field(repr=False)
 
     @cached_property
-    def error(self) -> th.Tensor:
-        r""":math:`\max_i |P_i 1 - \mu_i|_1`, shape ``(B,)``: computed when first read, since a training loop never asks."""
-        return self._error()
+    def weights(self) -> th.Tensor:
+        """The barycenters, shape ``(B, n)``."""
+        center = self._solver.arithmetic.outside(self._center)
+        return (center / center.sum(-1, keepdim=True)).squeeze(1)
+
+    @cached_property
+    def potentials(self) -> th.Tensor:
+        r"""Gradient of :math:`W(\mu_i, \mu^*)` with respect to :math:`\mu_i`, shape ``(B, N, n)``, in the unit of the cost."""
+        return self._solver.potential(self.state.u)
+
+    @cached_property
+    def self_potentials(self) -> th.Tensor:
+        r"""Gradient of :math:`\tfrac12 W(\mu_i, \mu_i)`, of the same shape; zero unless debiased."""
+        if self._solver.debiased:
+            return self._solver.potential(self.state.own[:, 1:])
+        return th.zeros_like(self.potentials)
 
     @property
     def gradient(self) -> th.Tensor:
         r"""
         Gradient of :math:`W(\mu_i, \mu^*) - \tfrac12 W(\mu_i, \mu_i)` with respect to :math:`\mu_i`, shape ``(B, N, n)``.
         """
-        return self.potentials - self.self_potentials
+        return self.potentials - self.self_potentials if self._solver.debiased else self.potentials
+
+    @cached_property
+    def divergences(self) -> th.Tensor:
+        r""":math:`W(\mu_i, \mu^*)`, less half of both self terms when debiased, shape ``(B, N)``, in the unit of the cost."""
+        solver, arithmetic = self._solver, self._solver.arithmetic
+        far = solver.potential(arithmetic.over(self._measures, arithmetic.apply(self.state.u)))
+        if solver.debiased:
+            far = far - solver.potential(self.state.own[:, :1])
+        near = self.gradient * arithmetic.outside(self._measures)
+        return (near + far * arithmetic.outside(self._center)).sum(-1)
+
+    @cached_property
+    def error(self) -> th.Tensor:
+        r""":math:`\max_i |P_i 1 - \mu_i|_1`, shape ``(B,)``."""
+        # The barycenter's marginal is exact after a step; what is left is by how much the measures' own are missed.
+        arithmetic, u = self._solver.arithmetic, self.state.u
+        rows = arithmetic.times(arithmetic.apply(arithmetic.over(self._measures, arithmetic.apply(u))), u)
+        return (arithmetic.outside(rows) - arithmetic.outside(self._center)).abs().sum(-1).amax(-1)
+
+
+class ScalingSolver:
+    r"""
+    Solves many small problems that share cost, strength and weights, again and again.
+
+    With :math:`K = e^{-C/\varepsilon}` one step is :math:`v_i = \mu_i / K u_i`,
+    :math:`\mu^* = d \prod_i (K v_i)^{w_i}`, :math:`u_i = \mu^* / K v_i` (Benamou et al. 2015, Sec. 3.2), where debiasing
+    updates :math:`d \leftarrow \sqrt{d \mu^* / K d}` (Janati et al. 2020, Alg. 1) and the self terms follow
+    :math:`s_i \leftarrow \sqrt{s_i \mu_i / K s_i}`. Constant for autograd (envelope theorem).
+
+    :param cost: symmetric, shape ``(n, n)``
+    :param reg: entropic strength :math:`\varepsilon > 0`, in the unit of ``cost``
+    :param weights: :math:`w_i`, shape ``(N,)`` or ``(B, N)``, summing to one; uniform when omitted
+    :param debiased: remove the entropic blur of the barycenter and of the gradient
+    :param max_cost: largest entry of ``cost``, which decides the arithmetic; read from the device when omitted
+    :raises ValueError: if ``reg`` is not positive
+    """
+
+    def __init__(
+        self,
+        cost: th.Tensor,
+        *,
+        reg: float,
+        weights: th.Tensor | None = None,
+        debiased: bool = True,
+        max_cost: float | None = None,
+    ) -> None:
+        self.reg = check_reg(reg)
+        self.debiased = debiased
+        self._cost_shape = tuple(cost.shape)
+        self._weights = weights
+        span = float_range(cost, self.reg) if max_cost is None else max_cost / self.reg
+        with th.no_grad():
+            exponent = -cost.detach() / self.reg
+            self.arithmetic: _Arithmetic = _Logarithms(exponent) if span > MAX_EXPONENT else _Products(exponent.exp())
+
+    def potential(self, scaling: th.Tensor) -> th.Tensor:
+        """
+        :param scaling: in the solver's arithmetic, shape ``(B, k, n)``
+        :return: the potential on the other side, of the same shape, in the unit of the cost
+        """
+        return -self.reg * self.arithmetic.log_apply(scaling)
+
+    @th.no_grad()
+    def solve(self, measures: th.Tensor, n_iter: int, init: ScalingState | None = None) -> ScalingBarycenter:
+        """
+        :param measures: shape ``(B, N, n)``, positive, rows summing to one
+        :param n_iter: steps, at least 1
+        :param init: scalings of an earlier solution of the same problems, from this solver
+        :return: barycenters, potentials, error and scalings
+        :raises ValueError: if ``n_iter`` is not positive or the shapes do not agree
+        """
+        if n_iter < 1:
+            raise ValueError(f"`n_iter` must be at least 1, got {n_iter}")
+        if measures.dim() != 3 or self._cost_shape != (measures.shape[-1],) * 2:
+            raise ValueError(
+                f"`measures` must be (B, N, n) and `cost` (n, n), got shapes {tuple(measures.shape)} and {self._cost_shape}"
+            )
+        do, weights = self.arithmetic, self._weights_of(measures)
+        mu = do.inside(measures.detach())
+        roots = do.root(mu)
+        state = self._agreement(mu, roots, weights) if init is None else init
+        u, own = state.u, state.own
+        center = own[:, :1]
+        for _ in range(n_iter):
+            kernel_v = do.apply(do.over(mu, do.apply(u)))
+            center = do.mean(weights, kernel_v)
+            if self.debiased:
+                center = do.times(own[:, :1], center)
+                # A root of each factor: in an improbable bin their product would be zero, and stay so.
+                own = do.times(do.root(do.over(own, do.apply(own))), th.cat([do.root(center), roots], 1))
+            u = do.over(center, kernel_v)
+        return ScalingBarycenter(ScalingState(u, own), mu, center, self)
+
+    def _agreement(self, mu: th.Tensor, roots: th.Tensor, weights: th.Tensor) -> ScalingState:
+        """
+        The solution for a team that agrees, taken from the agents' self terms: ``u = d = s`` there.
+
+        Started from it, the error is proportional to the disagreement; started from ones it is not, and where policies are
+        still alike the pull would be all error.
+        """
+        do, s = self.arithmetic, roots
+        for _ in range(SELF_STEPS):
+            s = do.times(do.root(do.over(s, do.apply(s))), roots)
+        mean = do.mean(weights, s)
+        d = mean if self.debiased else do.over(mean, mean)
+        return ScalingState(mean.expand_as(mu), th.cat([d, s], 1))
+
+    def _weights_of(self, measures: th.Tensor) -> th.Tensor:
+        n_agents = measures.shape[1]
+        if self._weights is None:
+            return measures.new_full((1, n_agents, 1), 1.0 / n_agents)
+        if self._weights.shape[-1] != n_agents:
+            raise ValueError(f"`weights` must have one entry per agent, {n_agents}, got shape {tuple(self._weights.shape)}")
+        return self._weights.to(measures.dtype).reshape(-1, n_agents, 1)
+
+    @th.no_grad()
+    def pair_divergences(self, measures: th.Tensor, state: ScalingState) -> th.Tensor:
+        r"""
+        :math:`W(\mu_i, \mu_j)` for all :math:`i < j`, less half of both self terms when debiased.
+
+        Looks at the device every few steps, to see whether it may stop.
+
+        :param measures: shape ``(B, N, n)``, positive, rows summing to one
+        :param state: of the solution for these measures, whose self terms are where to start
+        :return: shape ``(B, N (N - 1) / 2)``, in the unit of the cost and the order of ``torch.triu_indices``
+        """
+        do, n_agents = self.arithmetic, measures.shape[1]
+        first, second = th.triu_indices(n_agents, n_agents, 1, device=measures.device)
+        mu, s = do.inside(measures.detach()), state.own[:, 1:]
+        a, b = mu[:, first], mu[:, second]
+        u, v = s[:, first], s[:, second]
+        for _ in range(MAX_PAIR_ROUNDS):
+            for _ in range(PAIR_STEPS):
+                u = do.over(a, do.apply(v))
+                v = do.over(b, do.apply(u))
+            rows = do.times(u, do.apply(v))
+            if float((do.outside(rows) - do.outside(a)).abs().sum(-1).amax()) < PAIR_ERROR:
+                break
+        left, right = self.potential(v), self.potential(u)
+        if self.debiased:
+            own = self.potential(s)
+            left, right = left - own[:, first], right - own[:, second]
+        return (left * do.outside(a) + right * do.outside(b)).sum(-1)
 
 
 def scaling_barycenter(
@@ -87,36 +244,22 @@ def scaling_barycenter(
     init: ScalingState | None = None,
     max_cost: float | None = None,
 ) -> ScalingBarycenter:
-    r"""
-    ``n_iter`` steps of iterative Bregman projections for ``B`` problems that share one small cost.
-
-    With :math:`K = e^{-C/\varepsilon}` one step is :math:`v_i = \mu_i / K u_i`,
-    :math:`\mu^* = d \prod_i (K v_i)^{w_i}`, :math:`u_i = \mu^* / K v_i` (Benamou et al. 2015, Sec. 3.2), where debiasing
-    updates :math:`d \leftarrow \sqrt{d \mu^* / K d}` (Janati et al. 2020, Alg. 1) and the self terms follow
-    :math:`s_i \leftarrow \sqrt{s_i \mu_i / K s_i}`. Constant for autograd (envelope theorem).
+    """
+    ``n_iter`` steps for ``B`` problems that share one small cost: :class:`ScalingSolver`, used once.
 
     :param measures: shape ``(B, N, n)``, positive, rows summing to one
     :param cost: symmetric, shape ``(n, n)``
-    :param reg: entropic strength :math:`\varepsilon > 0`, in the unit of ``cost``
+    :param reg: entropic strength, positive, in the unit of ``cost``
     :param n_iter: steps, at least 1
-    :param weights: :math:`w_i`, shape ``(N,)`` or ``(B, N)``, summing to one; uniform when omitted
+    :param weights: shape ``(N,)`` or ``(B, N)``, summing to one; uniform when omitted
     :param debiased: remove the entropic blur of the barycenter and of the gradient
     :param init: scalings of an earlier solution of the same problems
     :param max_cost: largest entry of ``cost``, which decides the arithmetic; read from the device when omitted
     :return: barycenters, potentials, error and scalings
     :raises ValueError: if ``reg`` or ``n_iter`` is not positive or the shapes do not agree
     """
-    reg = check_reg(reg)
-    if n_iter < 1:
-        raise ValueError(f"`n_iter` must be at least 1, got {n_iter}")
-    if measures.dim() != 3 or cost.shape != (measures.shape[-1], measures.shape[-1]):
-        raise ValueError(
-            f"`measures` must be (B, N, n) and `cost` (n, n), got shapes {tuple(measures.shape)} and {tuple(cost.shape)}"
-        )
-    with th.no_grad():
-        span = float_range(cost, reg) if max_cost is None else max_cost / reg
-        steps = _LogSteps if span > MAX_EXPONENT else _ProductSteps
-        return steps(measures.detach(), cost.detach(), reg, _weights(weights, measures)).run(n_iter, debiased, init)
+    solver = ScalingSolver(cost, reg=reg, weights=weights, debiased=debiased, max_cost=max_cost)
+    return solver.solve(measures, n_iter, init)
 
 
 def float_range(cost: th.Tensor, reg: float) -> float:
@@ -128,113 +271,99 @@ def float_range(cost: th.Tensor, reg: float) -> float:
     return float(cost.max()) / reg
 
 
-def _weights(weights: th.Tensor | None, measures: th.Tensor) -> th.Tensor:
-    n_agents = measures.shape[1]
-    if weights is None:
-        return measures.new_full((1, n_agents, 1), 1.0 / n_agents)
-    if weights.shape[-1] != n_agents:
-        raise ValueError(f"`weights` must have one entry per agent, {n_agents}, got shape {tuple(weights.shape)}")
-    return weights.to(measures.dtype).reshape(-1, n_agents, 1)
+class _Arithmetic(ABC):
+    """How scalings are held, and what the algorithm does with them."""
+
+    @abstractmethod
+    def inside(self, measures: th.Tensor) -> th.Tensor:
+        """Measures, as they are held."""
+
+    @abstractmethod
+    def outside(self, x: th.Tensor) -> th.Tensor:
+        """Back from :meth:`inside`."""
+
+    @abstractmethod
+    def apply(self, x: th.Tensor) -> th.Tensor:
+        """The Gibbs kernel along the last axis."""
+
+    @abstractmethod
+    def log_apply(self, x: th.Tensor) -> th.Tensor:
+        """Logarithm of the kernel's product, as a number outside."""
+
+    @abstractmethod
+    def times(self, x: th.Tensor, y: th.Tensor) -> th.Tensor:
+        """Product."""
+
+    @abstractmethod
+    def over(self, x: th.Tensor, y: th.Tensor) -> th.Tensor:
+        """Quotient."""
+
+    @abstractmethod
+    def root(self, x: th.Tensor) -> th.Tensor:
+        """Square root."""
+
+    @abstractmethod
+    def mean(self, weights: th.Tensor, x: th.Tensor) -> th.Tensor:
+        """Weighted geometric mean over the agents, shape ``(B, 1, n)``."""
 
 
-class _ProductSteps:
+class _Products(_Arithmetic):
     """Scalings and Gibbs kernel as they are: one small matrix product per half step."""
 
-    def __init__(self, measures: th.Tensor, cost: th.Tensor, reg: float, weights: th.Tensor) -> None:
-        # Below this a policy's probability is numerically zero; the floor keeps its potential finite.
-        self.measures = measures.clamp_min(1e-30)
-        self.roots = self.measures.sqrt()
-        self.kernel = (-cost.to(measures.dtype) / reg).exp()
-        self.reg = reg
-        self.weights = weights
+    def __init__(self, kernel: th.Tensor) -> None:
+        self.kernel = kernel
 
-    def run(self, n_iter: int, debiased: bool, init: ScalingState | None) -> ScalingBarycenter:
-        mu, kernel = self.measures, self.kernel
-        if init is None:
-            u, d, s = self._agreement(debiased)
-        else:
-            u, d, s = init.log_u.exp(), init.log_d.exp(), init.log_s.exp()
-        center = d
-        for _ in range(n_iter):
-            kernel_v = (mu / (u @ kernel)) @ kernel
-            center = (self.weights * kernel_v.log()).sum(1, keepdim=True).exp()
-            if debiased:
-                center = d * center
-                # A root of each factor: in an improbable bin their product would be zero, and stay so.
-                d = (d / (d @ kernel)).sqrt() * center.sqrt()
-                s = (s / (s @ kernel)).sqrt() * self.roots
-            u = center / kernel_v
-        kernel_u = u @ kernel
-        return self._finish(u, d, s, center, kernel_u, debiased)
+    def inside(self, measures: th.Tensor) -> th.Tensor:
+        return measures.clamp_min(FLOOR)
 
-    def _agreement(self, debiased: bool) -> tuple[th.Tensor, th.Tensor, th.Tensor]:
-        """
-        The solution for a team that agrees, taken from the agents' self terms: ``u = d = s`` there.
+    def outside(self, x: th.Tensor) -> th.Tensor:
+        return x
 
-        Started from it, the error is proportional to the disagreement; started from ones it is not, and where policies are
-        still alike the pull would be all error.
-        """
-        mu, s = self.measures, self.roots
-        for _ in range(SELF_STEPS):
-            s = (s / (s @ self.kernel)).sqrt() * self.roots
-        mean = (self.weights * s.log()).sum(1, keepdim=True).exp()
-        return mean.expand_as(mu), mean if debiased else th.ones_like(mean), s
+    def apply(self, x: th.Tensor) -> th.Tensor:
+        return x @ self.kernel
 
-    def _finish(
-        self, u: th.Tensor, d: th.Tensor, s: th.Tensor, center: th.Tensor, kernel_u: th.Tensor, debiased: bool
-    ) -> ScalingBarycenter:
-        mu = self.measures
+    def log_apply(self, x: th.Tensor) -> th.Tensor:
+        return (x @ self.kernel).log_()
 
-        def error() -> th.Tensor:
-            # The barycenter's marginal is exact after a step; what is left is by how much the measures' own are missed.
-            return ((mu / kernel_u) @ self.kernel * u - center).abs().sum(-1).amax(-1)
+    def times(self, x: th.Tensor, y: th.Tensor) -> th.Tensor:
+        return x * y
 
-        potentials = -self.reg * kernel_u.log()
-        own = -self.reg * (s @ self.kernel).log() if debiased else th.zeros_like(potentials)
-        state = ScalingState(u.log(), d.log(), s.log())
-        return ScalingBarycenter((center / center.sum(-1, keepdim=True)).squeeze(1), potentials, own, state, error)
+    def over(self, x: th.Tensor, y: th.Tensor) -> th.Tensor:
+        return x / y
+
+    def root(self, x: th.Tensor) -> th.Tensor:
+        return x.sqrt()
+
+    def mean(self, weights: th.Tensor, x: th.Tensor) -> th.Tensor:
+        return (weights * x.log()).sum(1, keepdim=True).exp_()
 
 
-class _LogSteps:
+class _Logarithms(_Arithmetic):
     """The same in logarithms, for kernels whose entries underflow: a log-sum-exp over ``n`` bins per half step."""
 
-    def __init__(self, measures: th.Tensor, cost: th.Tensor, reg: float, weights: th.Tensor) -> None:
-        self.log_measures = measures.clamp_min(1e-30).log()
-        self.log_kernel = -cost.to(measures.dtype) / reg
-        self.reg = reg
-        self.weights = weights
+    def __init__(self, log_kernel: th.Tensor) -> None:
+        self.log_kernel = log_kernel
 
-    def _apply(self, log_x: th.Tensor) -> th.Tensor:
-        return (log_x.unsqueeze(-2) + self.log_kernel).logsumexp(-1)
+    def inside(self, measures: th.Tensor) -> th.Tensor:
+        return measures.clamp_min(FLOOR).log_()
 
-    def run(self, n_iter: int, debiased: bool, init: ScalingState | None) -> ScalingBarycenter:
-        mu = self.log_measures
-        if init is None:
-            u, d, s = self._agreement(debiased)
-        else:
-            u, d, s = init.log_u, init.log_d, init.log_s
-        center = d
-        for _ in range(n_iter):
-            kernel_v = self._apply(mu - self._apply(u))
-            center = (self.weights * kernel_v).sum(1, keepdim=True)
-            if debiased:
-                center = d + center
-                d = 0.5 * (d + center - self._apply(d))
-                s = 0.5 * (s + mu - self._apply(s))
-            u = center - kernel_v
-        kernel_u = self._apply(u)
+    def outside(self, x: th.Tensor) -> th.Tensor:
+        return x.exp()
 
-        def error() -> th.Tensor:
-            return ((self._apply(mu - kernel_u) + u).exp() - center.exp()).abs().sum(-1).amax(-1)
+    def apply(self, x: th.Tensor) -> th.Tensor:
+        return (x.unsqueeze(-2) + self.log_kernel).logsumexp(-1)
 
-        own = -self.reg * self._apply(s) if debiased else th.zeros_like(mu)
-        weights = center.softmax(-1).squeeze(1)
-        return ScalingBarycenter(weights, -self.reg * kernel_u, own, ScalingState(u, d, s), error)
+    def log_apply(self, x: th.Tensor) -> th.Tensor:
+        return self.apply(x)
 
-    def _agreement(self, debiased: bool) -> tuple[th.Tensor, th.Tensor, th.Tensor]:
-        mu = self.log_measures
-        s = 0.5 * mu
-        for _ in range(SELF_STEPS):
-            s = 0.5 * (s + mu - self._apply(s))
-        mean = (self.weights * s).sum(1, keepdim=True)
-        return mean.expand_as(mu), mean if debiased else th.zeros_like(mean), s
+    def times(self, x: th.Tensor, y: th.Tensor) -> th.Tensor:
+        return x + y
+
+    def over(self, x: th.Tensor, y: th.Tensor) -> th.Tensor:
+        return x - y
+
+    def root(self, x: th.Tensor) -> th.Tensor:
+        return 0.5 * x
+
+    def mean(self, weights: th.Tensor, x: th.Tensor) -> th.Tensor:
+        return (weights * x).sum(1, keepdim=True)

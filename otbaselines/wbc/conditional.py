@@ -7,12 +7,11 @@ It bounds the joint divergence from above, covers new states in every minibatch,
 import torch as th
 from stable_baselines3.common.type_aliases import PyTorchObs
 
-from otbaselines import ot
 from otbaselines.common.multi_agent.buffers import AgentRolloutBuffer
 from otbaselines.common.multi_agent.distributions import DiagonalGaussian, MaskedCategorical, TeamDistribution
 from otbaselines.common.multi_agent.policies import MultiAgentActorCriticPolicy
 from otbaselines.ot.gaussian import gaussian_sinkhorn_barycenter, gaussian_sinkhorn_divergence
-from otbaselines.ot.scaling import ScalingBarycenter, ScalingState, scaling_barycenter
+from otbaselines.ot.scaling import ScalingSolver, ScalingState
 from otbaselines.wbc.consensus import Consensus, ConsensusReport, draw_states
 from otbaselines.wbc.metric import GroundMetric
 
@@ -20,9 +19,9 @@ from otbaselines.wbc.metric import GroundMetric
 # error of 0.5 to 2.5 % in the pull when logits have moved by 0.05. Before the first, steps are made until the marginals are
 # exact to `COLD_ERROR`.
 WARM_STEPS = 3
-COLD_STEPS = 25
+COLD_STEPS = 8
 COLD_ERROR = 1e-4
-MAX_COLD_ROUNDS = 16
+MAX_COLD_ROUNDS = 50
 # States on which D_t is measured: the number of pairs grows with the square of the team.
 MAX_PAIR_PROBLEMS = 1024
 
@@ -79,44 +78,29 @@ class CategoricalConsensus(StatewiseConsensus):
 
     def _start(self, policy: MultiAgentActorCriticPolicy, n_chunks: int) -> ConsensusReport:
         measures = self._measures(policy.policies_at(self._states))
-        solved = self._solve(measures, COLD_STEPS, None)
+        self._solver = ScalingSolver(
+            self.cost, reg=self._reg, weights=self._weights, debiased=self.debiased, max_cost=self.max_cost
+        )
+        solved = self._solver.solve(measures, COLD_STEPS)
         for _ in range(MAX_COLD_ROUNDS):
             # One look at the device per round, and rarely more than one round: small regularisation converges slowly.
             if float(solved.error.max()) < COLD_ERROR:
                 break
-            solved = self._solve(measures, COLD_STEPS, solved.state)
+            solved = self._solver.solve(measures, COLD_STEPS, solved.state)
         self._scalings = [solved.state.rows(self._rows(chunk)) for chunk in range(n_chunks)]
-        return self._report(measures, solved.weights)
-
-    def _solve(self, measures: th.Tensor, n_iter: int, init: ScalingState | None) -> ScalingBarycenter:
-        return scaling_barycenter(
-            measures,
-            self.cost,
-            reg=self._reg,
-            n_iter=n_iter,
-            weights=self._weights,
-            debiased=self.debiased,
-            init=init,
-            max_cost=self.max_cost,
-        )
+        n_agents = measures.shape[1]
+        some = slice(max(8, MAX_PAIR_PROBLEMS // (n_agents * (n_agents - 1))))
+        pairs = self._solver.pair_divergences(measures[some], solved.state.rows(some))
+        return ConsensusReport(solved.divergences.mean(0), pairs.mean(0).amax())
 
     def _measures(self, policies: TeamDistribution) -> th.Tensor:
         """Action measures of every agent at the same states, shape ``(n, n_agents, n_points)``."""
         assert isinstance(policies, MaskedCategorical)
         return self.metric.place(policies.probs)
 
-    def _report(self, measures: th.Tensor, center: th.Tensor) -> ConsensusReport:
-        n_agents = measures.shape[1]
-        some = max(8, MAX_PAIR_PROBLEMS // (n_agents * (n_agents - 1)))
-        sample, target = measures[:some], center[:some].unsqueeze(1).expand_as(measures[:some])
-        solve = ot.sinkhorn_divergence if self.debiased else _biased
-        divergences = solve(self.cost, sample, target, reg=self._reg, tol=1e-4, validate=False).mean(0)
-        pairs = ot.pairwise_sinkhorn(sample, self.cost, reg=self._reg, debiased=self.debiased, tol=1e-4, validate=False)
-        return ConsensusReport(divergences, pairs.mean(0).flatten().amax())
-
     def loss(self, policies: TeamDistribution, chunk: int) -> th.Tensor:
         measures = self._measures(policies)
-        solved = self._solve(measures, WARM_STEPS, self._scalings[chunk])
+        solved = self._solver.solve(measures, WARM_STEPS, self._scalings[chunk])
         self._scalings[chunk] = solved.state
         # Plans and potentials are held constant: at the optimum their dependence on the policy contributes no gradient
         # (envelope theorem), so the derivative of the divergence is its potential on the policy's own marginal.
@@ -229,7 +213,3 @@ def _dimension_weights(policies: TeamDistribution, weights: th.Tensor) -> th.Ten
 def _gaussian_kl(mean_p: th.Tensor, std_p: th.Tensor, mean_q: th.Tensor, std_q: th.Tensor) -> th.Tensor:
     ratio = std_p / std_q
     return 0.5 * (ratio.square() + ((mean_p - mean_q) / std_q).square() - 1.0) - ratio.log()
-
-
-def _biased(cost: th.Tensor, a: th.Tensor, b: th.Tensor, *, reg: float, tol: float, validate: bool) -> th.Tensor:
-    return ot.sinkhorn(cost, a, b, reg=reg, tol=tol, validate=validate).value

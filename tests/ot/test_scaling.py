@@ -5,7 +5,7 @@ import pytest
 import torch as th
 
 from otbaselines import ot
-from otbaselines.ot.scaling import MAX_EXPONENT, float_range, scaling_barycenter
+from otbaselines.ot.scaling import MAX_EXPONENT, ScalingSolver, float_range, scaling_barycenter
 
 N_AGENTS, N_BINS = 3, 5
 # The second is beyond what products in float32 can hold, and is solved in the log domain.
@@ -101,6 +101,26 @@ def test_the_gradient_is_that_of_the_divergence_from_the_fixed_barycenter(debias
         assert slope == pytest.approx((ahead - behind) / (2 * step), abs=1e-5)
 
 
+def _full_divergence(a: th.Tensor, b: th.Tensor, reg: float, debiased: bool) -> float:
+    return _divergence(a, b, reg, debiased) - (0.5 * _pot_transport(b, b, reg) if debiased else 0.0)
+
+
+@pytest.mark.parametrize("debiased", [False, True], ids=["biased", "debiased"])
+@pytest.mark.parametrize("domain", REGS)
+def test_the_divergences_are_those_of_pots_plans(domain, debiased):
+    measures, reg = _measures(2), REGS[domain]
+    solver = ScalingSolver(_cost(), reg=reg, weights=WEIGHTS["unequal"], debiased=debiased)
+    solved = solver.solve(measures, 3000)
+    pairs = solver.pair_divergences(measures, solved.state)
+    for problem in range(2):
+        held, center = measures[problem], solved.weights[problem]
+        to_center = [_full_divergence(held[agent], center, reg, debiased) for agent in range(N_AGENTS)]
+        assert solved.divergences[problem].tolist() == pytest.approx(to_center, abs=1e-6)
+        between = [_full_divergence(held[i], held[j], reg, debiased) for i in range(N_AGENTS) for j in range(i + 1, N_AGENTS)]
+        # Pairs stop when their marginals are exact to 1e-4.
+        assert pairs[problem].tolist() == pytest.approx(between, abs=1e-4)
+
+
 @pytest.mark.parametrize("n_iter", [1, 50])
 @pytest.mark.parametrize("domain", REGS)
 def test_the_gradient_vanishes_where_all_agree_unless_it_is_biased(domain, n_iter):
@@ -139,8 +159,8 @@ def test_the_error_is_the_distance_of_the_plans_marginals():
     # By hand: the plan of agent i is diag(u_i) K diag(v_i) with v_i = mu_i / K u_i.
     measures, reg = _measures(1), 0.3
     solved = scaling_barycenter(measures, _cost(), reg=reg, n_iter=2, debiased=False)
-    kernel, u = (-_cost() / reg).exp(), solved.state.log_u[0].exp()
-    before = scaling_barycenter(measures, _cost(), reg=reg, n_iter=1, debiased=False).state.log_u[0].exp()
+    kernel, u = (-_cost() / reg).exp(), solved.state.u[0]
+    before = scaling_barycenter(measures, _cost(), reg=reg, n_iter=1, debiased=False).state.u[0]
     kernel_v = (measures[0] / (before @ kernel)) @ kernel
     center = kernel_v.log().mean(0).exp()
     rows = u * ((measures[0] / (u @ kernel)) @ kernel)

@@ -24,6 +24,7 @@ from otbaselines.common.multi_agent.distributions import (
 )
 from otbaselines.common.multi_agent.layers import StackedLinear, StackedMLP
 from otbaselines.common.multi_agent.layout import TeamLayout
+from otbaselines.common.multi_agent.optimization import default_optimizer_kwargs, scale_gradients
 
 
 @dataclass(frozen=True)
@@ -104,7 +105,7 @@ class MultiAgentActorCriticPolicy(BasePolicy):
             features_extractor_kwargs,
             normalize_images=normalize_images,
             optimizer_class=optimizer_class,
-            optimizer_kwargs=_default_optimizer_kwargs(optimizer_class, optimizer_kwargs),
+            optimizer_kwargs=default_optimizer_kwargs(optimizer_class, optimizer_kwargs),
         )
         if layout is None:
             layout = TeamLayout(("agent_0",), 1, {"agent_0": observation_space}, {"agent_0": action_space})
@@ -200,7 +201,7 @@ class MultiAgentActorCriticPolicy(BasePolicy):
                 "`pi_extractors`, or use `share_parameters=True`"
             )
         groups = [[p.grad for p in group if p.grad is not None] for group in self._stacked]
-        _scale_gradients(groups, self.n_sets, max_norm)
+        scale_gradients(groups, self.n_sets, max_norm)
 
     # ------------------------------------------------------------------ networks
     def _rows(self, obs: PyTorchObs) -> PyTorchObs:
@@ -452,15 +453,6 @@ def _normalise_net_arch(
     return {"pi": list(net_arch), "vf": list(net_arch)}
 
 
-def _default_optimizer_kwargs(
-    optimizer_class: type[th.optim.Optimizer], optimizer_kwargs: dict[str, Any] | None
-) -> dict[str, Any]:
-    if optimizer_kwargs is not None:
-        return dict(optimizer_kwargs)
-    # The small epsilon is PPO's (SB3); the fused kernel does the same arithmetic in one pass.
-    return {"eps": 1e-5, "fused": True} if optimizer_class is th.optim.Adam else {}
-
-
 def _stacked_parameters(policy: MultiAgentActorCriticPolicy) -> list[list[nn.Parameter]]:
     """
     The parameters in groups of which each has one leading entry per parameter set.
@@ -478,21 +470,3 @@ def _stacked_parameters(policy: MultiAgentActorCriticPolicy) -> list[list[nn.Par
         groups += [list(parameters) for parameters in zip(*(extractor.parameters() for extractor in agent_wise), strict=True)]
     known = {id(parameter) for group in groups for parameter in group}
     return groups if known >= {id(parameter) for parameter in policy.parameters()} else []
-
-
-def _scale_gradients(groups: list[list[th.Tensor]], n_sets: int, max_norm: float) -> None:
-    """Scale each set's gradients in place so that their joint norm is at most ``max_norm``."""
-    stacked, agent_wise = groups[0], groups[1:]
-    if not stacked:
-        return
-    squares = th.cat([grad.reshape(n_sets, -1) for grad in stacked], 1).square().sum(1)
-    for group in agent_wise:
-        if group:
-            squares = squares + th.stack([grad.square().sum() for grad in group])
-    # The small constant is that of `torch.nn.utils.clip_grad_norm_`.
-    scale = (max_norm / (squares.sqrt() + 1e-6)).clamp_(max=1.0)
-    for grad in stacked:
-        grad.mul_(scale.view(-1, *[1] * (grad.ndim - 1)) if n_sets > 1 else scale)
-    for group in agent_wise:
-        for grad, factor in zip(group, scale, strict=False):
-            grad.mul_(factor)

@@ -9,6 +9,7 @@ from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback, PyTorch
 
 from otbaselines.common.multi_agent.buffers import AgentRolloutSamples
 from otbaselines.common.multi_agent.on_policy_algorithm import MultiAgentOnPolicyAlgorithm
+from otbaselines.common.multi_agent.optimization import clear_gradients, take_step
 from otbaselines.common.multi_agent.policies import MultiAgentActorCriticPolicy, TeamActionEvaluation
 from otbaselines.common.schedules import parse_schedule
 
@@ -280,10 +281,10 @@ class MultiAgentPPO(MultiAgentOnPolicyAlgorithm):
         if auxiliary is not None:
             loss = loss + auxiliary
         metrics["train/loss"].append(loss.detach())
-        self.policy.optimizer.zero_grad()
+        clear_gradients(self.policy.optimizer)
         loss.backward()
         self.policy.clip_gradients(self.max_grad_norm)
-        self.policy.optimizer.step()
+        take_step(self.policy.optimizer)
         return True
 
     def _ppo_loss(
