@@ -19,8 +19,8 @@ import torch as th
 
 from zoo import benchmark_ot
 from zoo.benchmark_device import device_table
-from zoo.benchmark_ot import Table
 from zoo.benchmark_throughput import consensus_tables, environment_table, growth_table, throughput_table
+from zoo.tables import Table
 
 PACKAGES = ("torch", "numpy", "stable-baselines3", "supersuit", "pettingzoo", "mpe2", "POT")
 

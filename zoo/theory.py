@@ -2,7 +2,7 @@
 The theorems of the WBC paper (Baheri 2025), measured: ``python -m zoo.theory contraction`` and ``python -m zoo.theory rate``.
 
 Theorem 3.1, that consensus without rewards contracts the team geometrically, is measured by :mod:`zoo.contraction`;
-Theorem 3.2, the error of a barycenter of samples, by :mod:`zoo.benchmark_ot`.
+Theorem 3.2, the error of a barycenter of samples, by :mod:`zoo.concentration`.
 """
 
 import argparse
@@ -11,8 +11,9 @@ from pathlib import Path
 
 import torch as th
 
-from zoo.benchmark_ot import Table, plot_theorem32, table_theorem32, theorem32
+from zoo.concentration import draw_rate, measure_rate, rate_table
 from zoo.contraction import contraction_tables, draw_contraction, measure_contraction
+from zoo.tables import Table
 
 
 def contraction(args: argparse.Namespace) -> list[Table]:
@@ -34,9 +35,9 @@ def rate(args: argparse.Namespace) -> list[Table]:
     :param args: the command line
     :return: the table
     """
-    fits = [fit for p in (1.0, 2.0) for fit in theorem32(p, n_seeds=args.seeds, quick=args.quick)]
-    plot_theorem32(fits, args.out / "theorem32.png")
-    return [table_theorem32(fits)]
+    fits = [fit for p in (1.0, 2.0) for fit in measure_rate(p, n_seeds=args.seeds, quick=args.quick)]
+    draw_rate(fits, args.out / "theorem32.png")
+    return [rate_table(fits)]
 
 
 def make_parser() -> argparse.ArgumentParser:
