@@ -14,8 +14,9 @@ from stable_baselines3.common.type_aliases import GymEnv, PyTorchObs, Schedule
 from stable_baselines3.common.vec_env import VecEnv
 
 from otbaselines.common.multi_agent.buffers import AgentRolloutBuffer
-from otbaselines.common.multi_agent.policies import MultiAgentActorCriticPolicy, TeamActionEvaluation
+from otbaselines.common.multi_agent.policies import MultiAgentActorCriticPolicy
 from otbaselines.common.multi_agent.ppo import MultiAgentPPO
+from otbaselines.common.multi_agent.row_policy import TeamActionEvaluation
 from otbaselines.common.schedules import parse_schedule
 from otbaselines.wbc.conditional import CategoricalConsensus, GaussianConsensus, KLConsensus
 from otbaselines.wbc.consensus import Consensus, ConsensusReport
@@ -58,6 +59,8 @@ class WBC(MultiAgentPPO):
     :param ent_coef: weight of the entropy bonus
     :param vf_coef: weight of the value loss
     :param max_grad_norm: bound on the norm of each agent's gradient
+    :param use_sde: generalized state-dependent exploration, for continuous actions
+    :param sde_sample_freq: with it, draw new noise matrices every so many steps; once per rollout when -1
     :param target_kl: stop an update early when the approximate KL divergence exceeds 1.5 times this
     :param consensus_coef: the paper's :math:`\lambda \ge 0`, a number or a schedule; ``"lin_1.0"`` falls linearly to zero
     :param reg: entropic strength :math:`\varepsilon > 0`, in the unit of the ground cost, a number or a schedule. Well
@@ -106,6 +109,8 @@ class WBC(MultiAgentPPO):
         ent_coef: float = 0.0,
         vf_coef: float = 0.5,
         max_grad_norm: float = 0.5,
+        use_sde: bool = False,
+        sde_sample_freq: int = -1,
         target_kl: float | None = None,
         consensus_coef: float | str | Schedule = "lin_50.0",
         reg: float | str | Schedule = 0.6,
@@ -161,6 +166,8 @@ class WBC(MultiAgentPPO):
             ent_coef=ent_coef,
             vf_coef=vf_coef,
             max_grad_norm=max_grad_norm,
+            use_sde=use_sde,
+            sde_sample_freq=sde_sample_freq,
             target_kl=target_kl,
             stats_window_size=stats_window_size,
             tensorboard_log=tensorboard_log,

@@ -132,31 +132,35 @@ class IndependentBernoulli(TeamDistribution):
 
 class DiagonalGaussian(TeamDistribution):
     """
-    Independent normals, one per action dimension, with a standard deviation that does not depend on the state.
+    Independent normals, one per action dimension.
 
     :param mean: shape ``(batch, n_agents, action_dim)``
-    :param log_std: shape ``(n_agents or 1, action_dim)``
+    :param log_std: shape ``(n_agents or 1, action_dim)``, or that of ``mean`` where it depends on the state
     :param mask: ``True`` where an agent has that dimension, shape ``(n_agents, action_dim)``; all when omitted
+    :param noise: what a sample adds to the mean, of its shape; drawn anew for every sample when omitted
     """
 
-    def __init__(self, mean: th.Tensor, log_std: th.Tensor, mask: th.Tensor | None = None) -> None:
+    def __init__(
+        self, mean: th.Tensor, log_std: th.Tensor, mask: th.Tensor | None = None, noise: th.Tensor | None = None
+    ) -> None:
         self.mean = mean if mask is None else mean.masked_fill(~mask, 0.0)
         self.log_std = log_std
         self.mask = mask
+        self.noise = noise
 
     @property
     def std(self) -> th.Tensor:
-        """Standard deviations, shape ``(n_agents or 1, action_dim)``, in the unit of the action."""
+        """Standard deviations, of the shape of ``log_std``, in the unit of the action."""
         return self.log_std.exp()
 
     def _sum(self, terms: th.Tensor) -> th.Tensor:
         return (terms if self.mask is None else terms.masked_fill(~self.mask, 0.0)).sum(-1)
 
     def sample(self, generator: th.Generator | None = None) -> th.Tensor:
-        noise = th.empty_like(self.mean).normal_(generator=generator)
-        if self.mask is not None:
-            noise = noise.masked_fill(~self.mask, 0.0)
-        return self.mean + self.std * noise
+        noise = self.noise
+        if noise is None:
+            noise = self.std * th.empty_like(self.mean).normal_(generator=generator)
+        return self.mean + (noise if self.mask is None else noise.masked_fill(~self.mask, 0.0))
 
     def mode(self) -> th.Tensor:
         return self.mean

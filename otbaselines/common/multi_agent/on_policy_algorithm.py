@@ -51,6 +51,8 @@ class MultiAgentOnPolicyAlgorithm(JsonSaveMixin, OnPolicyAlgorithm):
     :param ent_coef: weight of the entropy bonus
     :param vf_coef: weight of the value loss
     :param max_grad_norm: bound on the norm of each parameter set's gradient
+    :param use_sde: generalized state-dependent exploration, for continuous actions
+    :param sde_sample_freq: with it, draw new noise matrices every so many steps; once per rollout when -1
     :param share_parameters: one network for all agents instead of one each
     :param stats_window_size: episodes over which returns and lengths are averaged in the log
     :param tensorboard_log: folder of the TensorBoard log, if any
@@ -81,6 +83,8 @@ class MultiAgentOnPolicyAlgorithm(JsonSaveMixin, OnPolicyAlgorithm):
         ent_coef: float = 0.0,
         vf_coef: float = 0.5,
         max_grad_norm: float = 0.5,
+        use_sde: bool = False,
+        sde_sample_freq: int = -1,
         share_parameters: bool = False,
         stats_window_size: int = 100,
         tensorboard_log: str | None = None,
@@ -112,8 +116,8 @@ class MultiAgentOnPolicyAlgorithm(JsonSaveMixin, OnPolicyAlgorithm):
             ent_coef=ent_coef,
             vf_coef=vf_coef,
             max_grad_norm=max_grad_norm,
-            use_sde=False,
-            sde_sample_freq=-1,
+            use_sde=use_sde,
+            sde_sample_freq=sde_sample_freq,
             stats_window_size=stats_window_size,
             tensorboard_log=tensorboard_log,
             policy_kwargs=policy_kwargs,
@@ -189,6 +193,7 @@ class MultiAgentOnPolicyAlgorithm(JsonSaveMixin, OnPolicyAlgorithm):
             self.lr_schedule,
             layout=self.layout,
             share_parameters=self.share_parameters,
+            **({"use_sde": True} if self.use_sde else {}),
             **self.policy_kwargs,
         ).to(self.device)
 
@@ -253,6 +258,11 @@ class MultiAgentOnPolicyAlgorithm(JsonSaveMixin, OnPolicyAlgorithm):
         callback.on_rollout_end()
         return True
 
+    def _draw_noise(self, env: VecEnv, step: int) -> None:
+        """New matrices for state-dependent exploration, at the start of a rollout and every ``sde_sample_freq`` steps."""
+        if self.use_sde and (step == 0 or (self.sde_sample_freq > 0 and step % self.sde_sample_freq == 0)):
+            self.policy.reset_noise(env.num_envs)
+
     @th.no_grad()
     def _act(self, obs: PyTorchObs) -> tuple[th.Tensor, th.Tensor]:
         """Sampled actions and their log-likelihoods, shapes ``(n_copies, n_agents, ...)`` and ``(n_copies, n_agents)``."""
@@ -270,7 +280,8 @@ class MultiAgentOnPolicyAlgorithm(JsonSaveMixin, OnPolicyAlgorithm):
         """
         statistics = self._device_statistics(env)
         obs = env.observe()
-        for _ in range(n_steps):
+        for n_steps_done in range(n_steps):
+            self._draw_noise(env, n_steps_done)
             actions, log_probs = self._act(obs)
             step = env.step_tensor(self._env_actions(actions))
             self.num_timesteps += env.num_envs
@@ -331,6 +342,7 @@ class MultiAgentOnPolicyAlgorithm(JsonSaveMixin, OnPolicyAlgorithm):
         for n_steps_done in range(n_steps):
             check_rows(self._last_obs, n_steps_done, self.layout, self.num_timesteps)
             active = np.array(getattr(env, "agent_active", None)) if has_active else None
+            self._draw_noise(env, n_steps_done)
             actions, log_probs = self._act(obs)
             env_actions = self._env_actions(actions).flatten(0, 1).cpu().numpy()
             new_obs, rewards, dones, infos = env.step(env_actions.reshape(-1, *self.action_space.shape))  # type: ignore[misc]

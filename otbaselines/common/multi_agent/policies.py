@@ -1,19 +1,15 @@
 """Actor-critic policies that hold a whole team in stacked parameters."""
 
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch as th
 from gymnasium import spaces
-from stable_baselines3.common.policies import BasePolicy
 from stable_baselines3.common.preprocessing import is_image_space, preprocess_obs
 from stable_baselines3.common.torch_layers import BaseFeaturesExtractor, CombinedExtractor, FlattenExtractor, NatureCNN
 from stable_baselines3.common.type_aliases import PyTorchObs, Schedule
-from stable_baselines3.common.utils import obs_as_tensor
 from torch import nn
 
-from otbaselines.common.multi_agent.agent_dicts import native_actions, rows_of_agents
 from otbaselines.common.multi_agent.distributions import (
     DiagonalGaussian,
     IndependentBernoulli,
@@ -25,34 +21,17 @@ from otbaselines.common.multi_agent.distributions import (
 from otbaselines.common.multi_agent.layers import StackedLinear, StackedMLP
 from otbaselines.common.multi_agent.layout import TeamLayout
 from otbaselines.common.multi_agent.optimization import default_optimizer_kwargs, scale_gradients
+from otbaselines.common.multi_agent.row_policy import TeamActionEvaluation, TeamRowPolicy
+from otbaselines.common.multi_agent.state_dependent import StateDependentNoise
 
 
-@dataclass(frozen=True)
-class TeamActionEvaluation:
-    """
-    What the current policies and critics say of recorded actions.
-
-    :param values: shape ``(batch, n_agents)``
-    :param log_prob: shape ``(batch, n_agents)``
-    :param entropy: in nats, shape ``(batch, n_agents)``
-    :param distribution: the policies at those observations
-    :param common: every agent's policy at the common states that were asked about, leading shape ``(n, n_agents)``
-    """
-
-    values: th.Tensor
-    log_prob: th.Tensor
-    entropy: th.Tensor
-    distribution: TeamDistribution
-    common: TeamDistribution | None = None
-
-
-class MultiAgentActorCriticPolicy(BasePolicy):
+class MultiAgentActorCriticPolicy(TeamRowPolicy):
     """
     Independent or shared actors and critics of a team, evaluated together.
 
     Parameters are stacked along a first axis of ``n_sets`` (one per agent, or one in all when they are shared), so that
     a team costs one batched kernel a layer. A plain Gymnasium environment is a team of one, and there this is SB3's
-    ``ActorCriticPolicy`` in everything but generalized state-dependent exploration.
+    ``ActorCriticPolicy``.
 
     Rows are ordered ``row = copy * n_agents + agent``, as in the vector environments.
 
@@ -62,7 +41,10 @@ class MultiAgentActorCriticPolicy(BasePolicy):
     :param net_arch: hidden widths, ``[64, 64]`` or ``dict(pi=[...], vf=[...])``; two layers of 64 when omitted
     :param activation_fn: activation class of the hidden layers
     :param ortho_init: orthogonal initialisation, as SB3's PPO
-    :param log_std_init: initial log standard deviation of continuous actions
+    :param use_sde: generalized state-dependent exploration, for continuous actions
+    :param log_std_init: initial log standard deviation of continuous actions, or of the entries of the noise matrices
+    :param full_std: with ``use_sde``: a standard deviation for every entry of the noise matrix, not one per row
+    :param use_expln: with ``use_sde``: a standard deviation that grows more slowly than the exponential
     :param features_extractor_class: SB3 features extractor; one instance per parameter set
     :param features_extractor_kwargs: its keyword arguments
     :param share_features_extractor: one extractor for actor and critic
@@ -86,7 +68,10 @@ class MultiAgentActorCriticPolicy(BasePolicy):
         net_arch: list[int] | dict[str, list[int]] | None = None,
         activation_fn: type[nn.Module] = nn.Tanh,
         ortho_init: bool = True,
+        use_sde: bool = False,
         log_std_init: float = 0.0,
+        full_std: bool = True,
+        use_expln: bool = False,
         features_extractor_class: type[BaseFeaturesExtractor] = FlattenExtractor,
         features_extractor_kwargs: dict[str, Any] | None = None,
         share_features_extractor: bool = True,
@@ -116,7 +101,10 @@ class MultiAgentActorCriticPolicy(BasePolicy):
         self.n_sets = 1 if share_parameters else self.n_agents
         self.ortho_init = ortho_init
         self.activation_fn = activation_fn
+        self.use_sde = use_sde
         self.log_std_init = log_std_init
+        self.full_std = full_std
+        self.use_expln = use_expln
         self.share_features_extractor = share_features_extractor
         self.net_arch = _normalise_net_arch(net_arch, features_extractor_class)
         # A vector that is only flattened needs neither preprocessing nor an extractor.
@@ -148,11 +136,32 @@ class MultiAgentActorCriticPolicy(BasePolicy):
         self.action_net = StackedLinear(self.n_sets, self.pi_net.out_features, action_head_size(self.action_space))
         self.value_net = StackedLinear(self.n_sets, self.vf_net.out_features, 1)
         if isinstance(self.action_space, spaces.Box):
-            size = action_head_size(self.action_space)
-            self.log_std = nn.Parameter(th.full((self.n_sets, size), float(self.log_std_init)))
+            self._build_noise(action_head_size(self.action_space))
+        elif self.use_sde:
+            raise ValueError(
+                f"`use_sde=True` needs continuous actions, but the action space is {self.action_space}; leave it off"
+            )
         if self.ortho_init:
             self._orthogonal_init()
         self.optimizer = self.optimizer_class(self.parameters(), lr=lr_schedule(1), **self.optimizer_kwargs)  # type: ignore[call-arg]
+
+    def _build_noise(self, size: int) -> None:
+        shape: tuple[int, ...] = (self.n_sets, size)
+        if self.use_sde:
+            shape = (self.n_sets, self.pi_net.out_features, size if self.full_std else 1)
+            self.exploration = StateDependentNoise(self.n_agents, size, use_expln=self.use_expln)
+        self.log_std = nn.Parameter(th.full(shape, float(self.log_std_init)))
+
+    def reset_noise(self, n_envs: int = 1) -> None:
+        """
+        Draw new noise matrices for state-dependent exploration.
+
+        :param n_envs: slots of the environment, copies times agents
+        :raises ValueError: if the policy explores otherwise
+        """
+        if not self.use_sde:
+            raise ValueError("`reset_noise` is for policies with `use_sde=True`; this one draws fresh noise at every step")
+        self.exploration.reset(self.log_std, max(1, n_envs // self.n_agents))
 
     def _make_extractors(self) -> nn.ModuleList:
         return nn.ModuleList(self.make_features_extractor() for _ in range(self.n_sets))
@@ -174,7 +183,10 @@ class MultiAgentActorCriticPolicy(BasePolicy):
             net_arch=self.net_arch,
             activation_fn=self.activation_fn,
             ortho_init=self.ortho_init,
+            use_sde=self.use_sde,
             log_std_init=self.log_std_init,
+            full_std=self.full_std,
+            use_expln=self.use_expln,
             features_extractor_class=self.features_extractor_class,
             features_extractor_kwargs=self.features_extractor_kwargs,
             share_features_extractor=self.share_features_extractor,
@@ -243,9 +255,15 @@ class MultiAgentActorCriticPolicy(BasePolicy):
             return pi_features, pi_features
         return pi_features, self._to_sets(self._agent_features(obs, self.vf_extractors))
 
-    def _distribution(self, head: th.Tensor) -> TeamDistribution:
+    def _head(self, latent: th.Tensor) -> th.Tensor:
+        """What :meth:`_distribution` takes, from the actor's last hidden layer; shape ``(n_sets, rows of the set, width)``."""
+        head: th.Tensor = self.action_net(latent)
+        return th.cat([head, self.exploration.action_log_std(latent, self.log_std)], -1) if self.use_sde else head
+
+    def _distribution(self, head: th.Tensor, noise: th.Tensor | None = None) -> TeamDistribution:
         """
-        :param head: output of the action head, shape ``(batch, n_agents, width)``
+        :param head: of :meth:`_head`, shape ``(batch, n_agents, width)``
+        :param noise: of state-dependent exploration, shape ``(batch, n_agents, action_dim)``
         """
         if isinstance(self.action_space, spaces.Discrete):
             return MaskedCategorical(head, self.action_mask)
@@ -253,6 +271,9 @@ class MultiAgentActorCriticPolicy(BasePolicy):
             return MultiCategorical(head, self.action_space.nvec.tolist())
         if isinstance(self.action_space, spaces.MultiBinary):
             return IndependentBernoulli(head)
+        if self.use_sde:
+            mean, log_std = head.chunk(2, -1)
+            return DiagonalGaussian(mean, log_std, self.action_mask, noise)
         return DiagonalGaussian(head, self.log_std, self.action_mask)
 
     def team_distribution(self, obs: PyTorchObs) -> TeamDistribution:
@@ -260,8 +281,9 @@ class MultiAgentActorCriticPolicy(BasePolicy):
         :param obs: shape ``(batch, n_agents, ...)``
         :return: every agent's policy at its own observation
         """
-        features = self._to_sets(self._agent_features(obs, self.pi_extractors))
-        return self._distribution(self._to_agents(self.action_net(self.pi_net(features))))
+        latent = self.pi_net(self._to_sets(self._agent_features(obs, self.pi_extractors)))
+        noise = self.exploration.noise(self._to_agents(latent), self.log_std) if self.use_sde else None
+        return self._distribution(self._to_agents(self._head(latent)), noise)
 
     def team_values(self, obs: PyTorchObs) -> th.Tensor:
         """
@@ -284,11 +306,11 @@ class MultiAgentActorCriticPolicy(BasePolicy):
         pi_features, vf_features = self._features(obs)
         common = None
         if common_states is None:
-            head = self.action_net(self.pi_net(pi_features))
+            head = self._head(self.pi_net(pi_features))
         else:
             n_rows = pi_features.shape[1]
             joined = th.cat([pi_features, self._common_features(common_states)], 1)
-            head = self.action_net(self.pi_net(joined))
+            head = self._head(self.pi_net(joined))
             common = self._distribution(self._common_to_agents(head[:, n_rows:]))
             head = head[:, :n_rows]
         distribution = self._distribution(self._to_agents(head))
@@ -302,7 +324,7 @@ class MultiAgentActorCriticPolicy(BasePolicy):
         :param states: rows of observations, shape ``(n, ...)``
         :return: distribution whose leading shape is ``(n, n_agents)``: states by policies
         """
-        return self._distribution(self._common_to_agents(self.action_net(self.pi_net(self._common_features(states)))))
+        return self._distribution(self._common_to_agents(self._head(self.pi_net(self._common_features(states)))))
 
     def _common_features(self, states: PyTorchObs) -> th.Tensor:
         """Features of the same states for every parameter set, shape ``(n_sets, rows of the set, features)``."""
@@ -324,100 +346,6 @@ class MultiAgentActorCriticPolicy(BasePolicy):
         if self.share_parameters:
             head = head.view(self.n_agents, -1, head.shape[-1])
         return head.transpose(0, 1)
-
-    # ------------------------------------------------------------------ SB3's row interface
-    def split_rows(self, obs: PyTorchObs) -> PyTorchObs:
-        """
-        :param obs: rows, shape ``(n_copies * n_agents, ...)``
-        :return: a view of shape ``(n_copies, n_agents, ...)``
-        :raises ValueError: if the rows do not fill whole teams
-        """
-        if isinstance(obs, dict):
-            return {key: self._split_tensor(value) for key, value in obs.items()}
-        return self._split_tensor(obs)
-
-    def _split_tensor(self, rows: th.Tensor) -> th.Tensor:
-        if rows.shape[0] % self.n_agents != 0:
-            raise ValueError(
-                f"`observation` has {rows.shape[0]} rows, which is not a multiple of the team's {self.n_agents} agents; "
-                f"pass one row per agent in the order {list(self.layout.possible_agents)}, or a dict of agents"
-            )
-        return rows.view(-1, self.n_agents, *rows.shape[1:])
-
-    def forward(self, obs: PyTorchObs, deterministic: bool = False) -> tuple[th.Tensor, th.Tensor, th.Tensor]:
-        """
-        :param obs: rows, shape ``(n_copies * n_agents, ...)``
-        :param deterministic: the most probable actions instead of samples
-        :return: actions, values ``(rows, 1)`` and log-likelihoods ``(rows,)``
-        """
-        team = self.split_rows(obs)
-        distribution = self.team_distribution(team)
-        actions = distribution.get_actions(deterministic)
-        log_prob = distribution.log_prob(actions).flatten()
-        return actions.reshape(-1, *self.action_space.shape), self.team_values(team).reshape(-1, 1), log_prob  # type: ignore[misc]
-
-    def evaluate_actions(self, obs: PyTorchObs, actions: th.Tensor) -> tuple[th.Tensor, th.Tensor, th.Tensor]:
-        """
-        :param obs: rows, shape ``(n_copies * n_agents, ...)``
-        :param actions: rows of actions
-        :return: values ``(rows, 1)``, log-likelihoods ``(rows,)`` and entropies ``(rows,)``
-        """
-        result = self.evaluate_team_actions(self.split_rows(obs), self._split_tensor(actions))
-        return result.values.reshape(-1, 1), result.log_prob.flatten(), result.entropy.flatten()
-
-    def predict_values(self, obs: PyTorchObs) -> th.Tensor:
-        """
-        :param obs: rows, shape ``(n_copies * n_agents, ...)``
-        :return: values, shape ``(rows, 1)``
-        """
-        return self.team_values(self.split_rows(obs)).reshape(-1, 1)
-
-    def get_distribution(self, obs: PyTorchObs) -> TeamDistribution:
-        """
-        :param obs: rows, shape ``(n_copies * n_agents, ...)``
-        :return: the policies, with leading shape ``(n_copies, n_agents)``
-        """
-        return self.team_distribution(self.split_rows(obs))
-
-    def _predict(self, observation: PyTorchObs, deterministic: bool = False) -> th.Tensor:
-        actions = self.get_distribution(observation).get_actions(deterministic)
-        return actions.flatten(0, 1) + self.action_start
-
-    def predict(
-        self,
-        observation: np.ndarray | dict[str, np.ndarray],
-        state: tuple[np.ndarray, ...] | None = None,
-        episode_start: np.ndarray | None = None,
-        deterministic: bool = False,
-    ) -> tuple[Any, tuple[np.ndarray, ...] | None]:
-        """
-        Actions for rows of observations, or for a dict of agents as PettingZoo gives it.
-
-        :param observation: rows ``(n_copies * n_agents, ...)``, or ``{agent: observation}`` with each agent's own,
-            unpadded observation (an optional first batch dimension is kept)
-        :param state: unused; returned as given
-        :param episode_start: unused
-        :param deterministic: the most probable actions instead of samples
-        :return: the actions in the form of the observation, and ``state``
-        :raises ValueError: if rows do not fill whole teams, or a dict names an unknown agent
-        """
-        if isinstance(observation, dict) and not self._is_dict_observation(observation):
-            return self._predict_dict(observation, deterministic), state
-        return super().predict(observation, state, episode_start, deterministic)
-
-    def _is_dict_observation(self, observation: dict[str, Any]) -> bool:
-        space = self.observation_space
-        return isinstance(space, spaces.Dict) and set(observation) == set(space.spaces)
-
-    def _predict_dict(self, observation: dict[str, Any], deterministic: bool) -> dict[str, Any]:
-        rows, batch = rows_of_agents(observation, self.layout, self.observation_space)
-        self.set_training_mode(False)
-        with th.no_grad():
-            team = self.split_rows(obs_as_tensor(rows, self.device))
-            actions = self.team_distribution(team).get_actions(deterministic).cpu().numpy()
-        index = {agent: i for i, agent in enumerate(self.layout.possible_agents)}
-        own = self.layout.agent_action_spaces
-        return {a: native_actions(actions[:, index[a]], own[a], is_batch=batch is not None) for a in observation}
 
 
 class MultiAgentActorCriticCnnPolicy(MultiAgentActorCriticPolicy):

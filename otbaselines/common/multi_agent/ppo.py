@@ -10,7 +10,8 @@ from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback, PyTorch
 from otbaselines.common.multi_agent.buffers import AgentRolloutSamples
 from otbaselines.common.multi_agent.on_policy_algorithm import MultiAgentOnPolicyAlgorithm
 from otbaselines.common.multi_agent.optimization import clear_gradients, take_step
-from otbaselines.common.multi_agent.policies import MultiAgentActorCriticPolicy, TeamActionEvaluation
+from otbaselines.common.multi_agent.policies import MultiAgentActorCriticPolicy
+from otbaselines.common.multi_agent.row_policy import TeamActionEvaluation
 from otbaselines.common.schedules import parse_schedule
 
 # Without `batch_size`, a rollout is cut into at most this many equal minibatches.
@@ -108,6 +109,8 @@ class MultiAgentPPO(MultiAgentOnPolicyAlgorithm):
     :param ent_coef: weight of the entropy bonus
     :param vf_coef: weight of the value loss
     :param max_grad_norm: bound on the norm of each parameter set's gradient
+    :param use_sde: generalized state-dependent exploration, for continuous actions
+    :param sde_sample_freq: with it, draw new noise matrices every so many steps; once per rollout when -1
     :param target_kl: stop an update early when the approximate KL divergence exceeds 1.5 times this
     :param share_parameters: one network for all agents instead of one each
     :param stats_window_size: episodes over which returns and lengths are averaged in the log
@@ -136,6 +139,8 @@ class MultiAgentPPO(MultiAgentOnPolicyAlgorithm):
         ent_coef: float = 0.0,
         vf_coef: float = 0.5,
         max_grad_norm: float = 0.5,
+        use_sde: bool = False,
+        sde_sample_freq: int = -1,
         target_kl: float | None = None,
         share_parameters: bool = False,
         stats_window_size: int = 100,
@@ -168,6 +173,8 @@ class MultiAgentPPO(MultiAgentOnPolicyAlgorithm):
             ent_coef=ent_coef,
             vf_coef=vf_coef,
             max_grad_norm=max_grad_norm,
+            use_sde=use_sde,
+            sde_sample_freq=sde_sample_freq,
             share_parameters=share_parameters,
             stats_window_size=stats_window_size,
             tensorboard_log=tensorboard_log,

@@ -1,0 +1,166 @@
+"""SB3's view of a team's policy: rows of observations, or a dict of agents, instead of teams."""
+
+from abc import abstractmethod
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch as th
+from gymnasium import spaces
+from stable_baselines3.common.policies import BasePolicy
+from stable_baselines3.common.type_aliases import PyTorchObs
+from stable_baselines3.common.utils import obs_as_tensor
+
+from otbaselines.common.multi_agent.agent_dicts import native_actions, rows_of_agents
+from otbaselines.common.multi_agent.distributions import TeamDistribution
+from otbaselines.common.multi_agent.layout import TeamLayout
+
+
+@dataclass(frozen=True)
+class TeamActionEvaluation:
+    """
+    What the current policies and critics say of recorded actions.
+
+    :param values: shape ``(batch, n_agents)``
+    :param log_prob: shape ``(batch, n_agents)``
+    :param entropy: in nats, shape ``(batch, n_agents)``
+    :param distribution: the policies at those observations
+    :param common: every agent's policy at the common states that were asked about, leading shape ``(n, n_agents)``
+    """
+
+    values: th.Tensor
+    log_prob: th.Tensor
+    entropy: th.Tensor
+    distribution: TeamDistribution
+    common: TeamDistribution | None = None
+
+
+class TeamRowPolicy(BasePolicy):
+    """
+    What SB3's algorithms, callbacks and evaluation call, in terms of what a team's policy computes.
+
+    Rows are ordered ``row = copy * n_agents + agent``, as in the vector environments.
+    """
+
+    layout: TeamLayout
+    n_agents: int
+    action_start: int
+
+    @abstractmethod
+    def team_distribution(self, obs: PyTorchObs) -> TeamDistribution:
+        """
+        :param obs: shape ``(batch, n_agents, ...)``
+        :return: every agent's policy at its own observation
+        """
+
+    @abstractmethod
+    def team_values(self, obs: PyTorchObs) -> th.Tensor:
+        """
+        :param obs: shape ``(batch, n_agents, ...)``
+        :return: every agent's critic at its own observation, shape ``(batch, n_agents)``
+        """
+
+    @abstractmethod
+    def evaluate_team_actions(
+        self, obs: PyTorchObs, actions: th.Tensor, common_states: PyTorchObs | None = None
+    ) -> TeamActionEvaluation:
+        """
+        :param obs: shape ``(batch, n_agents, ...)``
+        :param actions: shape ``(batch, n_agents, ...)``
+        :param common_states: rows of observations ``(n, ...)`` at which every agent's policy is wanted as well; they join
+            the same forward pass
+        :return: values, log-likelihoods and entropies
+        """
+
+    def split_rows(self, obs: PyTorchObs) -> PyTorchObs:
+        """
+        :param obs: rows, shape ``(n_copies * n_agents, ...)``
+        :return: a view of shape ``(n_copies, n_agents, ...)``
+        :raises ValueError: if the rows do not fill whole teams
+        """
+        if isinstance(obs, dict):
+            return {key: self._split_tensor(value) for key, value in obs.items()}
+        return self._split_tensor(obs)
+
+    def _split_tensor(self, rows: th.Tensor) -> th.Tensor:
+        if rows.shape[0] % self.n_agents != 0:
+            raise ValueError(
+                f"`observation` has {rows.shape[0]} rows, which is not a multiple of the team's {self.n_agents} agents; "
+                f"pass one row per agent in the order {list(self.layout.possible_agents)}, or a dict of agents"
+            )
+        return rows.view(-1, self.n_agents, *rows.shape[1:])
+
+    def forward(self, obs: PyTorchObs, deterministic: bool = False) -> tuple[th.Tensor, th.Tensor, th.Tensor]:
+        """
+        :param obs: rows, shape ``(n_copies * n_agents, ...)``
+        :param deterministic: the most probable actions instead of samples
+        :return: actions, values ``(rows, 1)`` and log-likelihoods ``(rows,)``
+        """
+        team = self.split_rows(obs)
+        distribution = self.team_distribution(team)
+        actions = distribution.get_actions(deterministic)
+        log_prob = distribution.log_prob(actions).flatten()
+        return actions.reshape(-1, *self.action_space.shape), self.team_values(team).reshape(-1, 1), log_prob  # type: ignore[misc]
+
+    def evaluate_actions(self, obs: PyTorchObs, actions: th.Tensor) -> tuple[th.Tensor, th.Tensor, th.Tensor]:
+        """
+        :param obs: rows, shape ``(n_copies * n_agents, ...)``
+        :param actions: rows of actions
+        :return: values ``(rows, 1)``, log-likelihoods ``(rows,)`` and entropies ``(rows,)``
+        """
+        result = self.evaluate_team_actions(self.split_rows(obs), self._split_tensor(actions))
+        return result.values.reshape(-1, 1), result.log_prob.flatten(), result.entropy.flatten()
+
+    def predict_values(self, obs: PyTorchObs) -> th.Tensor:
+        """
+        :param obs: rows, shape ``(n_copies * n_agents, ...)``
+        :return: values, shape ``(rows, 1)``
+        """
+        return self.team_values(self.split_rows(obs)).reshape(-1, 1)
+
+    def get_distribution(self, obs: PyTorchObs) -> TeamDistribution:
+        """
+        :param obs: rows, shape ``(n_copies * n_agents, ...)``
+        :return: the policies, with leading shape ``(n_copies, n_agents)``
+        """
+        return self.team_distribution(self.split_rows(obs))
+
+    def _predict(self, observation: PyTorchObs, deterministic: bool = False) -> th.Tensor:
+        actions = self.get_distribution(observation).get_actions(deterministic)
+        return actions.flatten(0, 1) + self.action_start
+
+    def predict(
+        self,
+        observation: np.ndarray | dict[str, np.ndarray],
+        state: tuple[np.ndarray, ...] | None = None,
+        episode_start: np.ndarray | None = None,
+        deterministic: bool = False,
+    ) -> tuple[Any, tuple[np.ndarray, ...] | None]:
+        """
+        Actions for rows of observations, or for a dict of agents as PettingZoo gives it.
+
+        :param observation: rows ``(n_copies * n_agents, ...)``, or ``{agent: observation}`` with each agent's own,
+            unpadded observation (an optional first batch dimension is kept)
+        :param state: unused; returned as given
+        :param episode_start: unused
+        :param deterministic: the most probable actions instead of samples
+        :return: the actions in the form of the observation, and ``state``
+        :raises ValueError: if rows do not fill whole teams, or a dict names an unknown agent
+        """
+        if isinstance(observation, dict) and not self._is_dict_observation(observation):
+            return self._predict_dict(observation, deterministic), state
+        return super().predict(observation, state, episode_start, deterministic)
+
+    def _is_dict_observation(self, observation: dict[str, Any]) -> bool:
+        space = self.observation_space
+        return isinstance(space, spaces.Dict) and set(observation) == set(space.spaces)
+
+    def _predict_dict(self, observation: dict[str, Any], deterministic: bool) -> dict[str, Any]:
+        rows, batch = rows_of_agents(observation, self.layout, self.observation_space)
+        self.set_training_mode(False)
+        with th.no_grad():
+            team = self.split_rows(obs_as_tensor(rows, self.device))
+            actions = self.team_distribution(team).get_actions(deterministic).cpu().numpy()
+        index = {agent: i for i, agent in enumerate(self.layout.possible_agents)}
+        own = self.layout.agent_action_spaces
+        return {a: native_actions(actions[:, index[a]], own[a], is_batch=batch is not None) for a in observation}
