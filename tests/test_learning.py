@@ -9,7 +9,8 @@ import torch as th
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.evaluation import evaluate_policy
 
-from otbaselines import IPPO, WBC, evaluate_team, make_vec_env
+from otbaselines import IPPO, WBC, make_vec_env
+from zoo import compare_sb3
 from zoo.configuration import read_entry, split_entry
 
 pytestmark = pytest.mark.slow
@@ -67,15 +68,8 @@ def test_wbc_beats_kl_and_sharing_where_agents_have_different_roles() -> None:
 def test_shared_ippo_reaches_the_return_of_sb3_on_mpe2_simple_spread() -> None:
     # SB3's parameter-sharing PPO over SuperSuit reaches -19.4 per agent and episode after the same 300,000 agent-steps.
     pytest.importorskip("mpe2")
-    th.set_num_threads(1)
-    config = split_entry(read_entry("ippo", "mpe2/simple_spread-v3", variants=("sharing",)))
-    returns = []
-    for seed in SEEDS:
-        env = make_vec_env("mpe2/simple_spread-v3", n_copies=config.n_envs, seed=seed, env_kwargs=config.env_kwargs)
-        model = IPPO(env=env, seed=seed, device="cpu", **config.model_kwargs).learn(config.n_timesteps)
-        test_env = make_vec_env("mpe2/simple_spread-v3", n_copies=8, seed=1000 + seed)
-        returns.append(evaluate_team(model, test_env, n_eval_episodes=200).mean_agent_return)
-        print(f"seed {seed}: {returns[-1]:.3f} per agent and episode")
+    returns = [compare_sb3.run(compare_sb3.Job(learner="IPPO", seed=seed)).most_probable for seed in SEEDS]
+    print(returns)
     assert np.mean(returns) >= -19.4, returns
 
 

@@ -15,7 +15,7 @@ from stable_baselines3.common.vec_env import VecEnv
 
 from otbaselines.common.multi_agent.buffers import AgentRolloutBuffer
 from otbaselines.common.multi_agent.policies import MultiAgentActorCriticPolicy
-from otbaselines.common.multi_agent.ppo import MultiAgentPPO
+from otbaselines.common.multi_agent.ppo import MultiAgentPPO, agent_mean
 from otbaselines.common.multi_agent.row_policy import TeamActionEvaluation
 from otbaselines.common.schedules import parse_schedule
 from otbaselines.wbc.conditional import CategoricalConsensus, GaussianConsensus, KLConsensus
@@ -194,7 +194,7 @@ class WBC(MultiAgentPPO):
                 "`measure='sampled'`, `support='own'` or 'pooled', `gradient='plan'` and `debiased=False`"
             )
         if isinstance(self.reg, int | float) and not self.reg > 0:
-            raise ValueError(f"`reg` must be positive, got {self.reg}; use `ot.exact` for reg=0")
+            raise ValueError(f"`reg` must be positive, got {self.reg}; the default is 0.6, in the unit of the ground cost")
         if isinstance(self.consensus_coef, int | float) and not self.consensus_coef >= 0:
             raise ValueError(f"`consensus_coef` must be non-negative, got {self.consensus_coef}; 0 switches consensus off")
 
@@ -330,7 +330,10 @@ class WBC(MultiAgentPPO):
 
     def _barycenter_weights(self) -> th.Tensor:
         """Weights of the agents, shape ``(n_agents,)``."""
-        rewards = self.rollout_buffer.rewards.mean((0, 1))
+        buffer = self.rollout_buffer
+        # Of the steps in which an agent was there.
+        active = None if buffer.all_active else buffer.active.flatten(0, 1)
+        rewards = agent_mean(buffer.rewards.flatten(0, 1), active, pooled=False)
         if self.barycenter_weights == "uniform":
             return th.full_like(rewards, 1.0 / len(rewards))
         return ((rewards - rewards.mean()) / (rewards.std() + 1e-8)).softmax(0)

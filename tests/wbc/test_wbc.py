@@ -187,6 +187,19 @@ def test_agents_with_higher_rewards_weigh_more_in_the_barycenter():
     np.testing.assert_allclose(model._barycenter_weights(), [1 / 3] * 3, rtol=1e-6)
 
 
+def test_steps_after_an_agents_departure_do_not_count_against_it():
+    model = WBC("MlpPolicy", _navigation(), barycenter_weights="return", **SMALL)
+    buffer = model.rollout_buffer
+    buffer.rewards.copy_(th.tensor([1.0, 2.0, 3.0]))
+    # The third agent leaves half-way; its rows are zero from then on.
+    half = buffer.rewards.shape[0] // 2
+    buffer.rewards[half:, :, 2] = 0.0
+    buffer.active[half:, :, 2] = False
+    buffer.all_active = False
+    expected = np.exp([-1.0, 0.0, 1.0]) / np.exp([-1.0, 0.0, 1.0]).sum()
+    np.testing.assert_allclose(model._barycenter_weights(), expected, rtol=1e-5)
+
+
 # ---------------------------------------------------------------- agreement (Theorem 3.1)
 class SilentNavigation(NavigationVecEnv):
     """Nothing is rewarded."""

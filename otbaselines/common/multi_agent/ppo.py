@@ -86,6 +86,22 @@ def squared_value_error(
     return (returns - values).square()
 
 
+def explained_variance(values: th.Tensor, returns: th.Tensor, active: th.Tensor | None) -> th.Tensor:
+    """
+    Share of the returns' variance that the critics explain, over the whole team.
+
+    :param values: predictions, shape ``(batch, n_agents)``
+    :param returns: targets, of the same shape
+    :param active: which agents acted, of the same shape; all when omitted
+    :return: at most one, shape ``()``
+    """
+
+    def variance(x: th.Tensor) -> th.Tensor:
+        return agent_mean((x - agent_mean(x, active, pooled=True)).square(), active, pooled=True)
+
+    return 1.0 - variance(returns - values) / variance(returns).clamp_min(1e-12)
+
+
 class MultiAgentPPO(MultiAgentOnPolicyAlgorithm):
     """
     PPO (Schulman et al. 2017) for every agent of a team, with SB3's objective and defaults.
@@ -331,8 +347,11 @@ class MultiAgentPPO(MultiAgentOnPolicyAlgorithm):
         """Read every metric from the device at once, and undo the update if a loss was not finite."""
         buffer = self.rollout_buffer
         means = {name: th.stack(values).mean() for name, values in metrics.items()}
-        residual = (buffer.returns - buffer.values).var()
-        means["train/explained_variance"] = 1.0 - residual / buffer.returns.var().clamp_min(1e-12)
+        means["train/explained_variance"] = explained_variance(
+            buffer.values.flatten(0, 1),
+            buffer.returns.flatten(0, 1),
+            None if buffer.all_active else buffer.active.flatten(0, 1),
+        )
         if hasattr(self.policy, "log_std"):
             means["train/std"] = self.policy.log_std.detach().exp().mean()
         # The parameters themselves are the last word: a NaN gradient can follow a finite loss.

@@ -8,12 +8,14 @@ from gymnasium import spaces
 from stable_baselines3 import PPO
 from stable_baselines3.common.logger import Logger
 from stable_baselines3.common.policies import ActorCriticPolicy
+from stable_baselines3.common.utils import explained_variance as sb3_explained_variance
 from toy_teams import CustomSpacesEnv, vector
 
 from otbaselines.common.multi_agent.buffers import AgentRolloutSamples
 from otbaselines.common.multi_agent.ppo import (
     agent_mean,
     clipped_surrogate,
+    explained_variance,
     normalize_advantages,
     squared_value_error,
 )
@@ -310,3 +312,14 @@ def test_settings_out_of_range_are_errors_before_anything_is_built(kwargs, messa
 def test_a_minibatch_that_does_not_divide_the_rollout_is_a_warning():
     with pytest.warns(UserWarning, match="each epoch ends with a minibatch of 2"):
         IPPO("MlpPolicy", AnySpacesEnv(vector(2), spaces.Discrete(2)), n_steps=8, batch_size=3)
+
+
+@pytest.mark.parametrize("absent", [False, True])
+def test_the_explained_variance_is_sb3s_over_those_who_were_there(absent):
+    values, returns = th.randn(30, 2), th.randn(30, 2)
+    active = th.rand(30, 2) > 0.3 if absent else None
+    if active is not None:
+        values[~active], returns[~active] = 1e3, -1e3
+    there = th.ones(30, 2, dtype=th.bool) if active is None else active
+    expected = sb3_explained_variance(values[there].numpy(), returns[there].numpy())
+    assert float(explained_variance(values, returns, active)) == pytest.approx(expected, rel=1e-4)
