@@ -107,6 +107,9 @@ def clear_gradients(optimizer: th.optim.Optimizer) -> None:
 
     :param optimizer: whose parameters' gradients are dropped
     """
+    if type(optimizer).zero_grad is not th.optim.Optimizer.zero_grad:
+        optimizer.zero_grad()
+        return
     for group in optimizer.param_groups:
         for parameter in group["params"]:
             parameter.grad = None

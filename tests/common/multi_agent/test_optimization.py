@@ -105,6 +105,19 @@ def test_only_the_fused_kernel_is_called(monkeypatch):
     take_step(optimizer)
 
 
+def test_an_optimizers_own_way_of_clearing_is_kept():
+    class Own(th.optim.SGD):
+        cleared = 0
+
+        def zero_grad(self, set_to_none: bool = True) -> None:
+            self.cleared += 1
+            super().zero_grad(set_to_none)
+
+    optimizer = Own(_parameters(), lr=0.1)
+    clear_gradients(optimizer)
+    assert optimizer.cleared == 1
+
+
 @pytest.mark.parametrize("max_norm", [0.5, 1e6])
 def test_every_set_has_its_own_norm(max_norm):
     generator = th.Generator().manual_seed(1)
