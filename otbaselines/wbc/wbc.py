@@ -14,8 +14,9 @@ from stable_baselines3.common.type_aliases import GymEnv, PyTorchObs, Schedule
 from stable_baselines3.common.vec_env import VecEnv
 
 from otbaselines.common.multi_agent.buffers import AgentRolloutBuffer
+from otbaselines.common.multi_agent.losses import agent_mean
 from otbaselines.common.multi_agent.policies import MultiAgentActorCriticPolicy
-from otbaselines.common.multi_agent.ppo import MultiAgentPPO, agent_mean
+from otbaselines.common.multi_agent.ppo import MultiAgentPPO
 from otbaselines.common.multi_agent.row_policy import TeamActionEvaluation
 from otbaselines.common.schedules import parse_schedule
 from otbaselines.wbc.conditional import CategoricalConsensus, GaussianConsensus, KLConsensus

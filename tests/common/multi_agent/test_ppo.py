@@ -12,7 +12,7 @@ from stable_baselines3.common.utils import explained_variance as sb3_explained_v
 from toy_teams import CustomSpacesEnv, vector
 
 from otbaselines.common.multi_agent.buffers import AgentRolloutSamples
-from otbaselines.common.multi_agent.ppo import (
+from otbaselines.common.multi_agent.losses import (
     agent_mean,
     clipped_surrogate,
     explained_variance,
