@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from zoo.figures import bootstrap_band, draw_evaluations, draw_learning_curves, draw_policy_maps, draw_state_probabilities
-from zoo.runs import ESTIMATORS, METHODS, NAVIGATION, Job, RunResult, is_finished, load_run, train_runs
+from zoo.runs import ESTIMATORS, METHODS, NAVIGATION, Job, Method, RunResult, is_finished, load_run, train_runs
 
 # Variants of the hyperparameter entries, and what titles say of them.
 HETEROGENEOUS = {
@@ -51,15 +51,7 @@ def wbc_paper(args: argparse.Namespace) -> None:
     :param args: the command line
     :raises SystemExit: if nothing was trained yet
     """
-    jobs = paper_jobs(args)
-    if args.train:
-        train_runs(jobs, n_processes=args.jobs)
-    runs: dict[str, list[RunResult]] = {}
-    for job in jobs:
-        if is_finished(job):
-            runs.setdefault(METHODS[job.method].label, []).append(load_run(job.path))
-    if not runs:
-        raise SystemExit(f"no finished runs with these hyperparameters in {jobs[0].folder}; add --train")
+    runs = _runs(args, METHODS)
     runs = {method.label: runs[method.label] for method in METHODS.values() if method.label in runs}
     suffix = f"_{args.heterogeneous}" if args.heterogeneous else ""
     out = Path(args.out)
@@ -83,16 +75,21 @@ def wbc_estimators(args: argparse.Namespace) -> None:
     :param args: the command line
     :raises SystemExit: if nothing was trained yet
     """
+    print(summary(_runs(args, ESTIMATORS)))
+
+
+def _runs(args: argparse.Namespace, methods: Mapping[str, Method]) -> dict[str, list[RunResult]]:
+    """Train if asked to, and load every run that is finished, by the label of its method."""
     jobs = paper_jobs(args)
     if args.train:
         train_runs(jobs, n_processes=args.jobs)
     runs: dict[str, list[RunResult]] = {}
     for job in jobs:
         if is_finished(job):
-            runs.setdefault(ESTIMATORS[job.method].label, []).append(load_run(job.path))
+            runs.setdefault(methods[job.method].label, []).append(load_run(job.path))
     if not runs:
         raise SystemExit(f"no finished runs with these hyperparameters in {jobs[0].folder}; add --train")
-    print(summary(runs))
+    return runs
 
 
 def _median(seeds: Sequence[RunResult]) -> int:
