@@ -14,7 +14,7 @@ from otbaselines.ot.exact import discrete_w1, gaussian_w1, gaussian_w2, gaussian
 from otbaselines.ot.free_support import free_support_barycenter
 from otbaselines.ot.result import BarycenterResult, OTResult
 from otbaselines.ot.sinkhorn import pairwise_sinkhorn, self_transport, sinkhorn, sinkhorn_divergence
-from otbaselines.ot.sliced import random_directions, sliced_pairwise, sliced_wasserstein
+from otbaselines.ot.sliced import line_potentials, random_directions, sliced_pairwise, sliced_wasserstein
 
 __all__ = [
     "BarycenterResult",
@@ -28,6 +28,7 @@ __all__ = [
     "gaussian_w1",
     "gaussian_w2",
     "gaussian_w2_barycenter",
+    "line_potentials",
     "one_hot_embedding",
     "pairwise",
     "pairwise_sinkhorn",

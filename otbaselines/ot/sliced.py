@@ -71,6 +71,33 @@ def sliced_pairwise(
     return distance / float(ordered.shape[1] ** (1.0 / p))
 
 
+def line_potentials(x: th.Tensor, y: th.Tensor, *, p: float = 1.0) -> th.Tensor:
+    r"""
+    Kantorovich potentials between equally many points of equal weight on a line.
+
+    They are the gradient of :math:`W_p^p` with respect to the weights of ``x``, up to a constant. Between neighbours the dual
+    leaves an interval, from :math:`|x_{k+1}-y_k|^p - |x_k-y_k|^p` to :math:`|x_{k+1}-y_{k+1}|^p - |x_k-y_{k+1}|^p`: what a
+    little mass costs that moves up, and what it saves that moves down. The middle is taken.
+
+    :param x: shape ``(..., n)``, ascending
+    :param y: of the same shape, ascending
+    :param p: order, at least 1
+    :return: potentials with mean zero, of the shape of ``x``, in the unit of the distance to the power ``p``
+    :raises ValueError: if the shapes differ or ``p < 1``
+    """
+    if x.shape != y.shape or x.dim() == 0:
+        raise ValueError(f"`x` and `y` must have one shape (..., n), got {tuple(x.shape)} and {tuple(y.shape)}")
+    if p < 1:
+        raise ValueError(f"`p` must be at least 1, got {p}")
+
+    def slope(partner: th.Tensor) -> th.Tensor:
+        return (x[..., 1:] - partner).abs() ** p - (x[..., :-1] - partner).abs() ** p
+
+    steps = 0.5 * (slope(y[..., :-1]) + slope(y[..., 1:]))
+    potentials = th.cat([th.zeros_like(x[..., :1]), steps.cumsum(-1)], -1)
+    return potentials - potentials.mean(-1, keepdim=True)
+
+
 def random_directions(
     dimension: int, n_projections: int, *, seed: int | None = None, generator: th.Generator | None = None
 ) -> th.Tensor:

@@ -299,16 +299,25 @@ class SlicedConsensus(SampledConsensus):
     r"""
     Sampled pairs and sliced transport, for supports too large for a cost matrix (the paper's own suggestion).
 
-    Along every random direction the barycenter is the average of the agents' quantile functions, and a sample's coefficient
-    is its mean distance to its own quantile of it, to the power ``p``.
+    Along every random direction the barycenter is the average of the agents' quantile functions. A sample's coefficient is,
+    averaged over the directions, its potential there (``gradient="potential"``), or its distance to its own quantile to the
+    power ``p`` (``"plan"``). There is no entropic bias to remove.
 
+    :param gradient: ``"plan"`` or ``"potential"``
     :param n_projections: random directions per rollout
     """
 
     def __init__(
-        self, n_support: int, generator: th.Generator, metric: GroundMetric, *, pooled: bool, n_projections: int = 64
+        self,
+        n_support: int,
+        generator: th.Generator,
+        metric: GroundMetric,
+        *,
+        pooled: bool,
+        gradient: str,
+        n_projections: int = 64,
     ) -> None:
-        super().__init__(n_support, generator, metric, pooled=pooled, debiased=False, gradient="plan")
+        super().__init__(n_support, generator, metric, pooled=pooled, debiased=False, gradient=gradient)
         self.n_projections = n_projections
         # Directions are drawn on the CPU, so that a seed means the same on every device.
         self._directions = th.Generator().manual_seed(generator.initial_seed() % (1 << 63))
@@ -328,14 +337,15 @@ class SlicedConsensus(SampledConsensus):
         features = th.cat([self._points[state_of], self.metric.action_points(actions[state_of, agent_of], agent_of)], -1)
         points = features.view(n_agents, -1, features.shape[-1])
         directions = ot.random_directions(points.shape[-1], self.n_projections, generator=self._directions).to(points)
-        lines = points @ directions
-        ordered, rank = lines.sort(1)
-        quantiles = (weights.view(-1, 1, 1) * ordered).sum(0)
+        # Shape (n_agents, n_projections, m), sorted along the lines.
+        ordered, rank = (points @ directions).transpose(1, 2).sort(-1)
+        quantiles = (weights.view(-1, 1, 1) * ordered).sum(0).expand_as(ordered)
         gaps = (ordered - quantiles).abs() ** self.metric.p
-        coefficients = th.zeros_like(gaps).scatter_(1, rank, gaps).mean(-1)
+        values = ot.line_potentials(ordered, quantiles, p=self.metric.p) if self.gradient == "potential" else gaps
+        coefficients = th.zeros_like(values).scatter_(2, rank, values).mean(1)
         samples = th.zeros_like(membership)
         samples[agent_of, state_of] = coefficients.flatten()
         baseline = (samples * membership).sum(1, keepdim=True)
         self._sample_weights = (samples - baseline) * membership
         distances = ot.sliced_pairwise(points, n_projections=self.n_projections, p=self.metric.p, generator=self._directions)
-        return ConsensusReport(coefficients.mean(1), (distances**self.metric.p).amax())
+        return ConsensusReport(gaps.mean((1, 2)), (distances**self.metric.p).amax())

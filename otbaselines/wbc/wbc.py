@@ -73,7 +73,7 @@ class WBC(MultiAgentPPO):
     :param support: ``"conditional"`` compares the agents at the same states, without transport between states;
         ``"pooled"`` evaluates every agent on the union of the drawn states; ``"own"`` on its own states, as the paper does
     :param gradient: of the sampled measure: the dual ``"potential"`` (unbiased), or the ``"plan"``'s cost (as printed)
-    :param solver: ``"sinkhorn"``, or ``"sliced"`` for large supports (sampled measure only)
+    :param solver: ``"sinkhorn"``, or ``"sliced"`` for large supports (sampled measure only; without ``reg`` and ``debiased``)
     :param debiased: Sinkhorn divergence and debiased barycenter; without it a strong pull shrinks the team to one action
     :param beta: weight of actions against states in the ground metric
     :param p: exponent of the ground metric, 1 or 2
@@ -189,10 +189,10 @@ class WBC(MultiAgentPPO):
             raise ValueError(f"`n_support` must be at least 2, got {self.n_support}")
         if self.measure == "sampled" and self.support == "conditional":
             raise ValueError("`measure='sampled'` draws state-action pairs; use it with `support='own'` or 'pooled'")
-        if self.solver == "sliced" and (self.measure != "sampled" or self.gradient != "plan" or self.debiased):
+        if self.solver == "sliced" and self.measure != "sampled":
             raise ValueError(
-                "`solver='sliced'` works on samples and has neither potentials nor entropic bias; use it with "
-                "`measure='sampled'`, `support='own'` or 'pooled', `gradient='plan'` and `debiased=False`"
+                f"`solver='sliced'` compares samples, but `measure` is {self.measure!r}; use it with `measure='sampled'` and "
+                "`support='own'` or 'pooled'"
             )
         if isinstance(self.reg, int | float) and not self.reg > 0:
             raise ValueError(f"`reg` must be positive, got {self.reg}; the default is 0.6, in the unit of the ground cost")
@@ -271,7 +271,7 @@ class WBC(MultiAgentPPO):
                 return CategoricalConsensus(self.n_support, generator, metric, debiased=self.debiased)
             return GaussianConsensus(self.n_support, generator, metric)
         if self.solver == "sliced":
-            return SlicedConsensus(self.n_support, generator, metric, pooled=pooled)
+            return SlicedConsensus(self.n_support, generator, metric, pooled=pooled, gradient=self.gradient)
         if self.measure == "sampled":
             return SampledConsensus(
                 self.n_support, generator, metric, pooled=pooled, debiased=self.debiased, gradient=self.gradient

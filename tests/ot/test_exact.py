@@ -223,3 +223,37 @@ def test_a_wrong_argument_is_named() -> None:
         ot.discrete_w1(th.ones(1), th.ones(1), x)
     with pytest.raises(ValueError, match="must both be"):
         ot.gaussian_w2_barycenter(x, th.zeros(2, 2))
+
+
+@pytest.mark.parametrize("p", [1, 2, 3])
+def test_line_potentials_are_the_derivative_of_transport_by_the_weights(p):
+    # By POT's linear programme, moving a little mass to the next point and back.
+    x, y = (np.sort(np.random.default_rng(seed).normal(size=9)) for seed in (0, 1))
+    potentials = ot.line_potentials(th.as_tensor(x), th.as_tensor(y), p=p)
+    assert float(potentials.mean()) == pytest.approx(0.0, abs=1e-12)
+    cost, uniform, step = np.abs(x[:, None] - y[None, :]) ** p, np.full(9, 1 / 9), 1e-4
+    for k in range(8):
+        direction = np.zeros(9)
+        direction[k + 1], direction[k] = step, -step
+        ahead, behind = (pot.emd2(uniform + sign * direction, uniform, cost) for sign in (1, -1))
+        assert float(potentials[k + 1] - potentials[k]) == pytest.approx((ahead - behind) / (2 * step), abs=1e-7)
+
+
+def test_line_potentials_pull_back_what_was_shifted():
+    # Every point pays the same under a translation, but the potential falls towards where the points belong.
+    x = th.linspace(0.0, 1.0, 6, dtype=th.float64)
+    for p in (1, 2):
+        slopes = ot.line_potentials(x.expand(3, -1) + 2.0, x.expand(3, -1), p=p).diff(dim=-1)
+        th.testing.assert_close(slopes, th.full_like(slopes, 0.2 if p == 1 else 2 * 2.0 * 0.2))
+
+
+@pytest.mark.parametrize(
+    ("x", "y", "p", "message"),
+    [
+        (th.zeros(3), th.zeros(4), 1, r"`x` and `y` must have one shape \(\.\.\., n\), got \(3,\) and \(4,\)"),
+        (th.zeros(3), th.zeros(3), 0.5, r"`p` must be at least 1, got 0\.5"),
+    ],
+)
+def test_bad_lines_are_named(x, y, p, message):
+    with pytest.raises(ValueError, match=message):
+        ot.line_potentials(x, y, p=p)

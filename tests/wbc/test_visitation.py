@@ -264,7 +264,7 @@ def test_the_plans_cost_is_the_papers():
 @pytest.mark.parametrize("pooled", [False, True], ids=["own", "pooled"])
 def test_sliced_costs_and_divergences_are_pots(pooled, p):
     team, buffer, generator = LinearTeam(False), rollout(False), _generator()
-    consensus = SlicedConsensus(N_STATES, generator, metric(False, p=p), pooled=pooled)
+    consensus = SlicedConsensus(N_STATES, generator, metric(False, p=p), pooled=pooled, gradient="plan")
     report = prepare(consensus, team, buffer, weights=WEIGHTS.float())
     agent_of, state_of = _shares(pooled).nonzero().unbind(1)
     points = _state_points(buffer, consensus.states(0))[state_of]
@@ -289,6 +289,35 @@ def test_sliced_costs_and_divergences_are_pots(pooled, p):
         for j in range(i)
     ]
     assert float(report.max_divergence) == pytest.approx(float(np.max(pairs)), rel=1e-4)
+
+
+@pytest.mark.parametrize("p", [1, 2])
+def test_the_sliced_potential_is_the_derivative_by_the_samples_weights(p):
+    team, buffer, generator = LinearTeam(False), rollout(False), _generator()
+    consensus = SlicedConsensus(N_STATES, generator, metric(False, p=p), pooled=True, gradient="potential", n_projections=3)
+    prepare(consensus, team, buffer, weights=WEIGHTS.float())
+    points = _state_points(buffer, consensus.states(0))
+    features = th.stack([th.cat([points, BETA * consensus._sampled.double()[:, agent]], -1) for agent in range(N_AGENTS)])
+    directions = ot.random_directions(4, 3, generator=th.Generator().manual_seed(generator.initial_seed())).double()
+    lines = features @ directions
+    quantiles = (WEIGHTS[:, None, None] * lines.sort(1).values).sum(0)
+    uniform, step = th.full((N_STATES,), 1 / N_STATES, dtype=th.float64), 1e-5
+    for agent in range(N_AGENTS):
+        expected = th.zeros(N_STATES, dtype=th.float64)
+        for k in range(3):
+            order = lines[agent, :, k].argsort()
+            x, y = lines[agent, order, k], quantiles[:, k]
+            cost = (x[:, None] - y[None, :]).abs() ** p
+            slopes = []
+            for sample in range(N_STATES - 1):
+                moved = th.zeros(N_STATES, dtype=th.float64)
+                moved[sample + 1], moved[sample] = step, -step
+                ahead, behind = (pot.emd2(uniform + sign * moved, uniform, cost) for sign in (1, -1))
+                slopes.append((ahead - behind) / (2 * step))
+            potential = th.cat([th.zeros(1, dtype=th.float64), th.stack(slopes).cumsum(0)])
+            expected[order] += (potential - potential.mean()) / 3
+        weights = consensus._sample_weights[agent].double()
+        th.testing.assert_close(weights, expected / N_STATES, atol=1e-5, rtol=1e-3)
 
 
 def _line_costs(x: th.Tensor, y: th.Tensor, p: int) -> th.Tensor:

@@ -1,0 +1,87 @@
+"""What PPO minimises, and how well its critics predict, for teams whose agents may leave early."""
+
+import torch as th
+
+
+def agent_mean(x: th.Tensor, active: th.Tensor | None, *, pooled: bool) -> th.Tensor:
+    """
+    Mean over the steps in which an agent acted.
+
+    :param x: shape ``(batch, n_agents)``
+    :param active: shape ``(batch, n_agents)``; all when omitted
+    :param pooled: one mean over all agents (shared parameters) instead of one per agent
+    :return: shape ``()`` when pooled, else ``(n_agents,)``; zero where nobody acted
+    """
+    if active is None:
+        return x.mean() if pooled else x.mean(0)
+    weights = active.to(x.dtype)
+    if pooled:
+        return (x * weights).sum() / weights.sum().clamp_min(1.0)
+    return (x * weights).sum(0) / weights.sum(0).clamp_min(1.0)
+
+
+def normalize_advantages(advantages: th.Tensor, active: th.Tensor | None, *, pooled: bool) -> th.Tensor:
+    """
+    Centre and scale the advantages of a minibatch, with Bessel's correction and SB3's 1e-8.
+
+    :param advantages: shape ``(batch, n_agents)``
+    :param active: shape ``(batch, n_agents)``; all when omitted
+    :param pooled: over all agents together (shared parameters) instead of each agent on its own
+    :return: shape ``(batch, n_agents)``
+    """
+    centred = advantages - agent_mean(advantages, active, pooled=pooled)
+    count = float(advantages.numel() if pooled else advantages.shape[0])
+    if active is None:
+        if count <= 1.0:
+            return advantages
+        variance = agent_mean(centred.square(), None, pooled=pooled) * (count / (count - 1.0))
+    else:
+        counts = (active.sum() if pooled else active.sum(0)).to(advantages.dtype)
+        variance = agent_mean(centred.square(), active, pooled=pooled) * counts / (counts - 1.0).clamp_min(1.0)
+    return centred / (variance.sqrt() + 1e-8)
+
+
+def clipped_surrogate(ratio: th.Tensor, advantages: th.Tensor, clip_range: float) -> th.Tensor:
+    r"""
+    PPO's pessimistic objective :math:`\min(r A, \mathrm{clip}(r, 1 - \epsilon, 1 + \epsilon) A)`
+    (Schulman et al. 2017, Eq. 7).
+
+    :param ratio: new over old likelihood of each action
+    :param advantages: of the same shape
+    :param clip_range: :math:`\epsilon`
+    :return: to be maximised, of the same shape
+    """
+    return th.min(advantages * ratio, advantages * ratio.clamp(1.0 - clip_range, 1.0 + clip_range))
+
+
+def squared_value_error(
+    values: th.Tensor, old_values: th.Tensor, returns: th.Tensor, clip_range_vf: float | None
+) -> th.Tensor:
+    """
+    Squared error of the critics, optionally with their change since the rollout clipped.
+
+    :param values: current predictions
+    :param old_values: predictions at the time of the rollout
+    :param returns: targets
+    :param clip_range_vf: bound on the change, in the unit of the return; none when ``None``
+    :return: of the same shape
+    """
+    if clip_range_vf is not None:
+        values = old_values + (values - old_values).clamp(-clip_range_vf, clip_range_vf)
+    return (returns - values).square()
+
+
+def explained_variance(values: th.Tensor, returns: th.Tensor, active: th.Tensor | None) -> th.Tensor:
+    """
+    Share of the returns' variance that the critics explain, over the whole team.
+
+    :param values: predictions, shape ``(batch, n_agents)``
+    :param returns: targets, of the same shape
+    :param active: which agents acted, of the same shape; all when omitted
+    :return: at most one, shape ``()``
+    """
+
+    def variance(x: th.Tensor) -> th.Tensor:
+        return agent_mean((x - agent_mean(x, active, pooled=True)).square(), active, pooled=True)
+
+    return 1.0 - variance(returns - values) / variance(returns).clamp_min(1e-12)
