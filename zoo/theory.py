@@ -2,7 +2,8 @@
 The theorems of the WBC paper (Baheri 2025), measured: ``python -m zoo.theory contraction`` and ``python -m zoo.theory rate``.
 
 Theorem 3.1, that consensus without rewards contracts the team geometrically, is measured by :mod:`zoo.contraction`;
-Theorem 3.2, the error of a barycenter of samples, by :mod:`zoo.concentration`.
+Theorem 3.2, the error of a barycenter of samples, by :mod:`zoo.concentration`. ``python -m zoo.theory supports`` shows what
+consensus on the agents' own states does (:mod:`zoo.own_support`).
 """
 
 import argparse
@@ -13,6 +14,7 @@ import torch as th
 
 from zoo.concentration import draw_rate, measure_rate, rate_table
 from zoo.contraction import contraction_tables, draw_contraction, measure_contraction
+from zoo.own_support import support_tables
 from zoo.tables import Table
 
 
@@ -40,6 +42,16 @@ def rate(args: argparse.Namespace) -> list[Table]:
     return [rate_table(fits)]
 
 
+def supports(args: argparse.Namespace) -> list[Table]:
+    """
+    Show what consensus on the agents' own states does.
+
+    :param args: the command line
+    :return: the tables
+    """
+    return support_tables(n_seeds=args.seeds, quick=args.quick)
+
+
 def make_parser() -> argparse.ArgumentParser:
     """Describe the command line."""
     parser = argparse.ArgumentParser(prog="python -m zoo.theory", description="Measure the theorems of the WBC paper.")
@@ -47,6 +59,7 @@ def make_parser() -> argparse.ArgumentParser:
     for name, function, n_seeds, text in (
         ("contraction", contraction, 5, "Theorem 3.1: disagreement falls geometrically"),
         ("rate", rate, 10, "Theorem 3.2: the error of a barycenter of m samples falls like 1 / m"),
+        ("supports", supports, 3, "what consensus on the agents' own states does to their policies"),
     ):
         theorem = theorems.add_parser(name, help=text)
         theorem.add_argument("--seeds", type=int, default=n_seeds, help="seeds 0 .. SEEDS - 1")

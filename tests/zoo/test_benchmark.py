@@ -8,7 +8,7 @@ import pytest
 import torch as th
 
 from otbaselines import WBC, make_vec_env
-from zoo import benchmark, theory
+from zoo import benchmark, own_support, theory
 from zoo.benchmark_device import PARTS, Clock, count_syncs, device_table, shares
 from zoo.benchmark_throughput import Record, Setting, consensus_tables, growth_table, ratio_cell, throughput_contenders
 from zoo.contraction import UnrewardedNavigation, consensus_only, disagreement, fit_geometric
@@ -139,6 +139,30 @@ def test_the_theorems_are_drawn_and_tabulated(tmp_path: Path, capsys: pytest.Cap
     kappas = [float(row.split("|")[2].split()[0]) for row in printed.splitlines() if re.match(r"\| 0\.[48] ", row)]
     assert len(kappas) == 2
     assert 0 < kappas[1] < kappas[0] < 1  # twice the step contracts more
+
+
+def test_what_own_supports_do_is_tabulated(capsys: pytest.CaptureFixture[str]) -> None:
+    theory.main(["supports", "--quick", "--seeds", "2"])
+    printed = capsys.readouterr().out
+    rows = [row for row in printed.splitlines() if row.startswith(("| no consensus", "| expected", "| conditional"))]
+    assert [row.count("|") for row in rows] == [6] * 6
+
+
+def test_a_team_that_ignores_its_states_carries_no_information_about_them() -> None:
+    model = own_support.train(None, 0.0, seed=0, n_timesteps=2400)
+    with th.no_grad():
+        head = model.policy.action_net
+        head.weight.zero_()
+        # The first two agents always do one thing each, the third draws.
+        head.bias.copy_(th.tensor([[50.0, 0, 0, 0, 0], [0, 50.0, 0, 0, 0], [0, 0, 0, 0, 0]]).unsqueeze(1))
+    found = own_support.behaviour(model)
+    assert found.information == pytest.approx(0.0, abs=1e-5)
+    assert found.entropy == pytest.approx(np.log(5) / 3, rel=1e-5)
+    # Total variation 1 between the first two, and 4/5 with the third.
+    assert found.disagreement == pytest.approx((1.0 + 0.8 + 0.8) / 3, rel=1e-5)
+    nearest, mean, actions = own_support.distances(model)
+    assert actions == pytest.approx(0.8 * np.sqrt(2))
+    assert actions < nearest < mean
 
 
 def test_a_single_seed_has_no_spread_and_is_refused() -> None:

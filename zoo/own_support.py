@@ -1,0 +1,145 @@
+"""
+Why consensus between measures on the agents' own states fails: ``python -m zoo.theory supports``.
+
+The paper compares empirical measures of visited states and actions. Two agents' states are farther apart than any two
+actions, so mass is matched between unrelated states, and whoever follows the pull learns to act alike *everywhere*: the
+information that a state gives about the action vanishes before the disagreement does.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch as th
+
+from otbaselines import WBC, make_vec_env
+from otbaselines.common.multi_agent.distributions import MaskedCategorical
+from zoo.configuration import merge, read_entry, split_entry
+from zoo.runs import NAVIGATION
+from zoo.tables import Table
+
+#: Label, variant of the entry and coefficient (the entry's when ``None``).
+SETTINGS: tuple[tuple[str, str | None, str | float | None], ...] = (
+    ("no consensus (IPPO)", None, 0.0),
+    ("expected, own states, 0.01", "own", "lin_0.01"),
+    ("expected, own states, 0.3", "own", "lin_0.3"),
+    ("expected, own states, 1", "own", "lin_1.0"),
+    ("expected, own states, 5", "own", "lin_5.0"),
+    ("conditional (default)", None, None),
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Behaviour:
+    """
+    What a trained team does on its last rollout; entropies in nats, means over agents.
+
+    :param reward: mean reward per agent and step
+    :param entropy: of the action given the state
+    :param information: mutual information of state and action
+    :param disagreement: total variation between two agents at the same states
+    """
+
+    reward: float
+    entropy: float
+    information: float
+    disagreement: float
+
+
+def train(variant: str | None, coef: str | float | None, seed: int, n_timesteps: int | None = None) -> WBC:
+    """
+    :param variant: of the hyperparameter entry
+    :param coef: coefficient of the consensus; the entry's when ``None``
+    :param seed: of everything random
+    :param n_timesteps: agent-steps instead of the entry's
+    :return: a team trained on cooperative navigation
+    """
+    changes: dict[str, Any] = {} if coef is None else {"consensus_coef": coef}
+    config = split_entry(merge(read_entry("wbc", NAVIGATION, variants=(variant,) if variant else ()), changes))
+    env = make_vec_env(NAVIGATION, n_copies=config.n_envs, seed=seed, env_kwargs=config.env_kwargs)
+    model = WBC(env=env, seed=seed, device="cpu", **config.model_kwargs)
+    return model.learn(n_timesteps or config.n_timesteps)  # type: ignore[no-any-return]
+
+
+def behaviour(model: WBC) -> Behaviour:
+    """
+    :param model: a trained team with discrete actions
+    :return: what it does at the observations of its last rollout
+    """
+    buffer = model.rollout_buffer
+    observations = buffer.observations
+    assert isinstance(observations, th.Tensor)
+    with th.no_grad():
+        own: Any = model.policy.team_distribution(observations.flatten(0, 1))
+        alike: Any = model.policy.policies_at(observations.flatten(0, 2))
+    assert isinstance(own, MaskedCategorical)
+    given_state = own.entropy().mean(0)
+    marginal = own.probs.mean(0)
+    information = -(marginal * marginal.clamp_min(1e-12).log()).sum(-1) - given_state
+    pairs = alike.probs.unsqueeze(1) - alike.probs.unsqueeze(2)
+    n_agents = pairs.shape[1]
+    disagreement = 0.5 * pairs.abs().sum(-1).mean(0).sum() / (n_agents * (n_agents - 1))
+    return Behaviour(
+        reward=float(buffer.rewards.mean()),
+        entropy=float(given_state.mean()),
+        information=float(information.mean()),
+        disagreement=float(disagreement),
+    )
+
+
+def distances(model: WBC, n_states: int = 32, n_draws: int = 20) -> tuple[float, float, float]:
+    """
+    How far apart the agents' own states are, in the ground metric.
+
+    :param model: a trained team
+    :param n_states: states of each agent
+    :param n_draws: samples over which to take the mean
+    :return: distance to the nearest state of a team-mate, mean distance between states of team-mates, and the distance
+        between two actions
+    """
+    observations = model.rollout_buffer.observations
+    assert isinstance(observations, th.Tensor)
+    agents = observations.flatten(3).permute(2, 0, 1, 3).flatten(1, 2)
+    spread = agents.flatten(0, 1).std(0)
+    points = agents / th.where(spread > 1e-6, spread, 1.0)
+    generator = th.Generator().manual_seed(0)
+    nearest, mean = [], []
+    for _ in range(n_draws):
+        first, second = (agent[th.randint(len(agent), (n_states,), generator=generator)] for agent in points[:2])
+        between = th.cdist(first, second)
+        nearest.append(float(between.min(1).values.mean()))
+        mean.append(float(between.mean()))
+    return float(np.mean(nearest)), float(np.mean(mean)), model.beta * 2**0.5
+
+
+def support_tables(*, n_seeds: int, quick: bool = False) -> list[Table]:
+    """
+    :param n_seeds: seeds 0 .. n_seeds - 1 of each setting
+    :param quick: two rollouts only
+    :return: behaviour by coefficient, and the distances
+    """
+    table = Table(
+        f"Trained teams on cooperative navigation, mean over {n_seeds} seeds (range): nats, and total variation",
+        ("consensus", "reward", "entropy given the state", "information about the state", "disagreement"),
+    )
+    gaps: list[tuple[float, float, float]] = []
+    for label, variant, coef in SETTINGS:
+        found = []
+        for seed in range(n_seeds):
+            model = train(variant, coef, seed, 2 * 2400 if quick else None)
+            found.append(behaviour(model))
+            if coef == 0.0:
+                gaps.append(distances(model))
+        columns = ("reward", "entropy", "information", "disagreement")
+        table.rows.append((label, *(_mean_and_range([getattr(each, name) for each in found]) for name in columns)))
+    space = Table(
+        "Distances in the ground metric between 32 states of one agent and 32 of another",
+        ("to the nearest", "mean", "between two actions"),
+    )
+    space.rows.append(tuple(f"{value:.2f}" for value in np.mean(gaps, axis=0)))
+    return [table, space]
+
+
+def _mean_and_range(values: Sequence[float]) -> str:
+    return f"{np.mean(values):.2f} ({min(values):.2f} to {max(values):.2f})"
