@@ -8,6 +8,7 @@ they save. Here the caller fixes the number of steps and passes the scalings on.
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -138,10 +139,26 @@ class ScalingSolver:
         self.debiased = debiased
         self._cost_shape = tuple(cost.shape)
         self._weights = weights
-        span = float_range(cost, self.reg) if max_cost is None else max_cost / self.reg
+        self.span = span = float_range(cost, self.reg) if max_cost is None else max_cost / self.reg
         with th.no_grad():
             exponent = -cost.detach() / self.reg
             self.arithmetic: _Arithmetic = _Logarithms(exponent) if span > MAX_EXPONENT else _Products(exponent.exp())
+
+    def steps_for(self, remaining: float, most: int) -> int:
+        r"""
+        Steps after which no more than a share of the error is left.
+
+        Every step contracts Hilbert's projective metric by :math:`\tanh^2(c / 2 \varepsilon)` at least, where :math:`c` is the
+        largest cost (Birkhoff 1957; Franklin and Lorenz 1989).
+
+        :param remaining: share of the error that may be left, in (0, 1)
+        :param most: bound on the answer, which grows like :math:`e^{c / \varepsilon}`
+        :return: at least 1
+        """
+        contraction = math.tanh(0.5 * self.span) ** 2
+        if not 0.0 < contraction < 1.0:
+            return most if contraction >= 1.0 else 1
+        return min(most, max(1, math.ceil(math.log(remaining) / math.log(contraction))))
 
     def potential(self, scaling: th.Tensor) -> th.Tensor:
         """
