@@ -16,9 +16,9 @@ from otbaselines.wbc.consensus import Consensus, ConsensusReport, draw_states
 from otbaselines.wbc.metric import GroundMetric
 
 # After each gradient step scalings go on from where they ended when the minibatch was last seen. What they lag behind pulls
-# every agent back to where it was: with a fifth of the error left learning was slower, and at small reg it stalled. This
-# share is left at most: six steps under the defaults.
-WARM_REMAINING = 0.06
+# every agent back to where it was: with three steps at reg 0.6, a fourth of the error by the bound, learning was slower, and
+# at reg 0.2 it stalled. This share is left at most: five steps under the defaults.
+WARM_REMAINING = 0.1
 MAX_WARM_STEPS = 64
 # Before the first, steps are made until the marginals are exact to `COLD_ERROR`.
 COLD_STEPS = 8

@@ -110,7 +110,7 @@ def test_the_categorical_report_is_pots(embedding, debiased):
 
 
 def test_the_potentials_follow_the_policy_through_an_update():
-    # Three warm steps after each small change stay close to what a cold solution to many digits gives.
+    # A few warm steps after each small change stay close to what a cold solution to many digits gives.
     team, consensus, _, _ = _categorical("one_hot", 2, True)
     buffer = rollout(True)
     prepare(consensus, team, buffer)
