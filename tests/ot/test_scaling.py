@@ -208,3 +208,39 @@ def test_bad_arguments_are_named(kwargs, message):
     settings = {"measures": _measures(), "cost": _cost(), "reg": 0.3, "n_iter": 5, **kwargs}
     with pytest.raises(ValueError, match=message):
         scaling_barycenter(settings.pop("measures"), settings.pop("cost"), **settings)
+
+
+# For blunt kernels the estimate is rough, and two or three times the share may be left.
+@pytest.mark.parametrize(("reg", "left"), [(0.25, 0.1), (0.6, 0.1), (1.0, 0.12), (2.0, 0.3)])
+def test_about_the_share_of_the_error_that_was_asked_for_is_left(reg, left):
+    cost = 1.28 * (1.0 - th.eye(N_BINS, dtype=th.float64))
+    solver = ScalingSolver(cost, reg=reg)
+    measures = _measures(16)
+    start = solver.solve(measures, 2000).state
+    moved = (measures.log() + 0.05 * th.randn_like(measures)).softmax(-1)
+    before = solver.potential(start.u) - solver.potential(start.own[:, 1:])
+    exact = solver.solve(moved, 2000, start).gradient
+    after = solver.solve(moved, solver.steps_for(0.1, 1000), start).gradient
+
+    def distance(a, b):
+        # A potential is determined up to a constant.
+        return float((a - b - (a - b).mean(-1, keepdim=True)).norm())
+
+    assert distance(after, exact) <= left * distance(before, exact)
+
+
+def test_more_steps_are_asked_for_where_the_kernel_is_sharper_or_blunter_up_to_the_bound():
+    cost, regs = 1.0 - th.eye(N_BINS), (10.0, 1.0, 0.5, 0.3, 0.01)
+    # By hand: log 0.1 over log x^2 with x = tanh(1 / 2 reg), and over log(1 - y (1 + y) / 2) with y = 2 x / 3.
+    for debiased, expected in ((False, [1, 2, 5, 17, 50]), (True, [50, 11, 5, 17, 50])):
+        assert [ScalingSolver(cost, reg=reg, debiased=debiased).steps_for(0.1, 50) for reg in regs] == expected
+
+
+def test_the_error_shows_a_debiasing_that_has_not_settled():
+    # Blunt kernels: the plans fit at once, and the debiasing scaling takes hundreds of steps.
+    solver = ScalingSolver(1.28 * (1.0 - th.eye(N_BINS, dtype=th.float64)), reg=5.0)
+    measures = _measures(4)
+    few, many = solver.solve(measures, 5), solver.solve(measures, 3000)
+    assert float((few.weights - many.weights).abs().max()) > 0.01
+    assert float(few.error.max()) > 1e-3
+    assert float(many.error.max()) < 1e-9
