@@ -7,6 +7,7 @@ team's largest space are masked out: they have probability zero, are never drawn
 
 import math
 from abc import ABC, abstractmethod
+from copy import copy
 
 import numpy as np
 import torch as th
@@ -61,6 +62,16 @@ class MaskedCategorical(TeamDistribution):
         if mask is not None:
             logits = logits.masked_fill(~mask, LOG_ZERO)
         self.log_probs = logits.log_softmax(-1)
+
+    def divide(self, n_rows: int) -> tuple["MaskedCategorical", "MaskedCategorical"]:
+        """
+        :param n_rows: rows of the first part
+        :return: the distributions of the first rows and of the others
+        """
+        parts = (copy(self), copy(self))
+        for part, log_probs in zip(parts, (self.log_probs[:n_rows], self.log_probs[n_rows:]), strict=True):
+            part.log_probs = log_probs
+        return parts
 
     @property
     def probs(self) -> th.Tensor:

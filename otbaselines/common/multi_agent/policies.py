@@ -304,18 +304,25 @@ class MultiAgentActorCriticPolicy(TeamRowPolicy):
         :return: values, log-likelihoods and entropies
         """
         pi_features, vf_features = self._features(obs)
-        common = None
-        if common_states is None:
-            head = self._head(self.pi_net(pi_features))
-        else:
-            n_rows = pi_features.shape[1]
-            joined = th.cat([pi_features, self._common_features(common_states)], 1)
-            head = self._head(self.pi_net(joined))
-            common = self._distribution(self._common_to_agents(head[:, n_rows:]))
-            head = head[:, :n_rows]
-        distribution = self._distribution(self._to_agents(head))
+        distribution, common = self._distributions(pi_features, common_states)
         values = self._to_agents(self.value_net(self.vf_net(vf_features))).squeeze(-1)
         return TeamActionEvaluation(values, distribution.log_prob(actions), distribution.entropy(), distribution, common)
+
+    def _distributions(
+        self, features: th.Tensor, common_states: PyTorchObs | None
+    ) -> tuple[TeamDistribution, TeamDistribution | None]:
+        """The policies at their own features, and at the common states if there are any, from one forward pass."""
+        if common_states is None:
+            return self._distribution(self._to_agents(self._head(self.pi_net(features)))), None
+        n_rows = features.shape[1]
+        head = self._head(self.pi_net(th.cat([features, self._common_features(common_states)], 1)))
+        if self.n_sets > 1 and isinstance(self.action_space, spaces.Discrete):
+            # Both have rows by agents here, so that one softmax serves.
+            joint = self._distribution(self._to_agents(head))
+            assert isinstance(joint, MaskedCategorical)
+            return joint.divide(n_rows)
+        common = self._distribution(self._common_to_agents(head[:, n_rows:]))
+        return self._distribution(self._to_agents(head[:, :n_rows])), common
 
     def policies_at(self, states: PyTorchObs) -> TeamDistribution:
         """
