@@ -20,7 +20,7 @@ import torch as th
 from zoo import benchmark_ot
 from zoo.benchmark_device import device_table
 from zoo.benchmark_throughput import consensus_tables, environment_table, growth_table, throughput_table
-from zoo.tables import Table
+from zoo.tables import Table, write_tables
 
 PACKAGES = ("torch", "numpy", "stable-baselines3", "supersuit", "pettingzoo", "mpe2", "POT")
 
@@ -87,9 +87,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     finally:
         th.set_num_threads(threads)
     print(f"Took {time.process_time() - start:.0f} CPU seconds.")
-    if args.out is not None:
-        args.out.parent.mkdir(parents=True, exist_ok=True)
-        args.out.write_text(text)
+    write_tables(text, args.out)
 
 
 def _measure(args: argparse.Namespace) -> str:

@@ -22,7 +22,7 @@ from stable_baselines3.common.base_class import BaseAlgorithm
 from otbaselines import IPPO, evaluate_team, make_vec_env
 from otbaselines.common.schedules import parse_schedule
 from zoo.configuration import RunConfig, read_entry, split_entry
-from zoo.tables import Table
+from zoo.tables import Table, write_tables
 
 SPREAD = "mpe2/simple_spread-v3"
 LEARNERS = {"IPPO": "`IPPO(share_parameters=True)`", "PPO": "SB3's `PPO`"}
@@ -156,9 +156,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             )
     text = f"`python -m zoo.compare_sb3 --seeds {args.seeds}`\n\n{compare(outcomes).markdown()}\n"
     print(text)
-    if args.out is not None:
-        args.out.parent.mkdir(parents=True, exist_ok=True)
-        args.out.write_text(text)
+    write_tables(text, args.out)
 
 
 if __name__ == "__main__":

@@ -15,7 +15,7 @@ import torch as th
 from zoo.concentration import draw_rate, measure_rate, rate_table
 from zoo.contraction import contraction_tables, draw_contraction, measure_contraction
 from zoo.own_support import support_tables
-from zoo.tables import Table
+from zoo.tables import Table, write_tables
 
 
 def contraction(args: argparse.Namespace) -> list[Table]:
@@ -87,9 +87,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     finally:
         th.set_num_threads(threads)
     print(text)
-    if args.tables is not None:
-        args.tables.parent.mkdir(parents=True, exist_ok=True)
-        args.tables.write_text(text)
+    write_tables(text, args.tables)
 
 
 if __name__ == "__main__":

@@ -68,10 +68,9 @@ class MaskedCategorical(TeamDistribution):
         :param n_rows: rows of the first part
         :return: the distributions of the first rows and of the others
         """
-        parts = (copy(self), copy(self))
-        for part, log_probs in zip(parts, (self.log_probs[:n_rows], self.log_probs[n_rows:]), strict=True):
-            part.log_probs = log_probs
-        return parts
+        first, others = copy(self), copy(self)
+        first.log_probs, others.log_probs = self.log_probs[:n_rows], self.log_probs[n_rows:]
+        return first, others
 
     @property
     def probs(self) -> th.Tensor:
