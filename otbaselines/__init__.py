@@ -3,10 +3,10 @@
 from importlib.metadata import PackageNotFoundError, version
 
 from otbaselines import ot
-from otbaselines.common.evaluation import TeamEvalCallback, TeamEvaluation, evaluate_team
-from otbaselines.common.multi_agent.intake import make_vec_env
-from otbaselines.common.multi_agent.vec_env import ParallelVecEnv
-from otbaselines.common.vec_env import TensorVecEnv
+from otbaselines.common.evaluation.team import TeamEvalCallback, TeamEvaluation, evaluate_team
+from otbaselines.common.vec_env.make import make_vec_env
+from otbaselines.common.vec_env.parallel import ParallelVecEnv
+from otbaselines.common.vec_env.tensor import TensorVecEnv
 from otbaselines.ippo import IPPO
 from otbaselines.wbc import WBC
 

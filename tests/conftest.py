@@ -13,7 +13,7 @@ import pytest
 import torch as th
 
 HERE = Path(__file__).parent
-sys.path += [str(HERE), str(HERE / "common" / "multi_agent")]
+sys.path.append(str(HERE))
 
 th.set_num_threads(1)
 

@@ -16,9 +16,9 @@ from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.utils import get_device
 
-from otbaselines.common.archive import atomic_write
-from otbaselines.common.evaluation import evaluate_team
-from otbaselines.common.multi_agent.intake import make_vec_env
+from otbaselines.common.evaluation.team import evaluate_team
+from otbaselines.common.saving.archive import atomic_write
+from otbaselines.common.vec_env.make import make_vec_env
 from otbaselines.envs.navigation import MOVES
 from otbaselines.ippo import IPPO
 from otbaselines.wbc import WBC

@@ -7,8 +7,8 @@ from typing import Any
 import torch as th
 from pettingzoo import ParallelEnv
 
-from otbaselines.common.multi_agent.registration import TeamEnvSpec
-from otbaselines.common.vec_env import TensorVecEnv
+from otbaselines.common.vec_env.registry import TeamEnvSpec
+from otbaselines.common.vec_env.tensor import TensorVecEnv
 from otbaselines.envs.navigation import NavigationConfig, NavigationEnv
 from otbaselines.envs.navigation_tensor import NavigationVecEnv
 from otbaselines.envs.simple_spread import SimpleSpreadConfig, SimpleSpreadEnv

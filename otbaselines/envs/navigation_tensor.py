@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import torch as th
 
-from otbaselines.common.vec_env import TensorVecEnv
+from otbaselines.common.vec_env.tensor import TensorVecEnv
 from otbaselines.envs._drawing import TensorTrail, draw_scene
 from otbaselines.envs.navigation import NavigationConfig, NavigationViews, navigation_scene
 

@@ -11,7 +11,7 @@ from stable_baselines3.common.vec_env import VecMonitor, VecNormalize, VecVideoR
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from otbaselines import envs
-from otbaselines.common.vec_env import TensorVecEnv
+from otbaselines.common.vec_env.tensor import TensorVecEnv
 from otbaselines.envs import make_parallel, make_tensor
 
 NAVIGATION, SPREAD = "otbaselines/Navigation-v0", "otbaselines/SimpleSpread-v0"

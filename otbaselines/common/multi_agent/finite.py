@@ -6,7 +6,7 @@ import numpy as np
 import torch as th
 
 from otbaselines.common.multi_agent.buffers import AgentRolloutBuffer
-from otbaselines.common.multi_agent.layout import TeamLayout
+from otbaselines.common.vec_env.layout import TeamLayout
 
 
 def check_rollout(buffer: AgentRolloutBuffer, layout: TeamLayout, num_timesteps: int) -> None:

@@ -14,18 +14,18 @@ from stable_baselines3.common.utils import obs_as_tensor
 from stable_baselines3.common.vec_env import VecEnv
 
 from otbaselines.common.multi_agent.buffers import AgentRolloutBuffer
-from otbaselines.common.multi_agent.episodes import DeviceEpisodeStatistics
 from otbaselines.common.multi_agent.finite import check_rollout, check_rows
-from otbaselines.common.multi_agent.intake import wrap_team_env
-from otbaselines.common.multi_agent.layout import TeamLayout, team_layout
 from otbaselines.common.multi_agent.policies import (
     MultiAgentActorCriticCnnPolicy,
     MultiAgentActorCriticPolicy,
     MultiAgentMultiInputPolicy,
 )
-from otbaselines.common.multi_agent.supported import check_spaces
-from otbaselines.common.save_util import JsonSaveMixin
-from otbaselines.common.vec_env import TensorVecEnv
+from otbaselines.common.saving.algorithm import JsonSaveMixin
+from otbaselines.common.vec_env.layout import TeamLayout, team_layout
+from otbaselines.common.vec_env.make import wrap_team_env
+from otbaselines.common.vec_env.spaces import check_spaces
+from otbaselines.common.vec_env.statistics import DeviceEpisodeStatistics
+from otbaselines.common.vec_env.tensor import TensorVecEnv
 
 # A rollout's values are computed in one pass after it; this many rows at a time bound the memory of that pass.
 VALUE_ROWS = 1 << 19

@@ -18,11 +18,11 @@ from otbaselines.common.multi_agent.distributions import (
     TeamDistribution,
     action_head_size,
 )
-from otbaselines.common.multi_agent.layers import StackedLinear, StackedMLP
-from otbaselines.common.multi_agent.layout import TeamLayout
-from otbaselines.common.multi_agent.optimization import default_optimizer_kwargs, scale_gradients
+from otbaselines.common.multi_agent.gsde import StateDependentNoise
 from otbaselines.common.multi_agent.row_policy import TeamActionEvaluation, TeamRowPolicy
-from otbaselines.common.multi_agent.state_dependent import StateDependentNoise
+from otbaselines.common.networks.layers import StackedLinear, StackedMLP
+from otbaselines.common.networks.optimizers import default_optimizer_kwargs, scale_gradients
+from otbaselines.common.vec_env.layout import TeamLayout
 
 
 class MultiAgentActorCriticPolicy(TeamRowPolicy):

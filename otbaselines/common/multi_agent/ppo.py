@@ -16,9 +16,9 @@ from otbaselines.common.multi_agent.losses import (
     squared_value_error,
 )
 from otbaselines.common.multi_agent.on_policy_algorithm import MultiAgentOnPolicyAlgorithm
-from otbaselines.common.multi_agent.optimization import clear_gradients, take_step
 from otbaselines.common.multi_agent.policies import MultiAgentActorCriticPolicy
 from otbaselines.common.multi_agent.row_policy import TeamActionEvaluation
+from otbaselines.common.networks.optimizers import clear_gradients, take_step
 from otbaselines.common.schedules import parse_schedule
 
 # Without `batch_size`, a rollout is cut into at most this many equal minibatches.

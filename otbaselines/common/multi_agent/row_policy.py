@@ -11,9 +11,9 @@ from stable_baselines3.common.policies import BasePolicy
 from stable_baselines3.common.type_aliases import PyTorchObs
 from stable_baselines3.common.utils import obs_as_tensor
 
-from otbaselines.common.multi_agent.agent_dicts import native_actions, rows_of_agents
 from otbaselines.common.multi_agent.distributions import TeamDistribution
-from otbaselines.common.multi_agent.layout import TeamLayout
+from otbaselines.common.vec_env.agent_dicts import native_actions, rows_of_agents
+from otbaselines.common.vec_env.layout import TeamLayout
 
 
 @dataclass(frozen=True)

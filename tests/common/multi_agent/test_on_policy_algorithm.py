@@ -25,8 +25,8 @@ from stable_baselines3.common.utils import LinearSchedule
 from stable_baselines3.common.vec_env import VecFrameStack, VecNormalize
 from toy_teams import CustomSpacesEnv, DiceEnv, vector
 
-from otbaselines.common.multi_agent.intake import make_vec_env
-from otbaselines.common.multi_agent.vec_env import ParallelVecEnv
+from otbaselines.common.vec_env.make import make_vec_env
+from otbaselines.common.vec_env.parallel import ParallelVecEnv
 from otbaselines.envs.simple_spread_tensor import SimpleSpreadVecEnv
 from otbaselines.ippo import IPPO
 

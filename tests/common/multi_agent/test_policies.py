@@ -8,13 +8,13 @@ from gymnasium import spaces
 from stable_baselines3.common.policies import ActorCriticCnnPolicy, ActorCriticPolicy, MultiInputActorCriticPolicy
 from toy_teams import CustomSpacesEnv, vector
 
-from otbaselines.common.multi_agent.layout import TeamLayout, team_layout
 from otbaselines.common.multi_agent.policies import (
     MultiAgentActorCriticCnnPolicy,
     MultiAgentActorCriticPolicy,
     MultiAgentMultiInputPolicy,
 )
-from otbaselines.common.multi_agent.vec_env import ParallelVecEnv
+from otbaselines.common.vec_env.layout import TeamLayout, team_layout
+from otbaselines.common.vec_env.parallel import ParallelVecEnv
 from otbaselines.ippo import IPPO
 
 OBS = spaces.Box(-5, 5, (6,), np.float32)

@@ -19,7 +19,7 @@ from otbaselines.common.multi_agent.losses import (
     normalize_advantages,
     squared_value_error,
 )
-from otbaselines.common.multi_agent.vec_env import ParallelVecEnv
+from otbaselines.common.vec_env.parallel import ParallelVecEnv
 from otbaselines.ippo import IPPO
 
 ACTIONS = {

@@ -15,10 +15,10 @@ from stable_baselines3.common.monitor import Monitor
 from stable_baselines3.common.vec_env import DummyVecEnv, VecMonitor, VecNormalize
 from toy_teams import DiceEnv, RelayEnv
 
-from otbaselines.common import evaluation
-from otbaselines.common.evaluation import TeamEvalCallback, evaluate_team
-from otbaselines.common.multi_agent.intake import make_vec_env
-from otbaselines.common.multi_agent.vec_env import ParallelVecEnv
+from otbaselines.common.evaluation import team as evaluation
+from otbaselines.common.evaluation.team import TeamEvalCallback, evaluate_team
+from otbaselines.common.vec_env.make import make_vec_env
+from otbaselines.common.vec_env.parallel import ParallelVecEnv
 from otbaselines.envs.simple_spread_tensor import SimpleSpreadVecEnv
 from otbaselines.ippo import IPPO
 

@@ -7,7 +7,7 @@ import torch as th
 from stable_baselines3.common.distributions import StateDependentNoiseDistribution
 
 from otbaselines import IPPO, WBC, make_vec_env
-from otbaselines.common.multi_agent.state_dependent import StateDependentNoise
+from otbaselines.common.multi_agent.gsde import StateDependentNoise
 
 LATENT, ACTIONS, ROWS = 7, 3, 5
 CONTINUOUS = {"continuous_actions": True}

@@ -14,11 +14,11 @@ from pettingzoo import AECEnv, ParallelEnv
 from stable_baselines3.common import env_util
 from stable_baselines3.common.vec_env import SubprocVecEnv, VecEnv
 
-from otbaselines.common.multi_agent.copies import as_parallel
-from otbaselines.common.multi_agent.registration import registered_team_envs, team_env_spec
-from otbaselines.common.multi_agent.subproc_vec_env import SubprocParallelVecEnv
-from otbaselines.common.multi_agent.supersuit_intake import contains_supersuit, from_supersuit, replace_supersuit
-from otbaselines.common.multi_agent.vec_env import ParallelVecEnv
+from otbaselines.common.vec_env.copies import as_parallel
+from otbaselines.common.vec_env.parallel import ParallelVecEnv
+from otbaselines.common.vec_env.registry import registered_team_envs, team_env_spec
+from otbaselines.common.vec_env.subproc import SubprocParallelVecEnv
+from otbaselines.common.vec_env.supersuit import contains_supersuit, from_supersuit, replace_supersuit
 
 BACKENDS = ("auto", "tensor", "parallel", "subproc")
 

@@ -12,9 +12,9 @@ from stable_baselines3.common.monitor import Monitor
 from stable_baselines3.common.vec_env import VecMonitor, VecNormalize, VecVideoRecorder
 from toy_teams import CustomSpacesEnv, DiceEnv, RelayEnv, vector
 
-from otbaselines.common.multi_agent.lean_mpe import LeanMpeCopy
-from otbaselines.common.multi_agent.subproc_vec_env import SubprocParallelVecEnv, WorkerTraceback
-from otbaselines.common.multi_agent.vec_env import ParallelVecEnv
+from otbaselines.common.vec_env.lean_mpe import LeanMpeCopy
+from otbaselines.common.vec_env.parallel import ParallelVecEnv
+from otbaselines.common.vec_env.subproc import SubprocParallelVecEnv, WorkerTraceback
 
 MPE_TASKS = sorted(module.name for module in pkgutil.iter_modules(mpe2.__path__) if "_v" in module.name)
 

@@ -15,9 +15,9 @@ import cloudpickle
 import numpy as np
 from stable_baselines3.common.vec_env.base_vec_env import VecEnvObs, VecEnvStepReturn
 
-from otbaselines.common.multi_agent.copies import check_distinct_streams, stream_fingerprint
-from otbaselines.common.multi_agent.padding import Array, ObservationWriter, TeamSpaces
-from otbaselines.common.multi_agent.vec_env import ParallelVecEnv, TeamVecEnv
+from otbaselines.common.vec_env.copies import check_distinct_streams, stream_fingerprint
+from otbaselines.common.vec_env.parallel import ParallelVecEnv, TeamVecEnv
+from otbaselines.common.vec_env.rows import Array, ObservationWriter, TeamSpaces
 
 
 @dataclass(frozen=True)
@@ -34,7 +34,7 @@ class WorkerTraceback(Exception):
 
 class SubprocParallelVecEnv(TeamVecEnv):
     """
-    A :class:`~otbaselines.common.multi_agent.vec_env.ParallelVecEnv` whose copies are shared out among processes.
+    A :class:`~otbaselines.common.vec_env.parallel.ParallelVecEnv` whose copies are shared out among processes.
 
     Observations, rewards, dones and infos equal those of the serial one bit for bit, save the clock in the episode
     statistics, for environments that keep their own random stream; those that draw from NumPy's global generator are

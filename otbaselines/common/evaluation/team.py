@@ -14,12 +14,12 @@ from stable_baselines3.common.callbacks import BaseCallback, EvalCallback
 from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv, sync_envs_normalization
 from stable_baselines3.common.vec_env import unwrap_vec_normalize as vec_normalize_of
 
-from otbaselines.common.archive import atomic_write
-from otbaselines.common.multi_agent.intake import wrap_team_env
-from otbaselines.common.multi_agent.layout import TeamLayout, team_layout
+from otbaselines.common.evaluation.episodes import EpisodeLedger, EvaluationHook, play_on_device, play_rows
 from otbaselines.common.multi_agent.policies import MultiAgentActorCriticPolicy
-from otbaselines.common.team_episodes import EpisodeLedger, EvaluationHook, play_on_device, play_rows
-from otbaselines.common.vec_env import TensorVecEnv
+from otbaselines.common.saving.archive import atomic_write
+from otbaselines.common.vec_env.layout import TeamLayout, team_layout
+from otbaselines.common.vec_env.make import wrap_team_env
+from otbaselines.common.vec_env.tensor import TensorVecEnv
 
 
 @dataclass(frozen=True, eq=False)

@@ -4,8 +4,8 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from otbaselines.common.multi_agent.copies import TeamEnv
-from otbaselines.common.multi_agent.padding import Array, ObservationWriter
+from otbaselines.common.vec_env.copies import TeamEnv
+from otbaselines.common.vec_env.rows import Array, ObservationWriter
 
 Infos = list[dict[str, Any]]
 

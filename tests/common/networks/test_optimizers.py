@@ -5,7 +5,7 @@ import copy
 import pytest
 import torch as th
 
-from otbaselines.common.multi_agent.optimization import clear_gradients, scale_gradients, take_step
+from otbaselines.common.networks.optimizers import clear_gradients, scale_gradients, take_step
 
 ADAM = {"lr": 1e-2, "eps": 1e-5, "fused": True}
 

@@ -8,7 +8,7 @@ from typing import Any, overload
 import numpy as np
 import torch as th
 
-from otbaselines.common.vec_env import TensorStep, TensorVecEnv
+from otbaselines.common.vec_env.tensor import TensorStep, TensorVecEnv
 
 
 class LazyInfos(Sequence[dict[str, Any]]):

@@ -4,7 +4,7 @@ import pytest
 import torch as th
 from torch import nn
 
-from otbaselines.common.multi_agent.layers import FastTanh, StackedLinear, StackedMLP
+from otbaselines.common.networks.layers import FastTanh, StackedLinear, StackedMLP
 
 
 def test_every_set_is_an_affine_map_of_its_own():

@@ -17,8 +17,8 @@ from stable_baselines3.common.type_aliases import GymEnv
 from stable_baselines3.common.utils import check_for_correct_spaces, get_system_info
 from stable_baselines3.common.vec_env import VecEnv, unwrap_vec_normalize
 
-from otbaselines.common.archive import Archive, SavePath, atomic_write, describe, read_zip, versions, write_zip
-from otbaselines.common.serialization import MAX_ELEMENTS, decode_value, encode_value
+from otbaselines.common.saving.archive import Archive, SavePath, atomic_write, describe, read_zip, versions, write_zip
+from otbaselines.common.saving.values import MAX_ELEMENTS, decode_value, encode_value
 
 __all__ = ["JsonSaveMixin", "atomic_write", "read_zip", "write_zip"]
 
@@ -100,7 +100,7 @@ class JsonSaveMixin(BaseAlgorithm):
         """
         What else ``_setup_model`` needs when there is no environment, e.g. the agents and their own spaces.
 
-        :return: names and values that :func:`~otbaselines.common.serialization.encode_value` takes
+        :return: names and values that :func:`~otbaselines.common.saving.values.encode_value` takes
         """
         return {}
 

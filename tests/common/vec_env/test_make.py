@@ -13,11 +13,11 @@ from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv, VecFram
 from supersuit.vector import MarkovVectorEnv
 from toy_teams import CustomSpacesEnv, DiceEnv, RelayEnv, vector
 
-from otbaselines.common.multi_agent.intake import from_supersuit, make_vec_env, wrap_team_env
-from otbaselines.common.multi_agent.layout import TeamLayout, team_layout
-from otbaselines.common.multi_agent.subproc_vec_env import SubprocParallelVecEnv
-from otbaselines.common.multi_agent.vec_env import ParallelVecEnv
-from otbaselines.common.vec_env import TensorVecEnv
+from otbaselines.common.vec_env.layout import TeamLayout, team_layout
+from otbaselines.common.vec_env.make import from_supersuit, make_vec_env, wrap_team_env
+from otbaselines.common.vec_env.parallel import ParallelVecEnv
+from otbaselines.common.vec_env.subproc import SubprocParallelVecEnv
+from otbaselines.common.vec_env.tensor import TensorVecEnv
 
 
 def supersuit_venv(env, n_copies=3, num_cpus=0, base_class="stable_baselines3"):

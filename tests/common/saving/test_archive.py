@@ -19,7 +19,7 @@ import torch as th
 from stable_baselines3 import PPO
 from stable_baselines3.common.utils import LinearSchedule
 
-from otbaselines.common.save_util import JsonSaveMixin, atomic_write, read_zip, write_zip
+from otbaselines.common.saving.algorithm import JsonSaveMixin, atomic_write, read_zip, write_zip
 
 th.set_num_threads(1)
 
@@ -346,7 +346,7 @@ def test_permissions_and_links_are_kept(tmp_path: pathlib.Path) -> None:
 KILLED = """
 import sys, time
 import torch as th
-from otbaselines.common import archive
+from otbaselines.common.saving import archive
 
 save = th.save
 def slow_save(value, file):

@@ -13,9 +13,9 @@ from typing import Any
 from pettingzoo.utils.conversions import aec_to_parallel_wrapper
 from pettingzoo.utils.wrappers import AssertOutOfBoundsWrapper, ClipOutOfBoundsWrapper, OrderEnforcingWrapper
 
-from otbaselines.common.multi_agent.copies import TeamEnv
-from otbaselines.common.multi_agent.padding import Array, ObservationWriter
-from otbaselines.common.multi_agent.team_copy import Infos, TeamCopy
+from otbaselines.common.vec_env.copies import TeamEnv
+from otbaselines.common.vec_env.episode import Infos, TeamCopy
+from otbaselines.common.vec_env.rows import Array, ObservationWriter
 
 # Wrappers that only check what the vector environment has already checked.
 _CHECKING_WRAPPERS = (OrderEnforcingWrapper, AssertOutOfBoundsWrapper, ClipOutOfBoundsWrapper)

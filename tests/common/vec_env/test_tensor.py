@@ -9,7 +9,7 @@ from gymnasium import spaces
 from stable_baselines3.common.vec_env import VecMonitor, VecNormalize
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from otbaselines.common.vec_env import TensorStep, TensorVecEnv
+from otbaselines.common.vec_env.tensor import TensorStep, TensorVecEnv
 
 N_COPIES, N_AGENTS = 4, 2
 

@@ -1,4 +1,4 @@
-"""Playing whole episodes of a team: the loops under :mod:`otbaselines.common.evaluation`."""
+"""Playing whole episodes of a team: the loops under :mod:`otbaselines.common.evaluation.team`."""
 
 from collections.abc import Callable
 from typing import Any
@@ -10,9 +10,9 @@ from stable_baselines3.common.monitor import Monitor
 from stable_baselines3.common.vec_env import VecEnv, VecMonitor, is_vecenv_wrapped
 from stable_baselines3.common.vec_env import unwrap_vec_normalize as vec_normalize_of
 
-from otbaselines.common.multi_agent.layout import TeamLayout
 from otbaselines.common.multi_agent.policies import MultiAgentActorCriticPolicy
-from otbaselines.common.vec_env import TensorVecEnv
+from otbaselines.common.vec_env.layout import TeamLayout
+from otbaselines.common.vec_env.tensor import TensorVecEnv
 
 EvaluationHook = Callable[[dict[str, Any], dict[str, Any]], None]
 

@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 from gymnasium import spaces
 
-from otbaselines.common.multi_agent.layout import TeamLayout
+from otbaselines.common.vec_env.layout import TeamLayout
 
 
 def rows_of_agents(

@@ -15,8 +15,7 @@ from stable_baselines3.common.buffers import RolloutBuffer
 from stable_baselines3.common.torch_layers import NatureCNN
 from stable_baselines3.common.utils import ConstantSchedule, FloatSchedule, LinearSchedule
 
-from otbaselines.common.schedules import ProportionalSchedule, parse_schedule
-from otbaselines.common.serialization import (
+from otbaselines.common.saving.values import (
     MAX_ELEMENTS,
     class_from_name,
     class_to_name,
@@ -25,6 +24,7 @@ from otbaselines.common.serialization import (
     space_from_json,
     space_to_json,
 )
+from otbaselines.common.schedules import ProportionalSchedule, parse_schedule
 
 SPACES: list[spaces.Space[Any]] = [
     spaces.Box(-1.0, 1.0, (3,)),
@@ -217,8 +217,8 @@ def test_classes_of_the_allowed_packages_have_a_name_and_come_back(cls: type, na
         "stable_baselines3.common.base_class.BaseAlgorithm.load",
         "stable_baselines3.common.logger.HumanOutputFormat",
         "stable_baselines3.common.vec_env.base_vec_env.CloudpickleWrapper",
-        "otbaselines.common.serialization.importlib",
-        "otbaselines.common.archive.pickle.Unpickler",
+        "otbaselines.common.saving.values.importlib",
+        "otbaselines.common.saving.archive.pickle.Unpickler",
         "otbaselines_evil.Net",
         "otbaselines..Net",
         "torch.nn.",

@@ -20,7 +20,7 @@ from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
 from stable_baselines3.common.utils import LinearSchedule
 from stable_baselines3.common.vec_env import VecNormalize
 
-from otbaselines.common.save_util import JsonSaveMixin
+from otbaselines.common.saving.algorithm import JsonSaveMixin
 
 th.set_num_threads(1)
 

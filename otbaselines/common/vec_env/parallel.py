@@ -10,7 +10,7 @@ from stable_baselines3.common.monitor import Monitor
 from stable_baselines3.common.vec_env import VecEnv
 from stable_baselines3.common.vec_env.base_vec_env import VecEnvIndices, VecEnvObs, VecEnvStepReturn
 
-from otbaselines.common.multi_agent.copies import (
+from otbaselines.common.vec_env.copies import (
     build_copies,
     check_distinct_streams,
     inner_envs,
@@ -18,8 +18,8 @@ from otbaselines.common.multi_agent.copies import (
     owner_of,
     stream_fingerprint,
 )
-from otbaselines.common.multi_agent.lean_mpe import make_team_copy
-from otbaselines.common.multi_agent.padding import ActionReader, Array, ObservationWriter, TeamSpaces, team_spaces
+from otbaselines.common.vec_env.lean_mpe import make_team_copy
+from otbaselines.common.vec_env.rows import ActionReader, Array, ObservationWriter, TeamSpaces, team_spaces
 
 
 class TeamVecEnv(VecEnv):
@@ -157,7 +157,7 @@ class ParallelVecEnv(TeamVecEnv):
     left are zero with ``done`` false, and ``agent_active`` says so; learners that do not look at it (those of
     Stable-Baselines3) take these rows for experience, and ``VecMonitor`` counts them in its lengths.
 
-    Teams whose spaces differ share padded ones (:func:`~otbaselines.common.multi_agent.padding.team_spaces`).
+    Teams whose spaces differ share padded ones (:func:`~otbaselines.common.vec_env.rows.team_spaces`).
 
     :param env_or_factories: a factory, a list of factories (one per copy), or an environment, which is then copied
     :param n_copies: number of copies of the team; taken from a list's length

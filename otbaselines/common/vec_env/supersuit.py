@@ -11,8 +11,8 @@ from supersuit.multiagent_wrappers.black_death import black_death_par
 from supersuit.vector import ConcatVecEnv, MarkovVectorEnv, ProcConcatVec
 from supersuit.vector.sb3_vector_wrapper import SB3VecEnvWrapper
 
-from otbaselines.common.multi_agent.copies import INNER_NAMES, TeamEnv, inner_envs
-from otbaselines.common.multi_agent.vec_env import ParallelVecEnv
+from otbaselines.common.vec_env.copies import INNER_NAMES, TeamEnv, inner_envs
+from otbaselines.common.vec_env.parallel import ParallelVecEnv
 
 _SUPERSUIT = (SB3VecEnvWrapper, ConcatVecEnv, ProcConcatVec, MarkovVectorEnv)
 _REMEDY = "pass the PettingZoo environment itself, or `make_vec_env(env, n_copies)`"
