@@ -85,7 +85,7 @@ def watched(model: Any) -> Clock:
     clock = Clock(model.device)
     clock.watch("environment", model.get_env(), "step_tensor")
     # Everything of the rollout that asks the networks: actions, the values of the rollout and of cut-off episodes.
-    clock.watch("forward", model, "_act")
+    clock.watch("forward", model.team_policy, "act")
     clock.watch("forward", model, "_rollout_values")
     clock.watch("forward", model, "_bootstrap_on_device")
     if isinstance(model, WBC):

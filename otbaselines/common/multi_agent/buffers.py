@@ -79,6 +79,7 @@ class AgentRolloutBuffer:
         self.bootstrap = th.zeros(lead, device=device)
         self.active = th.ones(lead, dtype=th.bool, device=device)
         self.all_active = True
+        self.has_values = False
         self.advantages = th.zeros(lead, device=device)
         self.returns = th.zeros(lead, device=device)
         self.pos = 0
@@ -97,6 +98,7 @@ class AgentRolloutBuffer:
         """Start a new rollout; the tensors are overwritten in place."""
         self.pos = 0
         self.all_active = True
+        self.has_values = False
         self.bootstrap.zero_()
 
     def add(
@@ -107,6 +109,7 @@ class AgentRolloutBuffer:
         rewards: th.Tensor,
         dones: th.Tensor | bool,
         active: th.Tensor | None = None,
+        values: th.Tensor | None = None,
     ) -> None:
         """
         Write one environment step of every copy.
@@ -117,6 +120,8 @@ class AgentRolloutBuffer:
         :param rewards: shape ``(n_copies, n_agents)``
         :param dones: whether the agent's episode ended with this step, shape ``(n_copies, n_agents)``, or one for all
         :param active: which agents acted, shape ``(n_copies, n_agents)``; all when omitted
+        :param values: the critics at these observations, where the policy computes them with the actions, shape
+            ``(n_copies, n_agents)``; when omitted, they are computed for the whole rollout at its end
         """
         if self.full:
             raise ValueError(f"the rollout buffer is full after `n_steps`={self.n_steps} steps; call `reset()` first")
@@ -136,6 +141,9 @@ class AgentRolloutBuffer:
         else:
             self.active[self.pos].copy_(active)
             self.all_active = False
+        if values is not None:
+            self.values[self.pos].copy_(values)
+            self.has_values = True
         self.pos += 1
 
     def compute_returns_and_advantages(self, values: th.Tensor, last_values: th.Tensor) -> None:

@@ -1,7 +1,6 @@
 """Proximal policy optimisation for teams: every agent's own clipped objective, all agents in one pass."""
 
 import warnings
-from collections import defaultdict
 from typing import Any
 
 import torch as th
@@ -20,6 +19,7 @@ from otbaselines.common.multi_agent.policies import MultiAgentActorCriticPolicy
 from otbaselines.common.multi_agent.row_policy import TeamActionEvaluation
 from otbaselines.common.networks.optimizers import clear_gradients, take_step
 from otbaselines.common.schedules import parse_schedule
+from otbaselines.common.training import Metrics, Snapshot, check_finite, parameter_sum
 
 # Without `batch_size`, a rollout is cut into at most this many equal minibatches.
 MAX_MINIBATCHES = 10
@@ -166,9 +166,9 @@ class MultiAgentPPO(MultiAgentOnPolicyAlgorithm):
         """Update every agent's policy and critic on the current rollout: PPO's inner loop (Schulman et al. 2017, Alg. 1)."""
         self.policy.set_training_mode(True)
         self._update_learning_rate(self.policy.optimizer)
-        snapshot = _snapshot(self.policy)
+        snapshot = Snapshot(self.policy, self.policy.optimizer)
         self._before_updates()
-        metrics: dict[str, list[th.Tensor]] = defaultdict(list)
+        metrics = Metrics()
         assert self.batch_size is not None
         rows = self.batch_size // self.layout.n_agents
         for _ in range(self.n_epochs):
@@ -202,13 +202,13 @@ class MultiAgentPPO(MultiAgentOnPolicyAlgorithm):
         """
         return None
 
-    def _update(self, batch: AgentRolloutSamples, metrics: dict[str, list[th.Tensor]]) -> bool:
+    def _update(self, batch: AgentRolloutSamples, metrics: Metrics) -> bool:
         """
         One gradient step.
 
         :return: ``False`` when ``target_kl`` was exceeded and the step was not taken
         """
-        evaluation = self.policy.evaluate_team_actions(batch.observations, batch.actions, self._common_states())
+        evaluation = self.team_policy.evaluate_team_actions(batch.observations, batch.actions, self._common_states())
         log_ratio = evaluation.log_prob - batch.old_log_prob
         if batch.active is not None:
             # Weighting an absent agent's row by zero is not enough: where the ratio overflows, 0 * inf is NaN.
@@ -217,7 +217,7 @@ class MultiAgentPPO(MultiAgentOnPolicyAlgorithm):
         with th.no_grad():
             # Schulman's low-variance estimator of the reverse divergence.
             approx_kl = agent_mean((ratio - 1.0) - log_ratio, batch.active, pooled=True)
-        metrics["train/approx_kl"].append(approx_kl)
+        metrics.add("train/approx_kl", approx_kl)
         if self.target_kl is not None and float(approx_kl) > 1.5 * self.target_kl:
             if self.verbose >= 1:
                 print(f"Early stopping after {self._n_updates} updates due to reaching max kl: {float(approx_kl):.2f}")
@@ -226,10 +226,10 @@ class MultiAgentPPO(MultiAgentOnPolicyAlgorithm):
         auxiliary = self._auxiliary_loss(evaluation)
         if auxiliary is not None:
             loss = loss + auxiliary
-        metrics["train/loss"].append(loss.detach())
+        metrics.add("train/loss", loss.detach())
         clear_gradients(self.policy.optimizer)
         loss.backward()
-        self.policy.clip_gradients(self.max_grad_norm)
+        self.team_policy.clip_gradients(self.max_grad_norm)
         take_step(self.policy.optimizer)
         return True
 
@@ -238,7 +238,7 @@ class MultiAgentPPO(MultiAgentOnPolicyAlgorithm):
         batch: AgentRolloutSamples,
         evaluation: TeamActionEvaluation,
         ratio: th.Tensor,
-        metrics: dict[str, list[th.Tensor]],
+        metrics: Metrics,
     ) -> th.Tensor:
         """SB3's PPO loss: each parameter set's own mean, summed over the sets."""
         pooled, active = self.share_parameters, batch.active
@@ -257,37 +257,26 @@ class MultiAgentPPO(MultiAgentOnPolicyAlgorithm):
         with th.no_grad():
             entropy = agent_mean(evaluation.entropy, active, pooled=True)
             clipped = agent_mean(((ratio - 1.0).abs() > clip_range).to(ratio.dtype), active, pooled=True)
-        metrics["train/entropy_loss"].append(-entropy)
-        metrics["train/policy_gradient_loss"].append(policy_loss.detach().mean())
-        metrics["train/value_loss"].append(value_loss.detach().mean())
-        metrics["train/clip_fraction"].append(clipped)
+        metrics.add("train/entropy_loss", -entropy)
+        metrics.add("train/policy_gradient_loss", policy_loss.detach().mean())
+        metrics.add("train/value_loss", value_loss.detach().mean())
+        metrics.add("train/clip_fraction", clipped)
         return loss.sum()
 
     def _schedule_value(self, schedule: Any) -> float:
         return float(schedule(self._current_progress_remaining)) if callable(schedule) else float(schedule)
 
-    def _log_training(self, metrics: dict[str, list[th.Tensor]], snapshot: dict[str, Any]) -> None:
-        """Read every metric from the device at once, and undo the update if a loss was not finite."""
+    def _log_training(self, metrics: Metrics, snapshot: Snapshot) -> None:
+        """Read every metric from the device at once, and undo the update if one was not finite."""
         buffer = self.rollout_buffer
-        means = {name: th.stack(values).mean() for name, values in metrics.items()}
-        means["train/explained_variance"] = explained_variance(
-            buffer.values.flatten(0, 1),
-            buffer.returns.flatten(0, 1),
-            None if buffer.all_active else buffer.active.flatten(0, 1),
-        )
+        active = None if buffer.all_active else buffer.active.flatten(0, 1)
+        explained = explained_variance(buffer.values.flatten(0, 1), buffer.returns.flatten(0, 1), active)
+        metrics.add("train/explained_variance", explained)
         if hasattr(self.policy, "log_std"):
-            means["train/std"] = self.policy.log_std.detach().exp().mean()
-        # The parameters themselves are the last word: a NaN gradient can follow a finite loss.
-        means["parameters"] = th.stack([p.detach().abs().sum() for p in self.policy.parameters()]).sum()
-        numbers = dict(zip(means, th.stack([m.to(th.float32) for m in means.values()]).tolist(), strict=True))
-        bad = [name for name, value in numbers.items() if not -float("inf") < value < float("inf")]
-        if bad:
-            _restore(self.policy, snapshot)
-            raise ValueError(
-                f"{', '.join(f'`{name}`' for name in bad)} became NaN or infinite in the update after {self.num_timesteps} "
-                "agent-steps; the parameters from before it were restored. Lower `learning_rate`, or scale rewards and "
-                "observations"
-            )
+            metrics.add("train/std", self.policy.log_std.detach().exp().mean())
+        metrics.add("parameters", parameter_sum(self.policy))
+        numbers = metrics.means()
+        check_finite(numbers, snapshot, self.num_timesteps)
         del numbers["parameters"]
         for name, value in numbers.items():
             self.logger.record(name, value)
@@ -319,22 +308,3 @@ class MultiAgentPPO(MultiAgentOnPolicyAlgorithm):
         return super().learn(
             total_timesteps, callback, log_interval, tb_log_name or type(self).__name__, reset_num_timesteps, progress_bar
         )
-
-
-def _snapshot(policy: MultiAgentActorCriticPolicy) -> dict[str, Any]:
-    """Parameters and optimizer state, to go back to when an update turns out not finite."""
-    state = policy.optimizer.state_dict()
-    copied = {key: {name: _clone(value) for name, value in entry.items()} for key, entry in state["state"].items()}
-    return {
-        "policy": {name: value.clone() for name, value in policy.state_dict().items()},
-        "optimizer": {"state": copied, "param_groups": state["param_groups"]},
-    }
-
-
-def _clone(value: Any) -> Any:
-    return value.clone() if isinstance(value, th.Tensor) else value
-
-
-def _restore(policy: MultiAgentActorCriticPolicy, snapshot: dict[str, Any]) -> None:
-    policy.load_state_dict(snapshot["policy"])
-    policy.optimizer.load_state_dict(snapshot["optimizer"])

@@ -45,6 +45,8 @@ class TeamRowPolicy(BasePolicy):
     layout: TeamLayout
     n_agents: int
     action_start: int
+    action_low: th.Tensor
+    action_high: th.Tensor
 
     @abstractmethod
     def team_distribution(self, obs: PyTorchObs) -> TeamDistribution:
@@ -71,6 +73,47 @@ class TeamRowPolicy(BasePolicy):
             the same forward pass
         :return: values, log-likelihoods and entropies
         """
+
+    @abstractmethod
+    def clip_gradients(self, max_norm: float) -> None:
+        """
+        Bound the norm of each parameter set's gradient.
+
+        :param max_norm: the bound; the gradients are scaled in place
+        """
+
+    @abstractmethod
+    def reset_noise(self, n_envs: int = 1) -> None:
+        """
+        Draw new noise matrices for state-dependent exploration.
+
+        :param n_envs: slots of the environment, copies times agents
+        """
+
+    @th.no_grad()
+    def act(self, obs: PyTorchObs) -> tuple[th.Tensor, th.Tensor, th.Tensor | None]:
+        """
+        What a rollout needs of one step.
+
+        :param obs: shape ``(n_copies, n_agents, ...)``
+        :return: sampled actions ``(n_copies, n_agents, ...)``, their log-likelihoods ``(n_copies, n_agents)``, and the critics
+            at ``obs``, of the same shape; ``None`` where these are cheaper in one pass over the whole rollout
+        """
+        distribution = self.team_distribution(obs)
+        actions = distribution.sample()
+        return actions, distribution.log_prob(actions), None
+
+    def env_actions(self, actions: th.Tensor) -> th.Tensor:
+        """
+        Sampled actions as the environment wants them: within the box, or counted from the space's start.
+
+        :param actions: of :meth:`act`, shape ``(n_copies, n_agents, ...)``
+        :return: shape ``(n_copies, n_agents, *action_space.shape)``
+        """
+        if isinstance(self.action_space, spaces.Box):
+            actions = actions.reshape(*actions.shape[:-1], *self.action_space.shape)
+            return actions.clamp(self.action_low, self.action_high)
+        return actions + self.action_start if self.action_start else actions
 
     def split_rows(self, obs: PyTorchObs) -> PyTorchObs:
         """

@@ -19,6 +19,7 @@ from otbaselines.common.multi_agent.losses import (
     normalize_advantages,
     squared_value_error,
 )
+from otbaselines.common.training import Metrics
 from otbaselines.common.vec_env.parallel import ParallelVecEnv
 from otbaselines.ippo import IPPO
 
@@ -68,10 +69,9 @@ def _rows(batch, agents):
 def _update_without_step(model, batch):
     """The loss and, in the parameters, the clipped gradients of the model's own update."""
     model.policy.optimizer.step = lambda: None
-    metrics = {name: [] for name in ("approx_kl", "loss", "entropy_loss", "policy_gradient_loss", "value_loss")}
-    metrics = {f"train/{name}": values for name, values in metrics.items()} | {"train/clip_fraction": []}
+    metrics = Metrics()
     assert model._update(batch, metrics)
-    return {name: float(values[0]) for name, values in metrics.items()}
+    return metrics.means()
 
 
 def _assert_gradients_equal(model, target, agent=0):
@@ -249,7 +249,7 @@ def test_an_update_stops_before_the_step_that_would_exceed_target_kl():
     model = _team(2, ACTIONS["discrete"], target_kl=1e-9)
     batch = _batch(model)
     before = [parameter.clone() for parameter in model.policy.parameters()]
-    assert not model._update(batch, {"train/approx_kl": []})
+    assert not model._update(batch, Metrics())
     assert all((old == new).all() for old, new in zip(before, model.policy.parameters(), strict=True))
 
 

@@ -1,0 +1,258 @@
+"""Filling a rollout buffer: on the device of a tensor environment, or through SB3's interface."""
+
+from typing import Any
+
+import numpy as np
+import torch as th
+from stable_baselines3.common.callbacks import BaseCallback
+from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
+from stable_baselines3.common.type_aliases import PyTorchObs
+from stable_baselines3.common.utils import obs_as_tensor
+from stable_baselines3.common.vec_env import VecEnv
+
+from otbaselines.common.multi_agent.buffers import AgentRolloutBuffer
+from otbaselines.common.multi_agent.row_policy import TeamRowPolicy
+from otbaselines.common.vec_env.layout import TeamLayout
+from otbaselines.common.vec_env.statistics import DeviceEpisodeStatistics
+from otbaselines.common.vec_env.tensor import TensorVecEnv
+
+# A rollout's values are computed in one pass after it; this many rows at a time bound the memory of that pass.
+VALUE_ROWS = 1 << 19
+
+
+class TeamRollouts(OnPolicyAlgorithm):
+    """The half of an on-policy team algorithm that meets the environment."""
+
+    policy: Any
+    rollout_buffer: AgentRolloutBuffer  # type: ignore[assignment]
+    layout: TeamLayout
+    _statistics: DeviceEpisodeStatistics | None
+
+    @property
+    def team_policy(self) -> TeamRowPolicy:
+        """The policy as the collectors and losses see it: teams of rows, whatever class the user chose."""
+        policy: TeamRowPolicy = self.policy
+        return policy
+
+    def collect_rollouts(  # type: ignore[override]
+        self,
+        env: VecEnv,
+        callback: BaseCallback,
+        rollout_buffer: AgentRolloutBuffer,
+        n_rollout_steps: int,
+    ) -> bool:
+        """
+        Fill the buffer with the current policies' experience.
+
+        A :class:`TensorVecEnv` is stepped without leaving its device; every other environment through SB3's interface.
+
+        :param env: the training environment
+        :param callback: called at each step
+        :param rollout_buffer: the buffer to fill
+        :param n_rollout_steps: environment steps per copy
+        :return: ``False`` when a callback stopped the training
+        """
+        self.policy.set_training_mode(False)
+        rollout_buffer.reset()
+        callback.on_rollout_start()
+        # An environment on another device than the learner's is stepped through NumPy: slower, and right.
+        on_device = isinstance(env, TensorVecEnv) and env.device.type == self.device.type
+        collect = self._collect_on_device if on_device else self._collect_from_vec_env
+        last_obs = collect(env, callback, rollout_buffer, n_rollout_steps)  # type: ignore[arg-type]
+        if last_obs is None:
+            return False
+        check_rollout(rollout_buffer, self.layout, self.num_timesteps)
+        values = rollout_buffer.values if rollout_buffer.has_values else self._rollout_values(rollout_buffer.observations)
+        with th.no_grad():
+            last_values = self.team_policy.team_values(last_obs)
+        rollout_buffer.compute_returns_and_advantages(values, last_values)
+        callback.update_locals(locals())
+        callback.on_rollout_end()
+        return True
+
+    def _draw_noise(self, env: VecEnv, step: int) -> None:
+        """New matrices for state-dependent exploration, at the start of a rollout and every ``sde_sample_freq`` steps."""
+        if self.use_sde and (step == 0 or (self.sde_sample_freq > 0 and step % self.sde_sample_freq == 0)):
+            self.team_policy.reset_noise(env.num_envs)
+
+    def _collect_on_device(
+        self, env: TensorVecEnv, callback: BaseCallback, buffer: AgentRolloutBuffer, n_steps: int
+    ) -> th.Tensor | None:
+        """
+        Step a tensor environment; no number reaches the host unless a callback asks for it.
+
+        :return: the last observation, or ``None`` when a callback stopped the training
+        """
+        statistics = self._device_statistics(env)
+        obs = env.observe()
+        for n_steps_done in range(n_steps):
+            self._draw_noise(env, n_steps_done)
+            actions, log_probs, values = self.team_policy.act(obs)
+            step = env.step_tensor(self.team_policy.env_actions(actions))
+            self.num_timesteps += env.num_envs
+            new_obs, rewards = step.obs, step.rewards
+            infos, dones = statistics.record(step)
+            callback.update_locals(locals())
+            if not callback.on_step():
+                statistics.flush(self.ep_info_buffer)
+                return None
+            if step.final_obs is not None:
+                self._bootstrap_on_device(buffer, step)
+            buffer.add(obs, actions, log_probs, rewards, step.done, values=values)
+            obs = new_obs
+        statistics.flush(self.ep_info_buffer)
+        return obs
+
+    def _device_statistics(self, env: TensorVecEnv) -> DeviceEpisodeStatistics:
+        """The running episodes of this environment; they outlive a rollout, but not a reset."""
+        if self._statistics is None or self._statistics.env is not env:
+            self._statistics = DeviceEpisodeStatistics(env)
+        # The environment keeps its own observations; what SB3 keeps here is only a mark that no reset is due.
+        self._last_obs = np.empty(0, dtype=np.float32)
+        return self._statistics
+
+    def _bootstrap_on_device(self, buffer: AgentRolloutBuffer, step: Any) -> None:
+        """The value of the last observation of every episode that was cut off, not finished."""
+        with th.no_grad():
+            values = self.team_policy.team_values(step.final_obs)
+        if not isinstance(step.truncated, bool):
+            cut = step.truncated.unsqueeze(1)
+            values = th.where(cut if step.terminated is None else cut & ~step.terminated, values, 0.0)
+        buffer.bootstrap[buffer.pos] = values
+
+    def _collect_from_vec_env(
+        self, env: VecEnv, callback: BaseCallback, buffer: AgentRolloutBuffer, n_steps: int
+    ) -> PyTorchObs | None:
+        """
+        Step an ordinary SB3 vector environment.
+
+        :return: the last observation, or ``None`` when a callback stopped the training
+        """
+        has_active = hasattr(env, "agent_active")
+        cut_off: list[tuple[int, int, Any]] = []
+        obs = self._team_tensor(self._last_obs)
+        for n_steps_done in range(n_steps):
+            check_rows(self._last_obs, n_steps_done, self.layout, self.num_timesteps)
+            active = np.array(getattr(env, "agent_active", None)) if has_active else None
+            self._draw_noise(env, n_steps_done)
+            actions, log_probs, values = self.team_policy.act(obs)
+            env_actions = self.team_policy.env_actions(actions).flatten(0, 1).cpu().numpy()
+            new_obs, rewards, dones, infos = env.step(env_actions.reshape(-1, *self.action_space.shape))  # type: ignore[misc]
+            self.num_timesteps += env.num_envs
+            callback.update_locals(locals())
+            if not callback.on_step():
+                return None
+            self._update_info_buffer(infos, dones)
+            cut_off += [(n_steps_done, int(slot), infos[slot]) for slot in np.flatnonzero(dones)]
+            buffer.add(
+                obs,
+                actions,
+                log_probs,
+                th.as_tensor(rewards, dtype=th.float32, device=self.device).view_as(log_probs),
+                th.as_tensor(dones, dtype=th.bool, device=self.device).view_as(log_probs),
+                None if active is None or active.all() else th.as_tensor(active, device=self.device),
+                values,
+            )
+            self._last_obs = new_obs  # type: ignore[assignment]
+            self._last_episode_starts = dones
+            obs = self._team_tensor(new_obs)
+        check_rows(self._last_obs, n_steps, self.layout, self.num_timesteps)
+        self._bootstrap_from_infos(buffer, cut_off)
+        return obs
+
+    def _bootstrap_from_infos(self, buffer: AgentRolloutBuffer, ended: list[tuple[int, int, dict[str, Any]]]) -> None:
+        """The value of the last observation of every episode that was cut off, all in one forward pass."""
+        n_agents = buffer.n_agents
+        cut = [
+            (step, slot, info["terminal_observation"])
+            for step, slot, info in ended
+            if info.get("TimeLimit.truncated", False) and info.get("terminal_observation") is not None
+        ]
+        if not cut:
+            return
+        # Critics are evaluated for whole teams; the rows of agents whose episode goes on are not looked at.
+        teams = {key: row for row, key in enumerate(dict.fromkeys((step, slot // n_agents) for step, slot, _ in cut))}
+        rows = np.array([teams[step, slot // n_agents] * n_agents + slot % n_agents for step, slot, _ in cut])
+        final_obs = _scatter_rows([obs for _, _, obs in cut], rows, len(teams) * n_agents)
+        with th.no_grad():
+            values = self.team_policy.team_values(self._team_tensor(final_obs)).flatten()
+        slots = th.as_tensor(
+            np.array([(step, slot // n_agents, slot % n_agents) for step, slot, _ in cut]), device=self.device
+        )
+        steps, copies, agents = slots.unbind(1)
+        buffer.bootstrap[steps, copies, agents] = values[th.as_tensor(rows, device=self.device)]
+
+    def _team_tensor(self, rows: Any) -> PyTorchObs:
+        """Rows of slots as a tensor ``(n_copies, n_agents, ...)`` on the learner's device."""
+        return self.team_policy.split_rows(obs_as_tensor(rows, self.device))
+
+    def _rollout_values(self, observations: PyTorchObs) -> th.Tensor:
+        """The critics at every step of the rollout, shape ``(n_steps, n_copies, n_agents)``."""
+        buffer = self.rollout_buffer
+        rows = max(1, VALUE_ROWS // buffer.n_agents)
+        chunks = []
+        with th.no_grad():
+            for start in range(0, buffer.size, rows):
+                part = slice(start, start + rows)
+                if isinstance(observations, dict):
+                    chunks.append(self.team_policy.team_values({k: v.flatten(0, 1)[part] for k, v in observations.items()}))
+                else:
+                    chunks.append(self.team_policy.team_values(observations.flatten(0, 1)[part]))
+        return th.cat(chunks).view_as(buffer.values)
+
+
+def _scatter_rows(observations: list[Any], rows: np.ndarray, n_rows: int) -> Any:
+    """Observations of some slots, placed among zeros for all the slots of their teams."""
+    if isinstance(observations[0], dict):
+        return {key: _scatter_rows([obs[key] for obs in observations], rows, n_rows) for key in observations[0]}
+    stacked = np.stack([np.asarray(obs) for obs in observations])
+    placed = np.zeros((n_rows, *stacked.shape[1:]), dtype=stacked.dtype)
+    placed[rows] = stacked
+    return placed
+
+
+def check_rollout(buffer: AgentRolloutBuffer, layout: TeamLayout, num_timesteps: int) -> None:
+    """
+    Check the rewards and observations of a rollout with one look at the device.
+
+    :param buffer: the rollout
+    :param layout: the team
+    :param num_timesteps: agent-steps so far
+    :raises ValueError: if one is NaN or infinite; names the quantity, the agent, its copy and the step
+    """
+    observations = buffer.observations if isinstance(buffer.observations, dict) else {"observations": buffer.observations}
+    quantities = {"rewards": buffer.rewards, **{k: v for k, v in observations.items() if v.is_floating_point()}}
+    # The sum of absolute values is finite exactly when every entry is (and is far from overflow): one number each.
+    sums = th.stack([tensor.abs().sum(dtype=th.float64) for tensor in quantities.values()])
+    if bool(th.isfinite(sums).all()):
+        return
+    for name, tensor in quantities.items():
+        bad = (~th.isfinite(tensor)).flatten(3).any(-1) if tensor.ndim > 3 else ~th.isfinite(tensor)
+        if bool(bad.any()):
+            step, copy, agent = (int(index) for index in bad.nonzero()[0])
+            raise _not_finite(name, step, copy, agent, layout, num_timesteps)
+
+
+def check_rows(rows: Any, step: int, layout: TeamLayout, num_timesteps: int) -> None:
+    """
+    Check what a vector environment returned, before continuous actions, which would be NaN too, are blamed for it.
+
+    :param rows: observations, one row per slot, or a dict of them
+    :param step: step of the rollout
+    :param layout: the team
+    :param num_timesteps: agent-steps so far
+    :raises ValueError: if one is NaN or infinite; names the quantity, the agent, its copy and the step
+    """
+    named = rows if isinstance(rows, dict) else {"observations": rows}
+    for name, part in named.items():
+        if part.dtype.kind == "f" and not np.isfinite(part).all():
+            slot = int(np.flatnonzero(~np.isfinite(part).reshape(len(part), -1).all(1))[0])
+            raise _not_finite(name, step, *divmod(slot, layout.n_agents), layout, num_timesteps)
+
+
+def _not_finite(name: str, step: int, copy: int, agent: int, layout: TeamLayout, num_timesteps: int) -> ValueError:
+    return ValueError(
+        f"`{name}` of agent {layout.possible_agents[agent]!r} in copy {copy} became NaN or infinite at step {step} of the "
+        f"rollout that reached {num_timesteps} agent-steps; the policy was left as it was. Check the environment, for example "
+        "with stable_baselines3.common.vec_env.VecCheckNan"
+    )

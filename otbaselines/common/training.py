@@ -1,0 +1,98 @@
+"""What every learner needs around its updates: metrics that stay on the device, a guard against NaN, and the way back."""
+
+import math
+from collections import defaultdict
+from typing import Any, Protocol
+
+import torch as th
+
+
+class Metrics:
+    """Scalars of many minibatches, which the host reads once."""
+
+    def __init__(self) -> None:
+        self._values: dict[str, list[th.Tensor]] = defaultdict(list)
+
+    def add(self, name: str, value: th.Tensor) -> None:
+        """
+        :param name: under which the mean is logged
+        :param value: a scalar on any device
+        """
+        self._values[name].append(value)
+
+    def means(self) -> dict[str, float]:
+        """
+        :return: the mean of every metric, read from the device at once
+        """
+        if not self._values:
+            return {}
+        means = th.stack([th.stack(values).mean().to(th.float32) for values in self._values.values()])
+        return dict(zip(self._values, means.tolist(), strict=True))
+
+
+class Stateful(Protocol):
+    """A module, an optimizer, or whatever else can be taken back to an earlier state."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """
+        :return: the state, whose tensors may be those in use
+        """
+
+    def load_state_dict(self, state_dict: dict[str, Any], /) -> Any:
+        """
+        :param state_dict: a state of the same form
+        """
+
+
+class Snapshot:
+    """
+    Copies of states, to go back to bit for bit when an update turns out wrong.
+
+    :param parts: modules and optimizers
+    """
+
+    def __init__(self, *parts: Stateful) -> None:
+        self._parts = parts
+        self._states = [_copy(part.state_dict()) for part in parts]
+
+    def restore(self) -> None:
+        """Put every part back to where it was; possible any number of times."""
+        for part, state in zip(self._parts, self._states, strict=True):
+            part.load_state_dict(_copy(state))
+
+
+def _copy(value: Any) -> Any:
+    if isinstance(value, th.Tensor):
+        return value.detach().clone()
+    if isinstance(value, dict):
+        return {key: _copy(entry) for key, entry in value.items()}
+    return [_copy(entry) for entry in value] if isinstance(value, list) else value
+
+
+def parameter_sum(module: th.nn.Module) -> th.Tensor:
+    """
+    The parameters themselves are the last word: a NaN gradient can follow a finite loss.
+
+    :param module: a network
+    :return: the sum of absolute values, finite exactly when every parameter is; shape ``()``
+    """
+    return th.stack([p.detach().abs().sum() for p in module.parameters()]).sum()
+
+
+def check_finite(numbers: dict[str, float], snapshot: Snapshot, num_timesteps: int) -> None:
+    """
+    Undo an update that went wrong.
+
+    :param numbers: what was computed in the update, by name
+    :param snapshot: the state before it
+    :param num_timesteps: steps so far
+    :raises ValueError: if a number is NaN or infinite, after the state was restored; names the quantities
+    """
+    bad = [name for name, value in numbers.items() if not math.isfinite(value)]
+    if bad:
+        snapshot.restore()
+        raise ValueError(
+            f"{', '.join(f'`{name}`' for name in bad)} became NaN or infinite in the update after {num_timesteps} "
+            "agent-steps; the parameters from before it were restored. Lower `learning_rate`, or scale rewards and "
+            "observations"
+        )
