@@ -14,7 +14,7 @@ from typing import Any
 
 import yaml
 
-from otbaselines.common.saving.values import class_from_name
+from otbaselines.common.saving.classes import class_from_name
 
 HYPERPARAMS = Path(__file__).parent / "hyperparams"
 

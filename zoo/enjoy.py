@@ -16,9 +16,9 @@ from stable_baselines3.common.utils import get_device
 from stable_baselines3.common.vec_env import VecEnv
 
 from otbaselines.common.evaluation.team import TeamEvaluation, evaluate_team
+from otbaselines.common.saving.normalizer import FILE_NAME, load_normalizer
 from otbaselines.common.vec_env.make import make_vec_env
 from zoo.configuration import StoreAssignments, merge
-from zoo.normalizer import FILE_NAME, load_normalizer
 from zoo.registry import ALGOS
 
 

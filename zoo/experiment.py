@@ -15,9 +15,9 @@ from stable_baselines3.common.utils import get_device
 from stable_baselines3.common.vec_env import VecEnv, VecNormalize
 
 from otbaselines.common.evaluation.team import TeamEvalCallback
+from otbaselines.common.saving.normalizer import FILE_NAME, SaveNormalizer, load_normalizer, save_normalizer
 from otbaselines.common.vec_env.make import make_vec_env
 from zoo.configuration import read_entry, split_entry
-from zoo.normalizer import FILE_NAME, SaveNormalizer, load_normalizer, save_normalizer
 from zoo.registry import ALGOS
 
 

@@ -8,8 +8,8 @@ import pytest
 import yaml
 from PIL import Image
 
+from otbaselines.common.saving import normalizer
 from otbaselines.wbc import WBC
-from zoo import normalizer
 from zoo.enjoy import enjoy
 from zoo.train import train
 

@@ -18,7 +18,8 @@ from stable_baselines3.common.utils import check_for_correct_spaces, get_system_
 from stable_baselines3.common.vec_env import VecEnv, unwrap_vec_normalize
 
 from otbaselines.common.saving.archive import Archive, SavePath, atomic_write, describe, read_zip, versions, write_zip
-from otbaselines.common.saving.values import MAX_ELEMENTS, decode_value, encode_value
+from otbaselines.common.saving.arrays import MAX_ELEMENTS
+from otbaselines.common.saving.values import decode_value, encode_value
 
 __all__ = ["JsonSaveMixin", "atomic_write", "read_zip", "write_zip"]
 

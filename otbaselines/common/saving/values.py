@@ -5,275 +5,42 @@ Plain JSON values stand for themselves. Everything else is a dictionary tagged w
 what a file says: classes are looked up in an allow-list, and every other object that JSON cannot hold is refused.
 """
 
-import importlib
 import math
-import re
 from collections import OrderedDict, deque
 from collections.abc import Callable
 from enum import Enum
 from typing import Any, Final
 
 import numpy as np
-import numpy.typing as npt
 import torch as th
 from gymnasium import spaces
-from gymnasium.spaces.box import array_short_repr
-from stable_baselines3.common.buffers import BaseBuffer
-from stable_baselines3.common.distributions import Distribution
 from stable_baselines3.common.type_aliases import TrainFreq
 
-from otbaselines.common.schedules import parse_schedule, schedule_from_json, schedule_to_json
-
-__all__ = [
-    "class_from_name",
-    "class_to_name",
-    "decode_value",
-    "encode_value",
-    "parse_schedule",
-    "space_from_json",
-    "space_to_json",
-]
+from otbaselines.common.saving.arrays import (
+    ARRAY_DTYPES,
+    MAX_ELEMENTS,
+    TENSOR_DTYPES,
+    array_from_json,
+    array_to_json,
+    tensor_from_json,
+    tensor_to_json,
+)
+from otbaselines.common.saving.classes import class_from_name, class_to_name
+from otbaselines.common.saving.spaces import space_from_json, space_to_json
+from otbaselines.common.schedules import schedule_from_json, schedule_to_json
 
 KIND: Final = ":kind:"
-# Beyond this many elements an array is data, and belongs into a state dict rather than into JSON.
-MAX_ELEMENTS: Final = 100_000
-_PACKAGES: Final = ("torch.nn", "torch.optim", "stable_baselines3", "otbaselines")
-# A class of these packages is instantiated with arguments from the file, so only kinds whose constructors merely
-# build networks, optimizers and buffers are let through (the packages also hold loggers that open files).
-_STORABLE_BASES: Final = (th.nn.Module, th.optim.Optimizer, BaseBuffer, Distribution)
-_ARRAY_DTYPES: Final = frozenset(
-    ("bool", "int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64", "float16", "float32", "float64")
-)
-_TENSOR_DTYPES: Final[dict[str, th.dtype]] = {
-    str(dtype).removeprefix("torch."): dtype
-    for dtype in (th.bool, th.uint8, th.int8, th.int16, th.int32, th.int64, th.float16, th.bfloat16, th.float32, th.float64)
-}
-
-
-# ---------------------------------------------------------------- classes
-
-
-def _in_packages(module: str) -> bool:
-    return any(module == package or module.startswith(package + ".") for package in _PACKAGES)
-
-
-def class_to_name(cls: type) -> str | None:
-    """
-    The dotted name under which a class is stored.
-
-    :param cls: a network, optimizer, buffer or distribution class
-    :return: its name, in the short public form for torch's own (``torch.nn.Tanh``); None if the class is not one that
-        :func:`class_from_name` would give back
-    """
-    for package in (th.nn, th.optim):
-        if vars(package).get(cls.__name__) is cls:
-            return f"{package.__name__}.{cls.__name__}"
-    name = f"{cls.__module__}.{cls.__qualname__}"
-    try:
-        return name if class_from_name(name) is cls else None
-    except ValueError:
-        return None
-
-
-def class_from_name(name: str) -> type:
-    """
-    Look up a class by its dotted name, only inside torch.nn, torch.optim, stable_baselines3 and otbaselines.
-
-    :param name: the dotted name, e.g. ``torch.nn.Tanh``
-    :return: the class
-    :raises ValueError: if the name leaves those packages, does not exist, or is not a network, optimizer, buffer or
-        distribution class that was defined there
-    """
-    refusal = (
-        f"The class name {name!r} is refused: only network, optimizer, buffer and distribution classes of "
-        f"{', '.join(_PACKAGES)} are loaded by name; give your own through `custom_objects`"
-    )
-    if not re.fullmatch(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)+", name, flags=re.ASCII):
-        raise ValueError(refusal)
-    module_name, _, class_name = name.rpartition(".")
-    if not _in_packages(module_name):
-        raise ValueError(refusal)
-    try:
-        module = importlib.import_module(module_name)
-    except (ImportError, AttributeError, RuntimeError, OSError) as error:
-        raise ValueError(refusal) from error
-    found = vars(module).get(class_name)
-    # The module of the class itself counts: a module's namespace also holds whatever it has imported.
-    if (
-        not isinstance(found, type)
-        or found.__name__ != class_name
-        or not _in_packages(found.__module__)
-        or not issubclass(found, _STORABLE_BASES)
-    ):
-        raise ValueError(refusal)
-    return found
-
-
-# ---------------------------------------------------------------- numbers and arrays
-
-
-def _float_to_json(value: float) -> float | str:
-    # repr keeps every bit of a finite float; JSON has no word for the others.
-    return value if math.isfinite(value) else str(value)
-
-
-def _elements_to_json(array: npt.NDArray[Any]) -> list[Any]:
-    elements: list[Any] = array.ravel().tolist()
-    return [_float_to_json(element) for element in elements] if array.dtype.kind == "f" else elements
-
-
-def _elements_from_json(elements: list[Any], dtype_name: str) -> npt.NDArray[Any]:
-    if dtype_name not in _ARRAY_DTYPES:
-        raise ValueError(f"The dtype {dtype_name!r} is unknown")
-    dtype = np.dtype(dtype_name)
-    return np.array([float(element) for element in elements] if dtype.kind == "f" else elements, dtype=dtype)
-
-
-def _array_to_json(array: npt.NDArray[Any]) -> dict[str, Any]:
-    return {"dtype": array.dtype.name, "shape": list(array.shape), "data": _elements_to_json(array)}
-
-
-def _array_from_json(stored: dict[str, Any]) -> npt.NDArray[Any]:
-    return _elements_from_json(stored["data"], stored["dtype"]).reshape([int(size) for size in stored["shape"]])
-
-
-def _tensor_to_json(tensor: th.Tensor) -> dict[str, Any]:
-    values = tensor.detach().cpu()
-    # float32 holds every bfloat16 exactly; numpy has no such type.
-    array = (values.float() if tensor.dtype == th.bfloat16 else values).numpy()
-    return {
-        "dtype": str(tensor.dtype).removeprefix("torch."),
-        "shape": list(tensor.shape),
-        "data": _elements_to_json(array),
-    }
-
-
-def _tensor_from_json(stored: dict[str, Any]) -> th.Tensor:
-    dtype_name = "float32" if stored["dtype"] == "bfloat16" else stored["dtype"]
-    array = _array_from_json({**stored, "dtype": dtype_name})
-    return th.from_numpy(array).to(_TENSOR_DTYPES[stored["dtype"]])
-
-
-# ---------------------------------------------------------------- spaces
-
-
-def _bound_to_json(bound: npt.NDArray[Any], bounded: npt.NDArray[np.bool_], infinity: str) -> Any:
-    elements = _elements_to_json(bound)
-    if bound.dtype.kind in "iu":
-        # Gymnasium keeps an infinite integer bound as the last value of the dtype, and a flag beside it.
-        elements = [element if flag else infinity for element, flag in zip(elements, bounded.ravel(), strict=True)]
-    # Most boxes, images above all, have one bound for all their elements.
-    if elements and all(element == elements[0] for element in elements) and not (np.signbit(bound) & (bound == 0)).any():
-        return elements[0]
-    return elements
-
-
-def _bound_from_json(stored: Any, shape: tuple[int, ...], dtype: np.dtype[Any], infinity: str) -> Any:
-    elements = stored if isinstance(stored, list) else [stored] * math.prod(shape)
-    bounded = np.array([element != infinity for element in elements], dtype=bool).reshape(shape)
-    if dtype.kind in "iu":
-        extreme = np.iinfo(dtype).min if infinity == "-inf" else np.iinfo(dtype).max
-        elements = [extreme if element == infinity else element for element in elements]
-    return _elements_from_json(elements, dtype.name).reshape(shape), bounded
-
-
-def _box_to_json(space: spaces.Box[Any]) -> dict[str, Any]:
-    return {
-        "dtype": space.dtype.name,
-        "shape": list(space.shape),
-        "low": _bound_to_json(space.low, space.bounded_below, "-inf"),
-        "high": _bound_to_json(space.high, space.bounded_above, "inf"),
-    }
-
-
-def _box_from_json(stored: dict[str, Any]) -> spaces.Box[Any]:
-    if stored["dtype"] not in _ARRAY_DTYPES:
-        raise ValueError(f"The dtype {stored['dtype']!r} is unknown")
-    dtype: np.dtype[Any] = np.dtype(stored["dtype"])
-    shape = tuple(int(size) for size in stored["shape"])
-    low, bounded_below = _bound_from_json(stored["low"], shape, dtype, "-inf")
-    high, bounded_above = _bound_from_json(stored["high"], shape, dtype, "inf")
-    if np.isnan(low).any() or np.isnan(high).any() or (low > high).any():
-        raise ValueError(f"A box needs low <= high, got {low} and {high}")
-    # The constructor rounds the extreme integers, so the exact bounds are set on a box that it has built from safe ones.
-    space: spaces.Box[Any] = spaces.Box(low=0, high=1, shape=shape, dtype=dtype)
-    space.low, space.high = low, high
-    space.bounded_below, space.bounded_above = bounded_below, bounded_above
-    space.low_repr, space.high_repr = array_short_repr(low), array_short_repr(high)
-    return space
-
-
-def space_to_json(space: spaces.Space[Any]) -> dict[str, Any]:
-    """
-    The JSON form of a Gymnasium space. The state of the space's random generator is not part of it.
-
-    :param space: a Box, Discrete, MultiDiscrete, MultiBinary, Dict or Tuple
-    :return: a dictionary with ``type`` and the exact bounds, sizes and dtypes
-    :raises TypeError: if it is another kind of space
-    """
-    if isinstance(space, spaces.Box):
-        return {"type": "Box", **_box_to_json(space)}
-    if isinstance(space, spaces.Discrete):
-        return {"type": "Discrete", "n": int(space.n), "start": int(space.start), "dtype": np.dtype(space.dtype).name}
-    if isinstance(space, spaces.MultiDiscrete):
-        fields = {"nvec": space.nvec.tolist(), "start": space.start.tolist(), "dtype": np.dtype(space.dtype).name}
-        return {"type": "MultiDiscrete", **fields}
-    if isinstance(space, spaces.MultiBinary):
-        return {"type": "MultiBinary", "n": [int(size) for size in space.n] if isinstance(space.n, tuple) else int(space.n)}
-    if isinstance(space, spaces.Dict):
-        # The order of the keys is part of the space: policies flatten by it.
-        return {
-            "type": "Dict",
-            "spaces": [[encode_value(key, name="key"), space_to_json(value)] for key, value in space.spaces.items()],
-        }
-    if isinstance(space, spaces.Tuple):
-        return {"type": "Tuple", "spaces": [space_to_json(value) for value in space.spaces]}
-    raise TypeError(
-        f"A {type(space).__name__} space cannot be saved; use Box, Discrete, MultiDiscrete, MultiBinary, Dict or Tuple"
-    )
-
-
-def space_from_json(stored: dict[str, Any]) -> spaces.Space[Any]:
-    """
-    The inverse of :func:`space_to_json`.
-
-    :param stored: the dictionary
-    :return: an equal space
-    :raises ValueError: if the type is unknown or a value impossible
-    """
-    kind = stored["type"]
-    if kind == "Box":
-        return _box_from_json(stored)
-    if kind in ("Discrete", "MultiDiscrete") and stored["dtype"] not in _ARRAY_DTYPES:
-        raise ValueError(f"The dtype {stored['dtype']!r} is unknown")
-    if kind == "Discrete":
-        # Older Gymnasium knows no dtype here, so it is passed only where it differs from the default.
-        options: dict[str, Any] = {} if stored["dtype"] == "int64" else {"dtype": np.dtype(stored["dtype"]).type}
-        return spaces.Discrete(int(stored["n"]), start=int(stored["start"]), **options)
-    if kind == "MultiDiscrete":
-        dtype = np.dtype(stored["dtype"]).type
-        return spaces.MultiDiscrete(np.array(stored["nvec"], dtype), dtype=dtype, start=np.array(stored["start"], dtype))
-    if kind == "MultiBinary":
-        return spaces.MultiBinary(stored["n"])
-    if kind == "Dict":
-        return spaces.Dict(OrderedDict((decode_value(key), space_from_json(value)) for key, value in stored["spaces"]))
-    if kind == "Tuple":
-        return spaces.Tuple([space_from_json(value) for value in stored["spaces"]])
-    raise ValueError(f"The space type {kind!r} is unknown")
-
-
-# ---------------------------------------------------------------- values
 
 
 def _encode_tagged(value: Any) -> dict[str, Any] | None:
     """The tagged form of an object that is no container, or None if it has none."""
-    if isinstance(value, (np.ndarray, np.generic)) and value.dtype.name in _ARRAY_DTYPES and value.size <= MAX_ELEMENTS:
-        return {KIND: "array" if isinstance(value, np.ndarray) else "scalar", **_array_to_json(np.asarray(value))}
+    if isinstance(value, (np.ndarray, np.generic)) and value.dtype.name in ARRAY_DTYPES and value.size <= MAX_ELEMENTS:
+        return {KIND: "array" if isinstance(value, np.ndarray) else "scalar", **array_to_json(np.asarray(value))}
     # After numpy's scalars: float64 is a Python float too.
     if isinstance(value, float):
         return {KIND: "float", "value": str(value)}
-    if isinstance(value, th.Tensor) and value.dtype in _TENSOR_DTYPES.values() and value.numel() <= MAX_ELEMENTS:
-        return {KIND: "tensor", **_tensor_to_json(value)}
+    if isinstance(value, th.Tensor) and value.dtype in TENSOR_DTYPES.values() and value.numel() <= MAX_ELEMENTS:
+        return {KIND: "tensor", **tensor_to_json(value)}
     if isinstance(value, spaces.Space):
         return {KIND: "space", **space_to_json(value)}
     if isinstance(value, th.dtype):
@@ -334,16 +101,16 @@ def encode_value(value: Any, *, name: str = "value", missing: list[str] | None =
 
 
 def _scalar_from_json(stored: dict[str, Any]) -> Any:
-    return _array_from_json(stored)[()]
+    return array_from_json(stored)[()]
 
 
 _LEAF_DECODERS: Final[dict[str, Callable[[dict[str, Any]], Any]]] = {
     "float": lambda stored: float(stored["value"]),
-    "array": _array_from_json,
+    "array": array_from_json,
     "scalar": _scalar_from_json,
-    "tensor": _tensor_from_json,
+    "tensor": tensor_from_json,
     "space": space_from_json,
-    "torch_dtype": lambda stored: _TENSOR_DTYPES[stored["name"]],
+    "torch_dtype": lambda stored: TENSOR_DTYPES[stored["name"]],
     "class": lambda stored: class_from_name(stored["name"]),
     "schedule": schedule_from_json,
 }

@@ -362,7 +362,7 @@ archive.write_zip(sys.argv[1], data={"new": 1}, tensors={"policy": {"weight": th
 @pytest.mark.skipif(os.name != "posix", reason="needs SIGKILL")
 def test_kill_in_the_middle_of_a_save_leaves_the_old_file_whole(trained: JsonPPO, saved: pathlib.Path) -> None:
     before = saved.read_bytes()
-    root = pathlib.Path(__file__).resolve().parents[2]
+    root = pathlib.Path(__file__).resolve().parents[3]
     environment = {**os.environ, "PYTHONPATH": str(root), "OMP_NUM_THREADS": "1"}
     with subprocess.Popen([sys.executable, "-c", KILLED, str(saved)], stdout=subprocess.PIPE, env=environment) as process:
         assert process.stdout is not None

@@ -15,15 +15,10 @@ from stable_baselines3.common.buffers import RolloutBuffer
 from stable_baselines3.common.torch_layers import NatureCNN
 from stable_baselines3.common.utils import ConstantSchedule, FloatSchedule, LinearSchedule
 
-from otbaselines.common.saving.values import (
-    MAX_ELEMENTS,
-    class_from_name,
-    class_to_name,
-    decode_value,
-    encode_value,
-    space_from_json,
-    space_to_json,
-)
+from otbaselines.common.saving.arrays import MAX_ELEMENTS
+from otbaselines.common.saving.classes import class_from_name, class_to_name
+from otbaselines.common.saving.spaces import space_from_json, space_to_json
+from otbaselines.common.saving.values import decode_value, encode_value
 from otbaselines.common.schedules import ProportionalSchedule, parse_schedule
 
 SPACES: list[spaces.Space[Any]] = [
@@ -217,7 +212,7 @@ def test_classes_of_the_allowed_packages_have_a_name_and_come_back(cls: type, na
         "stable_baselines3.common.base_class.BaseAlgorithm.load",
         "stable_baselines3.common.logger.HumanOutputFormat",
         "stable_baselines3.common.vec_env.base_vec_env.CloudpickleWrapper",
-        "otbaselines.common.saving.values.importlib",
+        "otbaselines.common.saving.classes.importlib",
         "otbaselines.common.saving.archive.pickle.Unpickler",
         "otbaselines_evil.Net",
         "otbaselines..Net",

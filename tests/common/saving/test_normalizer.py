@@ -7,7 +7,7 @@ import pytest
 from stable_baselines3.common.vec_env import VecNormalize
 
 from otbaselines import make_vec_env
-from zoo.normalizer import load_normalizer, save_normalizer
+from otbaselines.common.saving.normalizer import load_normalizer, save_normalizer
 
 
 def _stepped(norm_obs: bool = True) -> VecNormalize:
