@@ -2,7 +2,7 @@
 
 from importlib.metadata import PackageNotFoundError, version
 
-from otbaselines import ot
+from otbaselines import envs, ot
 from otbaselines.common.evaluation.team import TeamEvalCallback, TeamEvaluation, evaluate_team
 from otbaselines.common.vec_env.make import make_vec_env
 from otbaselines.common.vec_env.parallel import ParallelVecEnv
@@ -22,6 +22,7 @@ __all__ = [
     "TeamEvalCallback",
     "TeamEvaluation",
     "TensorVecEnv",
+    "envs",
     "evaluate_team",
     "make_vec_env",
     "ot",

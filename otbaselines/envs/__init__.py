@@ -1,13 +1,12 @@
 """Team environments, each as a PettingZoo ``ParallelEnv`` and as a batched ``TensorVecEnv`` with the same dynamics."""
 
 import difflib
-from collections.abc import Callable
 from typing import Any
 
 import torch as th
 from pettingzoo import ParallelEnv
 
-from otbaselines.common.vec_env.registry import TeamEnvSpec
+from otbaselines.common.vec_env.registry import TeamEnvSpec, register, registry
 from otbaselines.common.vec_env.tensor import TensorVecEnv
 from otbaselines.envs.navigation import NavigationConfig, NavigationEnv
 from otbaselines.envs.navigation_tensor import NavigationVecEnv
@@ -26,30 +25,6 @@ __all__ = [
     "register",
     "registry",
 ]
-
-#: The known environments by id.
-registry: dict[str, TeamEnvSpec] = {}
-
-
-def register(
-    id: str,
-    parallel_factory: Callable[..., ParallelEnv[Any, Any, Any]],
-    tensor_factory: Callable[..., TensorVecEnv] | None = None,
-) -> None:
-    """
-    Make an environment known by a name.
-
-    :param id: name, by convention ``"namespace/Name-v0"``
-    :param parallel_factory: called with the environment's keyword arguments
-    :param tensor_factory: called with ``n_copies``, ``device``, ``seed`` and the environment's keyword arguments; ``None``
-        where there is no batched version
-    :raises ValueError: if the name is empty or taken
-    """
-    if not id:
-        raise ValueError("`id` must not be empty; use a name such as 'mine/Gather-v0'")
-    if id in registry:
-        raise ValueError(f"`id` {id!r} is taken; choose another, or delete it from `otbaselines.envs.registry` first")
-    registry[id] = TeamEnvSpec(id=id, parallel=parallel_factory, tensor=tensor_factory)
 
 
 def make_parallel(id: str, **env_kwargs: Any) -> ParallelEnv[Any, Any, Any]:

@@ -1,6 +1,7 @@
 """What holds for every environment of the package: the registry, Stable-Baselines3's tools, pictures and determinism."""
 
 from typing import Any
+from unittest import mock
 
 import gymnasium as gym
 import numpy as np
@@ -52,8 +53,8 @@ def test_an_unknown_id_is_met_with_the_close_and_the_known_ones() -> None:
         make_parallel("zzz")
 
 
-def test_environments_of_others_can_be_registered_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(envs, "registry", dict(envs.registry))
+@mock.patch.dict(envs.registry)
+def test_environments_of_others_can_be_registered_once() -> None:
     envs.register("mine/Small-v0", lambda: make_parallel(NAVIGATION, n_agents=2))
     assert make_parallel("mine/Small-v0").max_num_agents == 2
     with pytest.raises(ValueError, match="no batched version; use `make_parallel`"):

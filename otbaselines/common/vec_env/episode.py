@@ -5,7 +5,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from otbaselines.common.vec_env.copies import TeamEnv
-from otbaselines.common.vec_env.rows import Array, ObservationWriter
+from otbaselines.common.vec_env.rows import ObservationWriter
+from otbaselines.common.vec_env.spaces import Array
 
 Infos = list[dict[str, Any]]
 

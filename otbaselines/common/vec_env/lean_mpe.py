@@ -15,7 +15,8 @@ from pettingzoo.utils.wrappers import AssertOutOfBoundsWrapper, ClipOutOfBoundsW
 
 from otbaselines.common.vec_env.copies import TeamEnv
 from otbaselines.common.vec_env.episode import Infos, TeamCopy
-from otbaselines.common.vec_env.rows import Array, ObservationWriter
+from otbaselines.common.vec_env.rows import ObservationWriter
+from otbaselines.common.vec_env.spaces import Array
 
 # Wrappers that only check what the vector environment has already checked.
 _CHECKING_WRAPPERS = (OrderEnforcingWrapper, AssertOutOfBoundsWrapper, ClipOutOfBoundsWrapper)

@@ -16,7 +16,7 @@ from stable_baselines3.common.vec_env import SubprocVecEnv, VecEnv
 
 from otbaselines.common.vec_env.copies import as_parallel
 from otbaselines.common.vec_env.parallel import ParallelVecEnv
-from otbaselines.common.vec_env.registry import registered_team_envs, team_env_spec
+from otbaselines.common.vec_env.registry import registry
 from otbaselines.common.vec_env.subproc import SubprocParallelVecEnv
 from otbaselines.common.vec_env.supersuit import contains_supersuit, from_supersuit, replace_supersuit
 
@@ -121,7 +121,7 @@ class _Factory:
 def _from_id(
     env_id: str, n_copies: int, seed: int | None, device: th.device | str, backend: str, kwargs: dict[str, Any]
 ) -> VecEnv:
-    spec = team_env_spec(env_id)
+    spec = registry.get(env_id)
     if spec is not None and spec.tensor is not None and backend in ("auto", "tensor"):
         venv: VecEnv = _Factory(spec.tensor, {"n_copies": n_copies, "device": device, "seed": seed, **kwargs}, env_id)()
         return venv
@@ -204,7 +204,7 @@ def _is_gymnasium_id(env_id: str) -> bool:
 
 
 def _unknown(env_id: str) -> str:
-    known = {*registered_team_envs(), *pettingzoo.parallel_registry, *gym.registry}
+    known = {*registry, *pettingzoo.parallel_registry, *gym.registry}
     for package in {*_EXTRAS, env_id.partition("/")[0]}:
         spec = importlib.util.find_spec(package) if package.isidentifier() else None
         paths = spec.submodule_search_locations if spec is not None else None

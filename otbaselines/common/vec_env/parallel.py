@@ -19,7 +19,8 @@ from otbaselines.common.vec_env.copies import (
     stream_fingerprint,
 )
 from otbaselines.common.vec_env.lean_mpe import make_team_copy
-from otbaselines.common.vec_env.rows import ActionReader, Array, ObservationWriter, TeamSpaces, team_spaces
+from otbaselines.common.vec_env.rows import ActionReader, ObservationWriter
+from otbaselines.common.vec_env.spaces import Array, TeamSpaces, team_spaces
 
 
 class TeamVecEnv(VecEnv):
@@ -157,7 +158,7 @@ class ParallelVecEnv(TeamVecEnv):
     left are zero with ``done`` false, and ``agent_active`` says so; learners that do not look at it (those of
     Stable-Baselines3) take these rows for experience, and ``VecMonitor`` counts them in its lengths.
 
-    Teams whose spaces differ share padded ones (:func:`~otbaselines.common.vec_env.rows.team_spaces`).
+    Teams whose spaces differ share padded ones (:func:`~otbaselines.common.vec_env.spaces.team_spaces`).
 
     :param env_or_factories: a factory, a list of factories (one per copy), or an environment, which is then copied
     :param n_copies: number of copies of the team; taken from a list's length

@@ -1,11 +1,8 @@
-"""Finding team environments by name, which lets the learners build environments without importing them."""
+"""Team environments by name: environments are put in from above, and the learners find them without importing them."""
 
-import importlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
-
-_HOME = "otbaselines.envs"
 
 
 @dataclass(frozen=True)
@@ -24,18 +21,22 @@ class TeamEnvSpec:
     tensor: Callable[..., Any] | None = None
 
 
-def registered_team_envs() -> dict[str, TeamEnvSpec]:
-    """Return every environment in ``otbaselines.envs.registry`` by name, those that users registered included."""
-    # The environments stand above this layer, so they are found by name, and only when somebody asks for one.
-    registry: dict[str, TeamEnvSpec] = importlib.import_module(_HOME).registry
-    return registry
+#: The known environments by id.
+registry: dict[str, TeamEnvSpec] = {}
 
 
-def team_env_spec(id: str) -> TeamEnvSpec | None:
+def register(id: str, parallel_factory: Callable[..., Any], tensor_factory: Callable[..., Any] | None = None) -> None:
     """
-    Look up a registered team environment.
+    Make an environment known by a name.
 
-    :param id: the name
-    :return: how to build it, or ``None`` where the name is not registered
+    :param id: name, by convention ``"namespace/Name-v0"``
+    :param parallel_factory: called with the environment's keyword arguments
+    :param tensor_factory: called with ``n_copies``, ``device``, ``seed`` and the environment's keyword arguments; ``None``
+        where there is no batched version
+    :raises ValueError: if the name is empty or taken
     """
-    return registered_team_envs().get(id)
+    if not id:
+        raise ValueError("`id` must not be empty; use a name such as 'mine/Gather-v0'")
+    if id in registry:
+        raise ValueError(f"`id` {id!r} is taken; choose another, or delete it from `otbaselines.envs.registry` first")
+    registry[id] = TeamEnvSpec(id=id, parallel=parallel_factory, tensor=tensor_factory)

@@ -1,10 +1,16 @@
-"""Which spaces the team policies can handle."""
+"""Which spaces the team policies can handle, and the one space that a team's slots share."""
 
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from gymnasium import spaces
 
+Array = np.ndarray[Any, Any]
+Space = spaces.Space[Any]
+
+_PAD_REMEDY = "use `pad=True`, or supersuit's `pad_observations_v0` and `pad_action_space_v0`"
 _KNOWN = (spaces.Box, spaces.Discrete, spaces.MultiDiscrete, spaces.MultiBinary)
 
 
@@ -38,3 +44,95 @@ def _action_remedy(space: spaces.Space[Any]) -> str | None:
     if isinstance(space, spaces.MultiDiscrete) and (space.start != 0).any():
         return "count its choices from zero, and add the start in a wrapper"
     return None
+
+
+@dataclass(frozen=True)
+class TeamSpaces:
+    """
+    The native spaces of a team's agents and the padded spaces that all slots share.
+
+    :param agent_observation_spaces: native observation space of every agent, in slot order
+    :param agent_action_spaces: native action space of every agent, in slot order
+    :param observation_space: the space that every native observation fits into after zero-padding
+    :param action_space: the space that covers every native action space
+    """
+
+    agent_observation_spaces: dict[str, Space]
+    agent_action_spaces: dict[str, Space]
+    observation_space: Space
+    action_space: Space
+
+    @property
+    def agents(self) -> tuple[str, ...]:
+        """Names of the agents in slot order."""
+        return tuple(self.agent_observation_spaces)
+
+
+def team_spaces(
+    observation_spaces: Mapping[str, Space], action_spaces: Mapping[str, Space], *, pad: bool = True
+) -> TeamSpaces:
+    """
+    Find the spaces that a team's slots can share.
+
+    One-dimensional boxes are padded to the longest, ``Discrete`` spaces to the largest number of choices. Boxes of equal
+    shape but different bounds get the union of the bounds. Everything else has to be equal for all agents.
+
+    :param observation_spaces: native observation space of every agent
+    :param action_spaces: native action space of every agent
+    :param pad: whether spaces may differ between agents at all
+    :return: the native and the shared spaces
+    :raises ValueError: if the team is empty, or the spaces differ in kind, or differ although ``pad=False``
+    """
+    if not observation_spaces:
+        raise ValueError("the environment has no agents: `possible_agents` is empty; a team needs at least one agent")
+    return TeamSpaces(
+        agent_observation_spaces=dict(observation_spaces),
+        agent_action_spaces=dict(action_spaces),
+        observation_space=_shared_space("observation", observation_spaces, pad=pad),
+        action_space=_shared_space("action", action_spaces, pad=pad),
+    )
+
+
+def _shared_space(role: str, native: Mapping[str, Space], *, pad: bool) -> Space:
+    first, *others = native.values()
+    _check_supported(role, native)
+    if all(space == first for space in others):
+        # Policies number their choices from zero; where a space starts elsewhere the offset is added on the way in.
+        is_offset = role == "action" and isinstance(first, spaces.Discrete) and first.start != 0
+        return spaces.Discrete(int(first.n)) if is_offset and isinstance(first, spaces.Discrete) else first
+    if not pad:
+        raise ValueError(f"the agents' {role} spaces differ ({_listing(native)}) but `pad=False`; {_PAD_REMEDY}")
+    if all(isinstance(space, spaces.Discrete) for space in native.values()):
+        return spaces.Discrete(max(int(space.n) for space in native.values() if isinstance(space, spaces.Discrete)))
+    boxes = [space for space in native.values() if isinstance(space, spaces.Box)]
+    if len(boxes) == len(native) and (len({box.shape for box in boxes}) == 1 or all(len(box.shape) == 1 for box in boxes)):
+        return _covering_box(boxes)
+    raise ValueError(
+        f"the agents' {role} spaces cannot be padded to a common one: {_listing(native)}; give all agents Discrete spaces, or "
+        "all one-dimensional Boxes, for instance with supersuit's `flatten_v0` or `resize_v1`, or train each kind on its own"
+    )
+
+
+def _check_supported(role: str, native: Mapping[str, Space]) -> None:
+    for agent, space in native.items():
+        parts = list(space.spaces.values()) if isinstance(space, spaces.Dict) and role == "observation" else [space]
+        if not parts or not all(isinstance(part, _KNOWN) for part in parts):
+            raise ValueError(
+                f"the {role} space of agent {agent!r} is {space}, which is not supported; use Box, Discrete, MultiDiscrete or "
+                "MultiBinary, or (for observations) an un-nested Dict of them"
+            )
+
+
+def _covering_box(boxes: Sequence[spaces.Box]) -> spaces.Box:
+    shape = max((box.shape for box in boxes), key=lambda dims: dims[0] if dims else 0)
+    # A coordinate that an agent lacks is filled with zeros, so the bounds have to admit zero there.
+    low, high = np.full((len(boxes), *shape), 0.0), np.full((len(boxes), *shape), 0.0)
+    for row, box in enumerate(boxes):
+        where = tuple(slice(0, size) for size in box.shape)
+        low[row][where], high[row][where] = box.low, box.high
+    dtype = np.result_type(*(box.dtype for box in boxes))
+    return spaces.Box(low.min(axis=0).astype(dtype), high.max(axis=0).astype(dtype), dtype=dtype.type)
+
+
+def _listing(native: Mapping[str, Space]) -> str:
+    return ", ".join(f"{agent}: {space}" for agent, space in native.items())

@@ -17,7 +17,8 @@ from stable_baselines3.common.vec_env.base_vec_env import VecEnvObs, VecEnvStepR
 
 from otbaselines.common.vec_env.copies import check_distinct_streams, stream_fingerprint
 from otbaselines.common.vec_env.parallel import ParallelVecEnv, TeamVecEnv
-from otbaselines.common.vec_env.rows import Array, ObservationWriter, TeamSpaces
+from otbaselines.common.vec_env.rows import ObservationWriter
+from otbaselines.common.vec_env.spaces import Array, TeamSpaces
 
 
 @dataclass(frozen=True)
