@@ -49,8 +49,7 @@ class PlaneTeamEnv(ParallelEnv[str, Array, Any]):
             agent: _fresh_box(action_space) if isinstance(action_space, spaces.Box) else spaces.Discrete(action_space.n)
             for agent in possible_agents
         }
-        low, high = (np.tile(bound, len(possible_agents)) for bound in (observation_space.low, observation_space.high))
-        self.state_space = spaces.Box(low, high, dtype=np.float32)
+        self.state_space = state_space_of(observation_space, len(possible_agents))
         self.steps = 0
         self._np_random, _ = seeding.np_random()
         self._trail: list[Array] = []
@@ -179,6 +178,12 @@ class PlaneTeamEnv(ParallelEnv[str, Array, Any]):
     @abstractmethod
     def _scene(self, trail: Array) -> Scene:
         """Describe the present moment for drawing, given the trail ``(n_moments, n_agents, 2)`` that ends in it."""
+
+
+def state_space_of(observation_space: spaces.Box, n_agents: int) -> spaces.Box:
+    """Return the space of a whole team's observations, one after the other: what these environments call their state."""
+    low, high = (np.tile(bound, n_agents) for bound in (observation_space.low, observation_space.high))
+    return spaces.Box(low, high, dtype=np.float32)
 
 
 def _fresh_box(space: spaces.Box) -> spaces.Box:

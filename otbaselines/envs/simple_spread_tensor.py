@@ -8,6 +8,7 @@ import torch as th
 
 from otbaselines.common.vec_env.tensor import TensorVecEnv
 from otbaselines.envs._drawing import TensorTrail, draw_scene
+from otbaselines.envs._parallel import state_space_of
 from otbaselines.envs.simple_spread import (
     AGENT_RADIUS,
     CAPTURE_RADIUS,
@@ -58,6 +59,7 @@ class SimpleSpreadVecEnv(Curriculum, TensorVecEnv):
             agent_observation_spaces={agent: self.config.observation_space() for agent in self.config.possible_agents},
             agent_action_spaces={agent: self.config.action_space() for agent in self.config.possible_agents},
             max_episode_steps=self.config.max_cycles,
+            state_space=state_space_of(self.config.observation_space(), len(self.config.possible_agents)),
             terminates_early=self.config.terminate_on_success,
             device=device,
             seed=seed,

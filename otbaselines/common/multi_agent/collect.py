@@ -96,7 +96,8 @@ class TeamRollouts(OnPolicyAlgorithm):
             if not callback.on_step():
                 statistics.flush(self.ep_info_buffer)
                 return None
-            if step.final_obs is not None:
+            # A host `False` says that nobody was cut off: no episode ended, or all of them terminated.
+            if step.truncated is not False:
                 self._bootstrap_on_device(buffer, step)
             buffer.add(obs, actions, log_probs, rewards, step.done, values=values)
             obs = new_obs

@@ -34,6 +34,7 @@ class TeamCopy:
         self._lengths = [0] * len(agents)
         self._started = time.time()
         self._checked = False
+        self._keeps_states = False
         self._rows: Any = None
 
     def reset(self, rows: Any, seed: int | None = None, options: dict[str, Any] | None = None) -> None:
@@ -103,9 +104,28 @@ class TeamCopy:
             else:
                 self._writer.write(rows, index, self._observation(observations, index))
         self._rows = rows
+        if self._keeps_states:
+            self._add_terminal_states(infos)
         if True not in self.live:
             self.reset(rows)
         return infos
+
+    def state(self) -> Array:
+        """
+        Return the environment's state; those who ask once also find ``terminal_state`` in the infos of truncated agents.
+
+        :return: float32 vector
+        :raises ValueError: if it contradicts the environment's ``state_space``
+        """
+        self._keeps_states = True
+        return self._writer.state(self.env.state())
+
+    def _add_terminal_states(self, infos: Infos) -> None:
+        cut_off = [info for info in infos if info["TimeLimit.truncated"]]
+        if cut_off:
+            state = self.state()
+            for info in cut_off:
+                info["terminal_state"] = state
 
     def _join(self, index: int, observation: Any, rows: Any) -> None:
         # `live` is replaced, not changed, so that its owner sees from its identity that the team has changed.

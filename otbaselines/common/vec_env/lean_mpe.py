@@ -100,5 +100,7 @@ class LeanMpeCopy(TeamCopy):
             raw.agents = self.env.agents = []
             for index in range(len(agents)):
                 self._leave(index, rows, dones, infos[index], truncated=truncated)
+            if self._keeps_states:
+                self._add_terminal_states(infos)
             self.reset(rows)
         return infos

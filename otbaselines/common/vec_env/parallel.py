@@ -18,6 +18,7 @@ from otbaselines.common.vec_env.copies import (
     owner_of,
     stream_fingerprint,
 )
+from otbaselines.common.vec_env.episode import TeamCopy
 from otbaselines.common.vec_env.lean_mpe import make_team_copy
 from otbaselines.common.vec_env.rows import ActionReader, ObservationWriter
 from otbaselines.common.vec_env.spaces import Array, TeamSpaces, team_spaces
@@ -39,6 +40,7 @@ class TeamVecEnv(VecEnv):
         self.possible_agents = list(team.agents)
         self.agent_observation_spaces = team.agent_observation_spaces
         self.agent_action_spaces = team.agent_action_spaces
+        self.state_space = team.state_space
         self.agent_active: Array = np.zeros((n_copies, self.n_agents), dtype=np.bool_)
         self._team = team
         self._reader = ActionReader(team, n_copies)
@@ -87,7 +89,24 @@ class TeamVecEnv(VecEnv):
 
     @abstractmethod
     def _call_copies(self, method: str, copies: Sequence[int], *args: Any, **kwargs: Any) -> dict[int, Any]:
-        """Call one of ``get``, ``set``, ``call`` or ``wrapped`` on some copies and return the results by copy."""
+        """Call one of ``_COPY_METHODS`` on some copies and return the results by copy."""
+
+    def team_states(self) -> Array | None:
+        """
+        Return the state of every copy, as the environment's ``state()`` gives it: of the new episode where one has begun.
+
+        Environments are asked only when somebody calls this. From the first call on, ``infos[slot]["terminal_state"]``
+        holds the state before the restart wherever an agent was truncated; team-mates share the array.
+
+        :return: ``(n_copies, *state_space.shape)`` float32; ``None`` where ``state_space`` is
+        :raises ValueError: if a state contradicts ``state_space`` or is not finite
+        :raises RuntimeError: before the first reset
+        """
+        if self.state_space is None:
+            return None
+        if not self._has_reset:
+            raise RuntimeError("the environment was never reset; call `reset` before `team_states`")
+        return np.stack(list(self._call_copies("state", range(self.n_copies)).values()))
 
     def _for_slots(self, method: str, indices: VecEnvIndices, *args: Any, **kwargs: Any) -> list[Any]:
         # Team-mates share their copy, which is therefore asked once, however many of its slots are named.
@@ -157,6 +176,9 @@ class ParallelVecEnv(TeamVecEnv):
     that no monitor is needed. A copy restarts when none of its agents is left. Until then the rows of agents that have
     left are zero with ``done`` false, and ``agent_active`` says so; learners that do not look at it (those of
     Stable-Baselines3) take these rows for experience, and ``VecMonitor`` counts them in its lengths.
+
+    ``state_space`` and :meth:`team_states` give the environment's own ``state()`` to critics that see everything. The
+    space is ``None`` for environments without a ``state_space`` that is a ``Box``.
 
     Teams whose spaces differ share padded ones (:func:`~otbaselines.common.vec_env.spaces.team_spaces`).
 
@@ -251,7 +273,7 @@ class ParallelVecEnv(TeamVecEnv):
 
     def _call_copies(self, method: str, copies: Sequence[int], *args: Any, **kwargs: Any) -> dict[int, Any]:
         function = _COPY_METHODS[method]
-        return {copy: function(self.envs[copy], *args, **kwargs) for copy in copies}
+        return {copy: function(self._copies[copy], *args, **kwargs) for copy in copies}
 
 
 def _spaces_of(env: Any, *, pad: bool) -> TeamSpaces:
@@ -262,10 +284,12 @@ def _spaces_of(env: Any, *, pad: bool) -> TeamSpaces:
         {str(agent): env.observation_space(agent) for agent in agents},
         {str(agent): native_action_space(env, agent) if pad else env.action_space(agent) for agent in agents},
         pad=pad,
+        state_space=getattr(env, "state_space", None),
     )
 
 
-def _get(env: Any, name: str) -> Any:
+def _get(copy: TeamCopy, name: str) -> Any:
+    env = copy.env
     owner = owner_of(env, name)
     if owner is None:
         if name == "render_mode":
@@ -274,16 +298,22 @@ def _get(env: Any, name: str) -> Any:
     return getattr(owner, name)
 
 
-def _set(env: Any, name: str, value: Any) -> None:
-    setattr(owner_of(env, name) or env.unwrapped, name, value)
+def _set(copy: TeamCopy, name: str, value: Any) -> None:
+    setattr(owner_of(copy.env, name) or copy.env.unwrapped, name, value)
 
 
-def _call(env: Any, name: str, *args: Any, **kwargs: Any) -> Any:
-    return _get(env, name)(*args, **kwargs)
+def _call(copy: TeamCopy, name: str, *args: Any, **kwargs: Any) -> Any:
+    return _get(copy, name)(*args, **kwargs)
 
 
-def _wrapped(env: Any, wrapper_class: type) -> bool:
-    return any(isinstance(inner, wrapper_class) for inner in inner_envs(env))
+def _wrapped(copy: TeamCopy, wrapper_class: type) -> bool:
+    return any(isinstance(inner, wrapper_class) for inner in inner_envs(copy.env))
 
 
-_COPY_METHODS: dict[str, Callable[..., Any]] = {"get": _get, "set": _set, "call": _call, "wrapped": _wrapped}
+_COPY_METHODS: dict[str, Callable[..., Any]] = {
+    "get": _get,
+    "set": _set,
+    "call": _call,
+    "wrapped": _wrapped,
+    "state": TeamCopy.state,
+}

@@ -22,6 +22,7 @@ class ObservationWriter:
         self._native = list(team.agent_observation_spaces.values())
         self._shapes = [space.shape for space in self._native]
         self._padded = [shape != self._space.shape for shape in self._shapes]
+        self._state_space = team.state_space
 
     def empty(self, n_rows: int) -> Any:
         """Return zeros for ``n_rows`` slots: an array, or a dict of arrays for a ``Dict`` space."""
@@ -76,6 +77,26 @@ class ObservationWriter:
         """Set one row to zero."""
         for part in _parts(buffer):
             part[index] = 0
+
+    def state(self, state: Any) -> Array:
+        """
+        Flatten what an environment's ``state()`` returned.
+
+        :param state: an array of real numbers
+        :return: a float32 vector of its own memory
+        :raises ValueError: if its size contradicts ``state_space``, or it is not made of finite numbers
+        """
+        assert self._state_space is not None
+        array = np.asarray(state)
+        if array.dtype.kind not in "fiub" or array.size != self._state_space.shape[0]:
+            raise ValueError(
+                f"`state()` returned an array of shape {array.shape} and dtype {array.dtype}, but `state_space` holds "
+                f"{self._state_space.shape[0]} numbers; make the two agree"
+            )
+        row: Array = array.astype(np.float32).reshape(-1)
+        if not np.isfinite(row).all():
+            raise ValueError("`state()` returned NaN or infinity; check the environment")
+        return row
 
     def _as_native(self, index: int, observation: Any) -> Array:
         array = np.asarray(observation)

@@ -55,12 +55,14 @@ class TeamSpaces:
     :param agent_action_spaces: native action space of every agent, in slot order
     :param observation_space: the space that every native observation fits into after zero-padding
     :param action_space: the space that covers every native action space
+    :param state_space: the environment's state as one float32 vector; ``None`` where it offers none
     """
 
     agent_observation_spaces: dict[str, Space]
     agent_action_spaces: dict[str, Space]
     observation_space: Space
     action_space: Space
+    state_space: spaces.Box | None = None
 
     @property
     def agents(self) -> tuple[str, ...]:
@@ -69,7 +71,11 @@ class TeamSpaces:
 
 
 def team_spaces(
-    observation_spaces: Mapping[str, Space], action_spaces: Mapping[str, Space], *, pad: bool = True
+    observation_spaces: Mapping[str, Space],
+    action_spaces: Mapping[str, Space],
+    *,
+    pad: bool = True,
+    state_space: Space | None = None,
 ) -> TeamSpaces:
     """
     Find the spaces that a team's slots can share.
@@ -80,6 +86,7 @@ def team_spaces(
     :param observation_spaces: native observation space of every agent
     :param action_spaces: native action space of every agent
     :param pad: whether spaces may differ between agents at all
+    :param state_space: the environment's own, of which Boxes are flattened; other kinds count as none
     :return: the native and the shared spaces
     :raises ValueError: if the team is empty, or the spaces differ in kind, or differ although ``pad=False``
     """
@@ -90,7 +97,17 @@ def team_spaces(
         agent_action_spaces=dict(action_spaces),
         observation_space=_shared_space("observation", observation_spaces, pad=pad),
         action_space=_shared_space("action", action_spaces, pad=pad),
+        state_space=_flat_box(state_space),
     )
+
+
+def _flat_box(space: Space | None) -> spaces.Box | None:
+    if not isinstance(space, spaces.Box) or not space.low.size:
+        return None
+    # Bounds of float64 that float32 cannot hold become infinite, which is what they mean.
+    with np.errstate(over="ignore"):
+        low, high = (bound.astype(np.float32).reshape(-1) for bound in (space.low, space.high))
+    return spaces.Box(low, high, dtype=np.float32)
 
 
 def _shared_space(role: str, native: Mapping[str, Space], *, pad: bool) -> Space:

@@ -23,19 +23,24 @@ class TensorStep:
 
     :param obs: observations after finished copies have restarted, ``(n_copies, n_agents, obs_dim)`` float32
     :param rewards: rewards of this step, ``(n_copies, n_agents)`` float32
-    :param terminated: agents that reached a terminal state, ``(n_copies, n_agents)`` bool; ``None`` where the
-        environment never terminates
+    :param terminated: agents that reached a terminal state, ``(n_copies, n_agents)`` bool; a host ``bool`` where all
+        episodes terminate in lockstep; ``None`` where the environment never terminates
     :param truncated: a host ``bool`` where all copies run in lockstep, else ``(n_copies,)`` bool. It is also true of a
         copy that restarts because some, but not all, of its agents terminated: for the others the episode was cut
     :param final_obs: observations before the restart, shaped as ``obs``, meaningful for the finished copies only;
         ``None`` where it is known that none finished
+    :param state: the team's state, belonging to ``obs``, ``(n_copies, state_dim)`` float32; ``None`` where the
+        environment has none
+    :param final_state: the state that belongs to ``final_obs``; ``None`` with either of the others
     """
 
     obs: th.Tensor
     rewards: th.Tensor
-    terminated: th.Tensor | None
+    terminated: th.Tensor | bool | None
     truncated: bool | th.Tensor
     final_obs: th.Tensor | None
+    state: th.Tensor | None = None
+    final_state: th.Tensor | None = None
 
     @property
     def done(self) -> bool | th.Tensor:
@@ -44,8 +49,8 @@ class TensorStep:
 
         A copy restarts as a whole, so the columns of one row are always equal.
         """
-        if self.terminated is None:
-            return self.truncated
+        if not isinstance(self.terminated, th.Tensor):
+            return self.terminated or self.truncated
         truncated = self.truncated if isinstance(self.truncated, bool) else self.truncated.unsqueeze(1)
         return self.terminated | truncated
 
@@ -60,7 +65,8 @@ class TensorVecEnv(VecEnv):
 
     A subclass stores its state in tensors and implements :meth:`_reset_state`, :meth:`_observe` and
     :meth:`_transition`; counting steps, truncation, restarting and final observations are done here.
-    :meth:`_state`, :meth:`_load_state` and :meth:`_draw` are optional. Randomness must come from ``self.generator``.
+    :meth:`_observe_global`, :meth:`_state`, :meth:`_load_state` and :meth:`_draw` are optional. Randomness must come from
+    ``self.generator``.
 
     A team's episode ends as one: if any agent of a copy terminates the copy restarts, and team-mates who had not
     terminated are truncated. Teams whose members leave at different times belong in a ``ParallelVecEnv``.
@@ -68,15 +74,21 @@ class TensorVecEnv(VecEnv):
     :param n_copies: number of independent copies, at least 1
     :param agent_observation_spaces: one-dimensional float32 ``Box`` of every agent, in slot order; all of one shape
     :param agent_action_spaces: ``Discrete`` or one-dimensional ``Box`` of every agent; all equal
-    :param max_episode_steps: steps after which an episode is truncated, at least 1
+    :param max_episode_steps: steps after which an episode is over, at least 1: truncated, unless
+        ``terminates_in_lockstep``
     :param terminates_early: whether :meth:`_transition` may report termination. Without it all copies run in lockstep
         under a counter on the host; with it every copy has a counter on the device, and the environment draws a start
         for all copies at every step, of which only the finished ones use theirs
+    :param terminates_in_lockstep: every episode is over for good after exactly ``max_episode_steps`` steps (one-shot
+        games, tasks with a fixed horizon), so that nothing is bootstrapped; counted on the host like truncation
+    :param state_space: one-dimensional float32 ``Box`` of what :meth:`observe_state` returns; omitted where the
+        environment offers no state
     :param device: where the state lives
     :param seed: seed of ``generator``; drawn from the operating system when omitted
     :param render_mode: ``"rgb_array"`` or ``None``
     :param n_render_copies: how many copies, from the first on, :meth:`get_images` draws
-    :raises ValueError: if the team is empty, spaces are unsuitable or differ, or a number is out of range
+    :raises ValueError: if the team is empty, spaces are unsuitable or differ, a number is out of range, or episodes are
+        to terminate both early and in lockstep
     """
 
     possible_agents: list[str]
@@ -90,6 +102,8 @@ class TensorVecEnv(VecEnv):
         agent_action_spaces: Mapping[str, spaces.Space[Any]],
         max_episode_steps: int,
         terminates_early: bool = False,
+        terminates_in_lockstep: bool = False,
+        state_space: spaces.Box | None = None,
         device: th.device | str = "cpu",
         seed: int | None = None,
         render_mode: str | None = None,
@@ -104,9 +118,11 @@ class TensorVecEnv(VecEnv):
                 raise ValueError(f"`{name}` must be at least 1, got {value}")
         if render_mode not in (None, "rgb_array"):
             raise ValueError(f'`render_mode` must be None or "rgb_array", got {render_mode!r}')
+        if terminates_early and terminates_in_lockstep:
+            raise ValueError("`terminates_early` and `terminates_in_lockstep` exclude each other; choose one")
         observation_space = _common_space("agent_observation_spaces", agent_observation_spaces)
         action_space = _common_space("agent_action_spaces", agent_action_spaces)
-        _check_spaces(observation_space, action_space)
+        _check_spaces(observation_space, action_space, state_space)
         if list(agent_observation_spaces) != list(agent_action_spaces):
             raise ValueError(
                 "`agent_observation_spaces` and `agent_action_spaces` must name the same agents in the same order, got "
@@ -119,6 +135,8 @@ class TensorVecEnv(VecEnv):
         self.agent_action_spaces = dict(agent_action_spaces)
         self.max_episode_steps = max_episode_steps
         self.terminates_early = terminates_early
+        self.terminates_in_lockstep = terminates_in_lockstep
+        self.state_space = state_space
         self.n_render_copies = min(n_render_copies, n_copies)
         self.device = _resolve(device)
         self.generator = th.Generator(device=self.device)
@@ -126,6 +144,7 @@ class TensorVecEnv(VecEnv):
         self._discrete = isinstance(action_space, spaces.Discrete)
         self._action_shape = (n_copies, self.n_agents, *(action_space.shape or ()))
         self._obs: th.Tensor | None = None
+        self._global: th.Tensor | None = None
         self._elapsed = 0
         self._elapsed_of_copy = th.zeros(n_copies if terminates_early else 0, dtype=th.int64, device=self.device)
         self._pending: np.ndarray[Any, Any] | None = None
@@ -166,6 +185,16 @@ class TensorVecEnv(VecEnv):
             if the environment was not declared to terminate early
         """
 
+    def _observe_global(self, obs: th.Tensor) -> th.Tensor:
+        """
+        Return what a critic that sees everything is shown; called only if ``state_space`` was given.
+
+        :param obs: what :meth:`_observe` has just returned, ``(n_copies, n_agents, obs_dim)``
+        :return: ``(n_copies, state_dim)`` float32, in a tensor that later steps leave alone; here the team's observations
+            one after the other
+        """
+        return obs.flatten(1)
+
     def _state(self) -> dict[str, th.Tensor]:
         """Return every tensor that the next step depends on; copies are taken by the caller."""
         raise NotImplementedError(f"{type(self).__name__} does not implement `_state`, which `get_state` needs")
@@ -190,7 +219,11 @@ class TensorVecEnv(VecEnv):
         self._elapsed = 0
         self._elapsed_of_copy.zero_()
         self._obs = self._observe()
+        self._global = self._global_of(self._obs)
         return self._obs
+
+    def _global_of(self, obs: th.Tensor) -> th.Tensor | None:
+        return None if self.state_space is None else self._observe_global(obs)
 
     def observe(self) -> th.Tensor:
         """
@@ -201,6 +234,15 @@ class TensorVecEnv(VecEnv):
         if self._obs is None:
             raise RuntimeError("the environment has no observation yet; call `reset` or `reset_tensor` first")
         return self._obs
+
+    def observe_state(self) -> th.Tensor | None:
+        """
+        Return the current state ``(n_copies, state_dim)`` float32 without stepping; ``None`` where ``state_space`` is.
+
+        :raises RuntimeError: before the first reset
+        """
+        self.observe()
+        return self._global
 
     def step_tensor(self, actions: th.Tensor) -> TensorStep:
         """
@@ -223,10 +265,21 @@ class TensorVecEnv(VecEnv):
         if terminated is not None:
             raise ValueError("`_transition` reported terminations; pass `terminates_early=True` to the constructor")
         self._elapsed += 1
-        truncated = self._elapsed >= self.max_episode_steps
-        final_obs = obs if truncated else None
-        self._obs = self.reset_tensor() if truncated else obs
-        return TensorStep(obs=self._obs, rewards=rewards, terminated=None, truncated=truncated, final_obs=final_obs)
+        ends, state = self._elapsed >= self.max_episode_steps, self._global_of(obs)
+        if ends:
+            self.reset_tensor()
+        else:
+            self._obs, self._global = obs, state
+        assert self._obs is not None
+        return TensorStep(
+            obs=self._obs,
+            rewards=rewards,
+            terminated=ends if self.terminates_in_lockstep else None,
+            truncated=ends and not self.terminates_in_lockstep,
+            final_obs=obs if ends else None,
+            state=self._global,
+            final_state=state if ends else None,
+        )
 
     def _restart_finished(self, obs: th.Tensor, rewards: th.Tensor, terminated: th.Tensor | None) -> TensorStep:
         """Restart the copies in which an agent terminated or time ran out, without asking the device which they are."""
@@ -237,9 +290,13 @@ class TensorVecEnv(VecEnv):
         finished = (self._elapsed_of_copy >= self.max_episode_steps) | any_terminated
         truncated = finished & ~terminated.all(dim=1)
         self._elapsed_of_copy.masked_fill_(finished, 0)
+        state = self._global_of(obs)
         self._reset_state(finished)
-        self._obs = th.where(finished[:, None, None], self._observe(), obs)
-        return TensorStep(obs=self._obs, rewards=rewards, terminated=terminated, truncated=truncated, final_obs=obs)
+        fresh = self._observe()
+        self._obs = th.where(finished[:, None, None], fresh, obs)
+        if state is not None:
+            self._global = th.where(finished[:, None], self._observe_global(fresh), state)
+        return TensorStep(self._obs, rewards, terminated, truncated, final_obs=obs, state=self._global, final_state=state)
 
     def get_state(self) -> dict[str, th.Tensor]:
         """
@@ -272,6 +329,7 @@ class TensorVecEnv(VecEnv):
             # Generator states are byte tensors on the host, whatever the generator's own device is.
             self.generator.set_state(generator.cpu())
         self._obs = self._observe()
+        self._global = self._global_of(self._obs)
 
     def _load_elapsed(self, elapsed: th.Tensor) -> None:
         if elapsed.shape != (self.n_copies,):
@@ -314,7 +372,8 @@ class TensorVecEnv(VecEnv):
         Step with the actions kept by :meth:`step_async`.
 
         :return: observations, rewards (float32), dones (bool), and infos, which for finished episodes hold
-            ``terminal_observation`` and ``TimeLimit.truncated``
+            ``terminal_observation`` and ``TimeLimit.truncated``, and for truncated ones ``terminal_state`` where the
+            environment has a state
         :raises RuntimeError: without a preceding :meth:`step_async`
         """
         if self._pending is None:
@@ -330,8 +389,22 @@ class TensorVecEnv(VecEnv):
             for slot in np.flatnonzero(dones):
                 infos[slot]["terminal_observation"] = final_obs[slot]
                 infos[slot]["TimeLimit.truncated"] = not terminated[slot]
+            if step.final_state is not None:
+                final_states = step.final_state.cpu().numpy().copy()
+                for slot in np.flatnonzero(dones & ~terminated):
+                    infos[slot]["terminal_state"] = final_states[slot // self.n_agents]
         rewards = step.rewards.to(device="cpu", dtype=th.float32).reshape(-1).numpy().copy()
         return self._numpy_rows(step.obs), rewards, dones, infos
+
+    def team_states(self) -> np.ndarray[Any, Any] | None:
+        """
+        Return the state of every copy for the NumPy interface: of the new episode where one has begun.
+
+        :return: ``(n_copies, state_dim)`` float32; ``None`` where ``state_space`` is
+        :raises RuntimeError: before the first reset
+        """
+        state = self.observe_state()
+        return None if state is None else state.cpu().numpy().copy()
 
     def _numpy_rows(self, obs: th.Tensor) -> np.ndarray[Any, Any]:
         # The copy keeps wrappers that normalise in place from writing into the environment's own observation.
@@ -423,11 +496,14 @@ def _common_space(name: str, agent_spaces: Mapping[str, spaces.Space[Any]]) -> s
     return agent_spaces[first]
 
 
-def _check_spaces(observation_space: spaces.Space[Any], action_space: spaces.Space[Any]) -> None:
-    """Raise unless observations are float vectors and actions are numbers or float vectors."""
-    if not (isinstance(observation_space, spaces.Box) and len(observation_space.shape) == 1):
-        raise ValueError(f"observations must be one-dimensional Boxes, got {observation_space}")
-    if observation_space.dtype != np.float32:
-        raise ValueError(f"observations must be float32, got {observation_space.dtype}")
+def _check_spaces(
+    observation_space: spaces.Space[Any], action_space: spaces.Space[Any], state_space: spaces.Space[Any] | None
+) -> None:
+    """Raise unless observations and states are float vectors, and actions are numbers or float vectors."""
+    for role, space in (("observations", observation_space), ("states", state_space or observation_space)):
+        if not (isinstance(space, spaces.Box) and len(space.shape) == 1):
+            raise ValueError(f"{role} must be one-dimensional Boxes, got {space}")
+        if space.dtype != np.float32:
+            raise ValueError(f"{role} must be float32, got {space.dtype}")
     if not isinstance(action_space, spaces.Discrete | spaces.Box) or len(action_space.shape or ()) > 1:
         raise ValueError(f"actions must be Discrete or one-dimensional Boxes, got {action_space}")
