@@ -11,7 +11,7 @@ from stable_baselines3.common.evaluation import evaluate_policy
 
 from otbaselines import IPPO, WBC, make_vec_env
 from zoo import compare_sb3
-from zoo.configuration import read_entry, split_entry
+from zoo.config.entries import read_entry, split_entry
 
 pytestmark = pytest.mark.slow
 

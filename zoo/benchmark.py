@@ -17,10 +17,10 @@ from pathlib import Path
 
 import torch as th
 
-from zoo import benchmark_ot
-from zoo.benchmark_device import device_table
-from zoo.benchmark_throughput import consensus_tables, environment_table, growth_table, throughput_table
-from zoo.tables import Table, write_tables
+from zoo.benchmarks import transport
+from zoo.benchmarks.device import device_table
+from zoo.benchmarks.throughput import consensus_tables, environment_table, growth_table, throughput_table
+from zoo.drawing.tables import Table, write_tables
 
 PACKAGES = ("torch", "numpy", "stable-baselines3", "supersuit", "pettingzoo", "mpe2", "POT")
 
@@ -28,7 +28,7 @@ SECTIONS: dict[str, Callable[[bool], list[Table]]] = {
     "throughput": lambda quick: [throughput_table(quick=quick)],
     "growth": lambda quick: [growth_table(quick=quick)],
     "consensus": lambda quick: consensus_tables(quick=quick),
-    "transport": lambda quick: benchmark_ot.run(quick),
+    "transport": lambda quick: transport.run(quick),
     "env": lambda quick: [environment_table(quick=quick)],
 }
 

@@ -21,8 +21,8 @@ from stable_baselines3.common.base_class import BaseAlgorithm
 
 from otbaselines import IPPO, evaluate_team, make_vec_env
 from otbaselines.common.schedules import parse_schedule
-from zoo.configuration import RunConfig, read_entry, split_entry
-from zoo.tables import Table, write_tables
+from zoo.config.entries import RunConfig, read_entry, split_entry
+from zoo.drawing.tables import Table, write_tables
 
 SPREAD = "mpe2/simple_spread-v3"
 LEARNERS = {"IPPO": "`IPPO(share_parameters=True)`", "PPO": "SB3's `PPO`"}

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import numpy as np
 
-from zoo.figures import draw_learning_curves, draw_policy_maps
-from zoo.runs import METHODS, Job, RunResult, train_run
+from zoo.drawing.figures import draw_learning_curves, draw_policy_maps
+from zoo.runs.job import METHODS, Job, RunResult, train_run
 
 
 def run_demo(*, folder: str, n_timesteps: int | None, seed: int, device: str, progress: bool) -> dict[str, RunResult]:

@@ -18,8 +18,8 @@ from stable_baselines3.common.vec_env import VecEnv
 from otbaselines.common.evaluation.team import TeamEvaluation, evaluate_team
 from otbaselines.common.saving.normalizer import FILE_NAME, load_normalizer
 from otbaselines.common.vec_env.make import make_vec_env
-from zoo.configuration import StoreAssignments, merge
-from zoo.registry import ALGOS
+from zoo.config.entries import StoreAssignments, merge
+from zoo.config.registry import ALGOS
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -11,8 +11,14 @@ from pathlib import Path
 
 import numpy as np
 
-from zoo.figures import bootstrap_band, draw_evaluations, draw_learning_curves, draw_policy_maps, draw_state_probabilities
-from zoo.runs import ESTIMATORS, METHODS, NAVIGATION, Job, Method, RunResult, is_finished, load_run, train_runs
+from zoo.drawing.figures import (
+    bootstrap_band,
+    draw_evaluations,
+    draw_learning_curves,
+    draw_policy_maps,
+    draw_state_probabilities,
+)
+from zoo.runs.job import ESTIMATORS, METHODS, NAVIGATION, Job, Method, RunResult, is_finished, load_run, train_runs
 
 # Variants of the hyperparameter entries, and what titles say of them.
 HETEROGENEOUS = {

@@ -1,9 +1,9 @@
 """
 The theorems of the WBC paper (Baheri 2025), measured: ``python -m zoo.theory contraction`` and ``python -m zoo.theory rate``.
 
-Theorem 3.1, that consensus without rewards contracts the team geometrically, is measured by :mod:`zoo.contraction`;
-Theorem 3.2, the error of a barycenter of samples, by :mod:`zoo.concentration`. ``python -m zoo.theory supports`` shows what
-consensus on the agents' own states does (:mod:`zoo.own_support`).
+Theorem 3.1, that consensus without rewards contracts the team geometrically, is measured by
+:mod:`zoo.papers.wbc.contraction`; Theorem 3.2, the error of a barycenter of samples, by :mod:`zoo.papers.wbc.concentration`.
+``python -m zoo.theory supports`` shows what consensus on the agents' own states does (:mod:`zoo.papers.wbc.own_support`).
 """
 
 import argparse
@@ -12,10 +12,10 @@ from pathlib import Path
 
 import torch as th
 
-from zoo.concentration import draw_rate, measure_rate, rate_table
-from zoo.contraction import contraction_tables, draw_contraction, measure_contraction
-from zoo.own_support import support_tables
-from zoo.tables import Table, write_tables
+from zoo.drawing.tables import Table, write_tables
+from zoo.papers.wbc.concentration import draw_rate, measure_rate, rate_table
+from zoo.papers.wbc.contraction import contraction_tables, draw_contraction, measure_contraction
+from zoo.papers.wbc.own_support import support_tables
 
 
 def contraction(args: argparse.Namespace) -> list[Table]:

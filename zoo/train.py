@@ -14,9 +14,9 @@ from pathlib import Path
 import torch as th
 from stable_baselines3.common.utils import set_random_seed
 
-from zoo.configuration import StoreAssignments
-from zoo.experiment import TeamExperimentManager
-from zoo.registry import ALGOS
+from zoo.config.entries import StoreAssignments
+from zoo.config.registry import ALGOS
+from zoo.runs.experiment import TeamExperimentManager
 
 
 def make_parser() -> argparse.ArgumentParser:

@@ -1,5 +1,5 @@
 """
-Times the transport layer against POT: ``python -m zoo.benchmark_ot [--quick]``.
+Times the transport layer against POT: ``python -m zoo.benchmarks.transport [--quick]``.
 
 Every comparison is of equal accuracy: both solvers stop at the same error, and POT is given the loosest threshold that
 reaches it. Times are CPU seconds of one thread, the median of repeats that alternate between the two.
@@ -23,7 +23,7 @@ import numpy.typing as npt
 import torch as th
 
 from otbaselines import ot
-from zoo.tables import Table
+from zoo.drawing.tables import Table
 
 Array = npt.NDArray[np.float64]
 TOLERANCE = 1e-6
@@ -341,7 +341,7 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="small problems only")
     arguments = parser.parse_args()
     if os.environ.get("OMP_NUM_THREADS") != "1":
-        command = [sys.executable, "-m", "zoo.benchmark_ot", *sys.argv[1:]]
+        command = [sys.executable, "-m", "zoo.benchmarks.transport", *sys.argv[1:]]
         os.execve(sys.executable, command, os.environ | {"OMP_NUM_THREADS": "1"})
     for table in run(arguments.quick):
         print(table.markdown(), end="\n\n")

@@ -7,7 +7,7 @@ import torch as th
 pytest.importorskip("mpe2")
 
 from zoo.compare_sb3 import SPREAD, Job, build, main, run
-from zoo.configuration import read_entry, split_entry
+from zoo.config.entries import read_entry, split_entry
 
 
 def test_both_learners_have_the_entrys_settings():

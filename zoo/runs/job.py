@@ -22,7 +22,7 @@ from otbaselines.common.vec_env.make import make_vec_env
 from otbaselines.envs.navigation import MOVES
 from otbaselines.ippo import IPPO
 from otbaselines.wbc import WBC
-from zoo.configuration import merge, read_entry, split_entry
+from zoo.config.entries import merge, read_entry, split_entry
 
 NAVIGATION = "otbaselines/Navigation-v0"
 ACTIONS = ("stay", "right", "left", "up", "down")

@@ -9,9 +9,10 @@ from PIL import Image
 from scipy import stats
 
 from otbaselines.envs import NavigationConfig
-from zoo import demo, plots, runs
-from zoo.figures import bootstrap_band, moving_average
-from zoo.runs import Job, as_directions, is_finished, load_run, train_run
+from zoo import demo, plots
+from zoo.drawing.figures import bootstrap_band, moving_average
+from zoo.runs import job as runs
+from zoo.runs.job import Job, as_directions, is_finished, load_run, train_run
 
 
 def test_the_bootstrap_band_of_normal_samples_is_near_the_normal_interval() -> None:

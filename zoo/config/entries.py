@@ -16,7 +16,7 @@ import yaml
 
 from otbaselines.common.saving.classes import class_from_name
 
-HYPERPARAMS = Path(__file__).parent / "hyperparams"
+HYPERPARAMS = Path(__file__).parent.parent / "hyperparams"
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -9,8 +9,8 @@ import pytest
 import torch as th
 import yaml
 
-from zoo.configuration import HYPERPARAMS, StoreAssignments, merge, parse_value, read_entry, split_entry
-from zoo.registry import ALGOS
+from zoo.config.entries import HYPERPARAMS, StoreAssignments, merge, parse_value, read_entry, split_entry
+from zoo.config.registry import ALGOS
 
 
 def _assignments(*values: str) -> dict[str, Any]:

@@ -22,7 +22,7 @@ from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.vec_env import VecEnv
 
 from otbaselines import IPPO, WBC, TensorVecEnv, make_vec_env
-from zoo.tables import Table
+from zoo.drawing.tables import Table
 
 SPREAD = "otbaselines/SimpleSpread-v0"
 NAVIGATION = "otbaselines/Navigation-v0"

@@ -15,9 +15,9 @@ import torch as th
 
 from otbaselines import WBC, make_vec_env
 from otbaselines.common.multi_agent.distributions import MaskedCategorical
-from zoo.configuration import merge, read_entry, split_entry
-from zoo.runs import NAVIGATION
-from zoo.tables import Table
+from zoo.config.entries import merge, read_entry, split_entry
+from zoo.drawing.tables import Table
+from zoo.runs.job import NAVIGATION
 
 #: Label, variant of the entry and coefficient (the entry's when ``None``).
 SETTINGS: tuple[tuple[str, str | None, str | float | None], ...] = (

@@ -17,8 +17,8 @@ from stable_baselines3.common.vec_env import VecEnv, VecNormalize
 from otbaselines.common.evaluation.team import TeamEvalCallback
 from otbaselines.common.saving.normalizer import FILE_NAME, SaveNormalizer, load_normalizer, save_normalizer
 from otbaselines.common.vec_env.make import make_vec_env
-from zoo.configuration import read_entry, split_entry
-from zoo.registry import ALGOS
+from zoo.config.entries import read_entry, split_entry
+from zoo.config.registry import ALGOS
 
 
 class TeamExperimentManager(ExperimentManager):
@@ -30,7 +30,7 @@ class TeamExperimentManager(ExperimentManager):
     unsafe loader, its pickled normalisers, and the callbacks, which count copies where a team has slots.
 
     :param args: the command line, stored beside the run
-    :param algo: a name in :data:`zoo.registry.ALGOS`
+    :param algo: a name in :data:`zoo.config.registry.ALGOS`
     :param env_id: anything that ``make_vec_env`` knows by name
     :param log_folder: where runs are collected
     :param variants: variants of the hyperparameter entry

@@ -16,8 +16,8 @@ from typing import Any
 import torch as th
 
 from otbaselines import IPPO, WBC
-from zoo.benchmark_throughput import NAVIGATION, SPREAD, Setting, at_the_start, native
-from zoo.tables import Table
+from zoo.benchmarks.throughput import NAVIGATION, SPREAD, Setting, at_the_start, native
+from zoo.drawing.tables import Table
 
 PARTS = ("environment", "forward", "transport", "update", "rest")
 

@@ -11,7 +11,7 @@ from matplotlib.colors import BoundaryNorm, ListedColormap
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 
-from zoo.runs import ACTIONS, MAP_TARGET, RunResult
+from zoo.runs.job import ACTIONS, MAP_TARGET, RunResult
 
 Array = np.ndarray[Any, Any]
 

@@ -21,7 +21,7 @@ from otbaselines import WBC, ot
 from otbaselines.common.multi_agent.distributions import MaskedCategorical
 from otbaselines.envs import NavigationVecEnv
 from otbaselines.wbc.consensus import draw_states
-from zoo.tables import Table
+from zoo.drawing.tables import Table
 
 Array = np.ndarray[Any, Any]
 

@@ -13,7 +13,7 @@ import torch as th
 from matplotlib.figure import Figure
 
 from otbaselines import ot
-from zoo.tables import Table
+from zoo.drawing.tables import Table
 
 Array = npt.NDArray[np.float64]
 

@@ -1,0 +1,1 @@
+"""What is trained with what: hyperparameters, the register of algorithms."""

@@ -1,0 +1,1 @@
+"""Comparisons and measurements of the papers, a folder for each method."""

@@ -1,0 +1,1 @@
+"""Baheri (2025), *Wasserstein-barycenter consensus*: its theorems, measured."""
