@@ -11,6 +11,8 @@ extensions = [
     "myst_parser",
     "sphinx.ext.autodoc",
     "sphinx.ext.mathjax",
+    # MathJax itself, so that formulas are formulas without a network too.
+    "sphinx-mathjax-offline",
     "sphinx_copybutton",
 ]
 myst_enable_extensions = ["dollarmath", "colon_fence", "deflist"]
