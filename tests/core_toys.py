@@ -32,7 +32,7 @@ class AnySpacesEnv(gym.Env):
         return self.observation_space.sample(), {}
 
     def step(self, action: Any) -> tuple[Any, float, bool, bool, dict]:
-        assert self.action_space.contains(action) or isinstance(self.action_space, spaces.MultiBinary), action
+        assert self.action_space.contains(np.asarray(action)) or isinstance(self.action_space, spaces.MultiBinary), action
         self.actions.append(action)
         self.t += 1
         return self.observation_space.sample(), float(np.sum(action)), False, self.t >= self.horizon, {}

@@ -38,6 +38,8 @@ def test_the_readmes_snippet_runs_as_printed(tmp_path: Path, monkeypatch: pytest
     assert (tmp_path / "wbc_navigation.zip").is_file()
 
 
+# The page on saving shows what a schedule that JSON cannot hold is told.
+@pytest.mark.filterwarnings("ignore:.*JSON cannot hold learning_rate")
 @pytest.mark.parametrize("path", [path for path in FILES[1:] if blocks(path)], ids=lambda path: path.stem)
 def test_the_manuals_snippets_run(path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)

@@ -35,7 +35,7 @@ class Evil:
         self.marker = str(marker)
 
     def __reduce__(self) -> tuple[Callable[..., Any], tuple[Any, ...]]:
-        return (open, (self.marker, "w"))
+        return (pathlib.Path.touch, (pathlib.Path(self.marker),))
 
 
 @pytest.fixture(scope="module")
