@@ -10,21 +10,36 @@ from otbaselines.ot.costs import (
     state_action_cost,
     validate_cost,
 )
-from otbaselines.ot.exact import discrete_w1, gaussian_w1, gaussian_w2, gaussian_w2_barycenter, wasserstein_1d
+from otbaselines.ot.exact import discrete_w1, wasserstein_1d
 from otbaselines.ot.free_support import free_support_barycenter
-from otbaselines.ot.result import BarycenterResult, OTResult
+from otbaselines.ot.gaussian import (
+    gaussian_sinkhorn_barycenter,
+    gaussian_sinkhorn_divergence,
+    gaussian_w1,
+    gaussian_w2,
+    gaussian_w2_barycenter,
+)
+from otbaselines.ot.result import BarycenterResult, DivergenceResult, FreeSupportResult, OTResult
+from otbaselines.ot.scaling import ScalingBarycenter, ScalingSolver, ScalingState
 from otbaselines.ot.sinkhorn import pairwise_sinkhorn, self_transport, sinkhorn, sinkhorn_divergence
 from otbaselines.ot.sliced import line_potentials, random_directions, sliced_pairwise, sliced_wasserstein
 
 __all__ = [
     "BarycenterResult",
     "Cost",
+    "DivergenceResult",
+    "FreeSupportResult",
     "LatticeCost",
     "OTResult",
+    "ScalingBarycenter",
+    "ScalingSolver",
+    "ScalingState",
     "action_cost",
     "barycenter",
     "discrete_w1",
     "free_support_barycenter",
+    "gaussian_sinkhorn_barycenter",
+    "gaussian_sinkhorn_divergence",
     "gaussian_w1",
     "gaussian_w2",
     "gaussian_w2_barycenter",

@@ -8,14 +8,23 @@ of a kernel that knows how to apply :math:`K = e^{-C/\\varepsilon}` in that doma
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch as th
+
+from otbaselines.ot.costs import Cost, LatticeCost
 
 # Beyond this range of exponents a float64 product loses bins (e^-600 times e^-100 is zero), hence logarithms.
 MAX_RANGE_FLOAT64 = 600.0
 # A float32 number ends at e^-87; the margin leaves room for the measures' own small weights.
 MAX_RANGE_FLOAT32 = 60.0
+# A fixed number of float32 steps, never repeated in float64, can underflow: seen from 35 on, for large teams of nearly
+# deterministic agents that disagree and were warm-started elsewhere.
+MAX_RANGE_FIXED = 30.0
+# A rounded potential over the strength is off by 1e-16 of the range, and so is every entry of the plan, relatively.
+MAX_RANGE = 1e8
+# Values are differences of numbers of the order of `reg`: relatively to the cost they are off by 1e-16 over the range.
+MIN_RANGE = 1e-9
 # Logarithms of the largest numbers.
 MAX_EXPONENT = {th.float32: 88.0, th.float64: 709.0}
 # Up to this many bins, and from this many problems on, the batch is the better axis to compute along.
@@ -62,7 +71,11 @@ class Domain:
 
     def power(self, x: th.Tensor, exponent: float) -> th.Tensor:
         """Power with a real exponent."""
-        return x.sqrt() if exponent == 0.5 else x.pow(exponent)
+        return x.pow(exponent)
+
+    def root(self, x: th.Tensor) -> th.Tensor:
+        """Square root."""
+        return x.sqrt()
 
 
 class LogDomain(Domain):
@@ -93,6 +106,9 @@ class LogDomain(Domain):
 
     def power(self, x: th.Tensor, exponent: float) -> th.Tensor:
         return x * exponent
+
+    def root(self, x: th.Tensor) -> th.Tensor:
+        return 0.5 * x
 
 
 class Kernel(ABC):
@@ -136,49 +152,34 @@ class Kernel(ABC):
     def select(self, index: th.Tensor) -> Kernel:
         """The kernel of the problems ``index`` of the batch."""
 
-    @abstractmethod
-    def cost_weighted(self) -> Sequence[Kernel]:
-        """Kernels that sum to the elementwise product of ``K`` with the cost, for :math:`\\langle P, C\\rangle`."""
-
 
 class DenseKernel(Kernel):
     """
     A kernel held as one matrix, shared by the batch or one per problem.
 
-    :param exponent: ``-C / reg`` plus whatever log-weights, shape ``(n, m)`` or ``(B, n, m)``
+    :param exponent: ``-C / reg``, shape ``(n, m)`` or ``(B, n, m)``
     :param domain: the number system
-    :param cost: the cost itself, needed by :meth:`cost_weighted` only
+    :param symmetric: whether it equals its transpose, which is then never formed
     """
 
-    def __init__(self, exponent: th.Tensor, domain: Domain, cost: th.Tensor | None = None) -> None:
+    def __init__(self, exponent: th.Tensor, domain: Domain, *, symmetric: bool = False) -> None:
         super().__init__(domain)
         self._exponent = exponent
-        self._cost = cost
-        if domain.log:
-            self._matrix = exponent
-        else:
-            self._matrix = exponent.exp()
-        self._transpose = self._matrix.transpose(-1, -2)
+        self._matrix = domain.enter(exponent)
+        self._transpose = self._matrix if symmetric else self._matrix.transpose(-1, -2)
+        self._apply: Callable[[th.Tensor, th.Tensor], th.Tensor] = log_matmul if domain.log else th.matmul
+        self._right, self._left = (self._matrix, self._transpose) if domain.log else (self._transpose, self._matrix)
 
     def forward(self, v: th.Tensor) -> th.Tensor:
-        if self.domain.log:
-            return log_matmul(v, self._matrix)
-        return th.matmul(v, self._transpose)
+        return self._apply(v, self._right)
 
     def adjoint(self, u: th.Tensor) -> th.Tensor:
-        if self.domain.log:
-            return log_matmul(u, self._transpose)
-        return th.matmul(u, self._matrix)
+        return self._apply(u, self._left)
 
     def select(self, index: th.Tensor) -> Kernel:
         if self._exponent.dim() == 2:
             return self
-        return DenseKernel(self._exponent[index], self.domain, None if self._cost is None else self._cost[index])
-
-    def cost_weighted(self) -> Sequence[Kernel]:
-        if self._cost is None:
-            raise RuntimeError("this kernel was built without its cost")
-        return [DenseKernel(self._exponent + self._cost.log(), LOG)]
+        return DenseKernel(self._exponent[index], self.domain)
 
 
 class ThinKernel(DenseKernel):
@@ -225,17 +226,11 @@ class LatticeKernel(Kernel):
 
     :param exponents: ``-C_k / reg`` of every factor, each ``(n_k, m_k)``
     :param domain: the number system
-    :param costs: the factor costs, needed by :meth:`cost_weighted` only
     """
 
-    def __init__(self, exponents: Sequence[th.Tensor], domain: Domain, costs: Sequence[th.Tensor] | None = None) -> None:
+    def __init__(self, exponents: Sequence[th.Tensor], domain: Domain) -> None:
         super().__init__(domain)
-        self._exponents = tuple(exponents)
-        self._costs = None if costs is None else tuple(costs)
-        if domain.log:
-            self._matrices = self._exponents
-        else:
-            self._matrices = tuple(e.exp() for e in self._exponents)
+        self._matrices = tuple(domain.enter(exponent) for exponent in exponents)
 
     def forward(self, v: th.Tensor) -> th.Tensor:
         return self._apply(v, self._matrices)
@@ -258,15 +253,6 @@ class LatticeKernel(Kernel):
     def select(self, index: th.Tensor) -> Kernel:
         return self
 
-    def cost_weighted(self) -> Sequence[Kernel]:
-        if self._costs is None:
-            raise RuntimeError("this kernel was built without its costs")
-        kernels = []
-        for k, cost in enumerate(self._costs):
-            exponents = [e + cost.log() if j == k else e for j, e in enumerate(self._exponents)]
-            kernels.append(LatticeKernel(exponents, LOG))
-        return kernels
-
 
 PRODUCT = Domain()
 LOG = LogDomain()
@@ -282,6 +268,8 @@ def log_matmul(x: th.Tensor, log_matrix: th.Tensor) -> th.Tensor:
     """
     n, m = log_matrix.shape[-2:]
     if log_matrix.dim() == 2:
+        if x.numel() * n <= BLOCK_SIZE:
+            return th.logsumexp(x.unsqueeze(-2) + log_matrix, dim=-1)
         rows = x.reshape(-1, m)
         size = max(1, BLOCK_SIZE // (n * m))
         parts = [th.logsumexp(block.unsqueeze(-2) + log_matrix, dim=-1) for block in rows.split(size)]
@@ -289,3 +277,96 @@ def log_matmul(x: th.Tensor, log_matrix: th.Tensor) -> th.Tensor:
     size = max(1, BLOCK_SIZE // (n * m * x.shape[-2]))
     pairs = zip(x.split(size), log_matrix.split(size), strict=True)
     return th.cat([th.logsumexp(block.unsqueeze(-2) + matrix.unsqueeze(-3), dim=-1) for block, matrix in pairs])
+
+
+def exponent_range(cost: Cost, reg: float) -> float:
+    """
+    How many powers of e the Gibbs kernel spans. Reads the largest cost from the device.
+
+    :param cost: dense or a lattice
+    :param reg: entropic strength
+    :return: the largest ``cost / reg``
+    :raises ValueError: if it is out of reach of float64, see :func:`check_range`
+    """
+    factors = cost.factors if isinstance(cost, LatticeCost) else [cost]
+    return check_range(sum(float(factor.detach().max()) for factor in factors), reg)
+
+
+def check_range(max_cost: float, reg: float) -> float:
+    """
+    :param max_cost: largest entry of the cost
+    :param reg: entropic strength
+    :return: the largest ``cost / reg``
+    :raises ValueError: if plans, above, or values, below, would be lost in rounding
+    """
+    span = max_cost / reg
+    if span > MAX_RANGE:
+        raise ValueError(
+            f"`reg` is {reg:g} and the largest entry of `cost` {max_cost:g}: beyond a ratio of {MAX_RANGE:g} a plan is lost "
+            "in rounding; raise `reg`, or lower the entries that stand for forbidden transport"
+        )
+    if reg > (max_cost or 1.0) / MIN_RANGE:
+        raise ValueError(
+            f"`reg` is {reg:g} and the largest entry of `cost` {max_cost:g}: beyond a ratio of {1 / MIN_RANGE:g} the value is "
+            "lost in rounding; lower `reg`"
+        )
+    return span
+
+
+def choose_arithmetic(span: float, dtype: th.dtype, tol: float) -> tuple[th.dtype, Domain]:
+    """
+    The cheapest arithmetic that is sound for a kernel whose exponents span ``span``.
+
+    float32 is kept only where neither the kernel nor the tolerance is out of its reach; everything else is solved in
+    float64 and rounded at the end, because there a product costs a hundredth of a log-sum-exp.
+
+    :param span: see :func:`exponent_range`
+    :param dtype: precision of the caller's tensors
+    :param tol: marginal error asked for
+    :return: the precision to compute in, and the number system
+    """
+    if span >= MAX_RANGE_FLOAT64:
+        return th.float64, LOG
+    if dtype == th.float32 and span < MAX_RANGE_FLOAT32 and tol >= FLOAT32_TOLERANCE:
+        return th.float32, PRODUCT
+    return th.float64, PRODUCT
+
+
+def make_kernel(cost: Cost, reg: float, dtype: th.dtype, domain: Domain, batch: int = 1) -> Kernel:
+    """
+    :param cost: dense, shape ``(n, m)`` or ``(B, n, m)``, or a lattice
+    :param reg: entropic strength
+    :param dtype: precision to compute in
+    :param domain: number system
+    :param batch: how many problems there are
+    :return: the operator that applies ``exp(-cost / reg)``
+    """
+    if isinstance(cost, LatticeCost):
+        factors = [factor.detach().to(dtype) for factor in cost.factors]
+        return LatticeKernel([factor / -reg for factor in factors], domain)
+    cost = cost.detach().to(dtype)
+    if cost.dim() == 2 and max(cost.shape) <= THIN_BINS and batch >= THIN_BATCH and not domain.log:
+        return ThinKernel(cost / -reg, exponent_range(cost, reg))
+    return DenseKernel(cost / -reg, domain)
+
+
+def convert_cost(cost: Cost, dtype: th.dtype) -> Cost:
+    """
+    :param cost: dense or a lattice
+    :param dtype: precision wanted
+    :return: the same cost in that precision, cut off from autograd
+    """
+    if isinstance(cost, LatticeCost):
+        return LatticeCost([factor.detach().to(dtype) for factor in cost.factors])
+    return cost.detach().to(dtype)
+
+
+def flatten_cost(cost: Cost, batch: th.Size) -> Cost:
+    """
+    :param cost: shape ``(n, m)`` or ``(..., n, m)``, or a lattice
+    :param batch: the leading dimensions of the whole problem
+    :return: a shared cost as it is, a batched one as ``(B, n, m)``
+    """
+    if isinstance(cost, LatticeCost) or cost.dim() == 2:
+        return cost
+    return cost.detach().expand(*batch, -1, -1).reshape(-1, *cost.shape[-2:])

@@ -136,7 +136,7 @@ class DebiasedProjections(Projections):
         inverse, mean = self._half_step(u)
         barycenter = self.domain.div(scaling, mean)
         own = self.domain.mul(scaling, self.kernel.forward(scaling))
-        update = self.domain.mul(scaling, self.domain.power(self.domain.div(barycenter, own), 0.5))
+        update = self.domain.mul(scaling, self.domain.root(self.domain.div(barycenter, own)))
         return th.cat((self.domain.div(inverse, mean), update), -2), u, inverse, barycenter, own
 
     def select(self, index: th.Tensor) -> FixedPointProblem:

@@ -17,21 +17,20 @@ from functools import partial
 import torch as th
 
 from otbaselines.ot._anderson import first_stage, solve
-from otbaselines.ot._kernels import LOG, Domain
+from otbaselines.ot._kernels import LOG, Domain, choose_arithmetic, convert_cost, exponent_range, flatten_cost, make_kernel
 from otbaselines.ot._projections import DebiasedProjections, Projections
 from otbaselines.ot._validation import (
     broadcast_shapes,
+    check_alike,
     check_measure,
+    check_number,
     check_reg,
-    check_shapes,
     check_stop,
-    choose_arithmetic,
-    convert_cost,
-    exponent_range,
-    flatten_cost,
-    make_kernel,
+    check_tensor,
+    finite,
+    unit_mass,
 )
-from otbaselines.ot.costs import Cost, validate_cost
+from otbaselines.ot.costs import Cost, check_problem, validate_cost
 from otbaselines.ot.result import BarycenterResult
 
 
@@ -71,25 +70,27 @@ def barycenter(
         omitted and the strength is small, coarser problems are solved first, each with a limit of its own
     :param validate: whether to check the tensors' contents (a few reads from the device)
     :return: the weights of the barycenter, its potentials, and how the solver stopped
-    :raises ValueError: if a row does not sum to one, the shapes do not agree, the cost is negative or asymmetric, or
-        ``debiased`` meets a reference
+    :raises TypeError: if an argument is of another type
+    :raises ValueError: if a row does not sum to one (within 1e-4 in float32, 1e-6 in float64; the rest is divided out), the
+        shapes do not agree, the cost is negative or asymmetric, ``cost.max() / reg`` is out of reach of float64 (above 1e8,
+        below 1e-9), or ``debiased`` meets a reference
     """
     reg = check_reg(reg)
     check_stop(tol, max_iter)
     outer = _check_reference(reference, reference_strength, debiased, reg)
-    if measures.dim() < 2:
-        raise ValueError(f"`measures` must be (..., N, n), one row per agent, got shape {tuple(measures.shape)}")
-    check_shapes(cost, measures, measures, ("measures", "measures"))
-    if weights is not None:
-        _check_weights(weights, measures, validate)
+    check_tensor(measures, "measures", 2)
+    check_problem(cost, measures, measures, ("measures", "measures"))
+    check_alike(measures=measures, weights=weights, reference=reference)
+    batch = broadcast_shapes(cost.shape[:-2], measures.shape[:-2])
+    _check_rows(weights, "weights", "agent", measures.shape[-2], batch)
+    _check_rows(reference, "reference", "bin", measures.shape[-1], batch)
     if validate:
         validate_cost(cost, symmetric=True)
-        check_measure(measures, "measures")
-        if reference is not None:
-            check_measure(reference, "reference")
-            if not bool((reference > 0).all()):
-                raise ValueError("`reference` must be positive everywhere; mix in a little of the uniform measure")
-    batch = broadcast_shapes(cost.shape[:-2], measures.shape[:-2])
+        for rows, name in ((measures, "measures"), (weights, "weights"), (reference, "reference")):
+            if rows is not None:
+                check_measure(rows, name)
+        if reference is not None and not bool((reference > 0).all()):
+            raise ValueError("`reference` must be positive everywhere; mix in a little of the uniform measure")
     measures = measures.detach().expand(*batch, -1, -1)
     span, n_coarse = exponent_range(cost, reg), 0
     stage = first_stage(span, measures.dtype, tol, measures.shape[-1], max_iter) if init is None else None
@@ -107,7 +108,7 @@ def barycenter(
             validate=False,
         )
         n_coarse = init.n_iter
-    given = _given_potentials(init, measures, reg)
+    given = _given_potentials(init, measures, reg, validate)
     with th.no_grad():
         build = partial(_build, flatten_cost(cost, batch), measures, weights, reference, outer, debiased, reg)
         problem = build(*choose_arithmetic(span, measures.dtype, tol))
@@ -127,7 +128,7 @@ def barycenter(
         error=error.to(measures.dtype),
         _cost=cost,
         _reg=reg,
-        _measures=measures,
+        _measures=unit_mass(measures),
     )
 
 
@@ -143,7 +144,7 @@ def _build(
     domain: Domain,
 ) -> Projections:
     n_agents, n = measures.shape[-2:]
-    rows = measures.reshape(-1, n_agents, n).to(dtype)
+    rows = unit_mass(measures.reshape(-1, n_agents, n).to(dtype))
     kernel = make_kernel(cost, reg, dtype, domain, len(rows))
     shares = rows.new_full((n_agents,), 1.0 / n_agents) if weights is None else weights
     eta = rows.new_full((n,), 1.0 / n) if reference is None else reference
@@ -160,22 +161,25 @@ def _build(
 
 def _rows(vectors: th.Tensor, batch: th.Size, dtype: th.dtype) -> th.Tensor:
     """One vector as ``(1, k)``, a batch of them as ``(B, 1, k)``."""
-    vectors = vectors.detach().to(dtype)
+    vectors = unit_mass(vectors.detach().to(dtype))
     if vectors.dim() == 1:
         return vectors.unsqueeze(0)
     return vectors.expand(*batch, -1).reshape(-1, 1, vectors.shape[-1])
 
 
 def _given_potentials(
-    init: BarycenterResult | th.Tensor | None, measures: th.Tensor, reg: float
+    init: BarycenterResult | th.Tensor | None, measures: th.Tensor, reg: float, validate: bool
 ) -> tuple[th.Tensor, th.Tensor | None]:
     n_agents, n = measures.shape[-2:]
     dtype = th.float64
     if init is None:
         return measures.new_zeros((measures.shape[:-2].numel(), n_agents, n)), None
     potentials = init.potentials_a if isinstance(init, BarycenterResult) else init
+    check_tensor(potentials, "init")
     if potentials.shape != measures.shape:
         raise ValueError(f"`init` must hold potentials of shape {tuple(measures.shape)}, got {tuple(potentials.shape)}")
+    if validate:
+        finite(potentials, init=potentials)
     log_f = potentials.detach().to(dtype).reshape(-1, n_agents, n) / reg
     weights = init.weights.to(dtype).reshape(-1, 1, n) if isinstance(init, BarycenterResult) else None
     return log_f, weights
@@ -189,14 +193,14 @@ def _check_reference(reference: th.Tensor | None, reference_strength: float | No
         )
     if reference_strength is None:
         return 1.0
-    if not 0 < reference_strength < float("inf"):
-        raise ValueError(f"`reference_strength` must be positive and finite, got {reference_strength}")
-    return reg / reference_strength
+    return reg / check_number(reference_strength, "reference_strength")
 
 
-def _check_weights(weights: th.Tensor, measures: th.Tensor, validate: bool) -> None:
-    n_agents = measures.shape[-2]
-    if weights.shape[-1:] != (n_agents,):
-        raise ValueError(f"`weights` must have one entry per agent, {n_agents}, got shape {tuple(weights.shape)}")
-    if validate:
-        check_measure(weights, "weights")
+def _check_rows(rows: th.Tensor | None, name: str, entry: str, size: int, batch: th.Size) -> None:
+    """What shares the batch with the measures: one row for all problems, or one for each."""
+    if rows is None:
+        return
+    if rows.shape[-1] != size:
+        raise ValueError(f"`{name}` must have one entry per {entry}, {size}, got shape {tuple(rows.shape)}")
+    if rows.dim() > 1 and broadcast_shapes(batch, rows.shape[:-1]) != batch:
+        raise ValueError(f"`{name}` must be one row, or rows for the batch {tuple(batch)}, got shape {tuple(rows.shape)}")

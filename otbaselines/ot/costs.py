@@ -13,6 +13,8 @@ from dataclasses import dataclass
 
 import torch as th
 
+from otbaselines.ot._validation import broadcast_shapes, check_alike, check_count, check_number, check_tensor, finite
+
 
 @dataclass(frozen=True)
 class LatticeCost:
@@ -23,14 +25,16 @@ class LatticeCost:
     :math:`n \times n` matrix. Bins are numbered with the last factor fastest, as ``th.cartesian_prod`` does.
     :math:`|s-s'| + \beta |a-a'|` and :math:`d_S^2 + \beta^2 d_A^2` are of this kind; the square of the former is not.
 
-    :param factors: the :math:`C_k`, each of shape ``(n_k, m_k)``
-    :raises ValueError: if there is no factor or one of them is not a matrix
+    :param factors: the :math:`C_k`, each of shape ``(n_k, m_k)``, of one dtype and on one device
+    :raises TypeError: if a factor is no tensor
+    :raises ValueError: if there is no factor, one of them is not a matrix, or they differ in precision or device
     """
 
     factors: tuple[th.Tensor, ...]
 
     def __init__(self, factors: Sequence[th.Tensor]) -> None:
         object.__setattr__(self, "factors", tuple(factors))
+        check_alike(**{f"factors[{k}]": factor for k, factor in enumerate(self.factors)})
         if not self.factors or any(factor.dim() != 2 for factor in self.factors):
             shapes = [tuple(factor.shape) for factor in self.factors]
             raise ValueError(
@@ -57,8 +61,8 @@ class LatticeCost:
 
     @property
     def requires_grad(self) -> bool:
-        """Always false: the solvers do not differentiate with respect to a lattice."""
-        return False
+        """Whether a factor is differentiated."""
+        return any(factor.requires_grad for factor in self.factors)
 
     def dense(self) -> th.Tensor:
         """The whole cost, shape ``(n, m)``: for tests and small supports."""
@@ -81,21 +85,31 @@ def pairwise(x: th.Tensor, y: th.Tensor | None = None, *, p: float = 1.0, scale:
     :param p: exponent of the distance, positive
     :param scale: unit of each coordinate, a number or shape ``(d,)``, positive: coordinates are divided by it
     :return: :math:`|x_i - y_j|^p`, shape ``(..., n, m)``, differentiable
-    :raises ValueError: if the dimensions disagree, or ``p`` or ``scale`` is not positive
+    :raises TypeError: if the points are no tensors, or ``p`` or ``scale`` no numbers
+    :raises ValueError: if the dimensions disagree, ``p`` or ``scale`` is not positive, or the distances are not finite
     """
     y = x if y is None else y
+    check_alike(x=x, y=y)
     if x.dim() < 2 or y.dim() < 2 or x.shape[-1] != y.shape[-1]:
         raise ValueError(f"`x` and `y` must be (..., n, d) and (..., m, d), got {tuple(x.shape)} and {tuple(y.shape)}")
-    if not p > 0:
-        raise ValueError(f"`p` must be positive, got {p}; 1 and 2 are the usual choices")
+    broadcast_shapes(x.shape[:-2], y.shape[:-2])
+    check_number(p, "p")
     if scale is not None:
-        factor = th.as_tensor(scale, dtype=x.dtype, device=x.device)
-        if not bool((factor > 0).all()):
-            raise ValueError(f"`scale` must be positive, got {factor.tolist()}; give constant coordinates the scale 1")
+        factor = _unit_of(scale, x)
         x, y = x / factor, y / factor
     # The matrix-product form of cdist loses half of the digits of small distances.
     distance: th.Tensor = th.cdist(x, y, compute_mode="donot_use_mm_for_euclid_dist")
-    return distance if p == 1.0 else distance**p
+    return finite(distance if p == 1.0 else distance**p, x=x, y=y)
+
+
+def _unit_of(scale: th.Tensor | float, x: th.Tensor) -> th.Tensor:
+    if not isinstance(scale, th.Tensor):
+        scale = x.new_tensor(check_number(scale, "scale"))
+    if scale.dim() > 1 or scale.shape not in ((), (1,), x.shape[-1:]):
+        raise ValueError(f"`scale` must be a number or have one entry per coordinate, {x.shape[-1]}, got {tuple(scale.shape)}")
+    if not bool((scale > 0).all() & scale.isfinite().all()):
+        raise ValueError(f"`scale` must be positive and finite, got {scale.tolist()}; give constant coordinates the scale 1")
+    return scale.to(x)
 
 
 def one_hot_embedding(n_actions: int, *, dtype: th.dtype = th.float32, device: th.device | str = "cpu") -> th.Tensor:
@@ -108,9 +122,7 @@ def one_hot_embedding(n_actions: int, *, dtype: th.dtype = th.float32, device: t
     :return: the identity, shape ``(n_actions, n_actions)``
     :raises ValueError: if ``n_actions`` is not positive
     """
-    if n_actions < 1:
-        raise ValueError(f"`n_actions` must be at least 1, got {n_actions}")
-    return th.eye(n_actions, dtype=dtype, device=device)
+    return th.eye(check_count(n_actions, "n_actions"), dtype=dtype, device=device)
 
 
 def action_cost(embedding: th.Tensor, *, beta: float = 1.0, p: float = 1.0) -> th.Tensor:
@@ -123,10 +135,9 @@ def action_cost(embedding: th.Tensor, *, beta: float = 1.0, p: float = 1.0) -> t
     :return: :math:`(\beta |e_a - e_{a'}|)^p`, shape ``(n_actions, n_actions)``
     :raises ValueError: if ``embedding`` is not a matrix, ``beta`` is negative, or ``p`` is not positive
     """
-    if embedding.dim() != 2:
-        raise ValueError(f"`embedding` must have one row per action, shape (n_actions, k), got {tuple(embedding.shape)}")
-    weight = float(_check_beta(beta) ** p)
-    return weight * pairwise(embedding, p=p)
+    _check_embedding(embedding)
+    weight = float(check_number(beta, "beta", strict=False) ** check_number(p, "p"))
+    return finite(weight * pairwise(embedding, p=p), embedding=embedding)
 
 
 def state_action_cost(
@@ -152,28 +163,72 @@ def state_action_cost(
     :param scale: unit of each state coordinate, as in :func:`pairwise`
     :param embedding: one row per action, shape ``(n_actions, k)``; needed for action numbers
     :return: shape ``(..., n, m)``
-    :raises ValueError: if only one part of the second set is given, or action numbers come without an embedding
+    :raises TypeError: if tensors or numbers are of another type
+    :raises ValueError: if only one part of the second set is given, action numbers come without an embedding or are not among
+        its rows, or the shapes disagree
     """
     if (other_states is None) != (other_actions is None):
         raise ValueError("`other_states` and `other_actions` describe one set of pairs: give both or neither")
-    vectors = _embed(actions, embedding, states.dtype)
-    other_vectors = None if other_actions is None else _embed(other_actions, embedding, states.dtype)
-    distance = pairwise(states, other_states, scale=scale) + _check_beta(beta) * pairwise(vectors, other_vectors)
-    return distance if p == 1.0 else distance**p
+    vectors = _embed(actions, "actions", embedding, states)
+    other_vectors = None
+    if other_states is not None and other_actions is not None:
+        other_vectors = _embed(other_actions, "other_actions", embedding, other_states)
+    beta = check_number(beta, "beta", strict=False)
+    distance = pairwise(states, other_states, scale=scale) + beta * pairwise(vectors, other_vectors)
+    return finite(distance if check_number(p, "p") == 1.0 else distance**p, states=states, actions=vectors)
 
 
-def _embed(actions: th.Tensor, embedding: th.Tensor | None, dtype: th.dtype) -> th.Tensor:
+def _embed(actions: th.Tensor, name: str, embedding: th.Tensor | None, states: th.Tensor) -> th.Tensor:
+    """One vector for each state, in the precision of the states."""
+    check_tensor(states, "states", 2)
+    if not isinstance(actions, th.Tensor):
+        raise TypeError(f"`{name}` must be a torch tensor, got {type(actions).__name__}")
     if actions.is_floating_point():
-        return actions.to(dtype)
-    if embedding is None:
-        raise ValueError("`embedding` is needed for action numbers; pass `one_hot_embedding(n_actions)` or a table of moves")
-    return embedding.to(dtype)[actions]
+        vectors = actions.to(states.dtype)
+    else:
+        if embedding is None:
+            raise ValueError(
+                "`embedding` is needed for action numbers; pass `one_hot_embedding(n_actions)` or a table of moves"
+            )
+        _check_embedding(embedding)
+        if actions.dtype in (th.bool, th.uint8) or actions.is_complex():
+            # torch would take these for a mask.
+            raise ValueError(f"`{name}` must be vectors, or numbers in int64 or int32, got {actions.dtype}")
+        if actions.numel() and not bool(((actions >= 0) & (actions < len(embedding))).all()):
+            low, high = actions.min().item(), actions.max().item()
+            raise ValueError(f"`{name}` must be in [0, {len(embedding)}), the rows of `embedding`, got {low} to {high}")
+        vectors = embedding.to(states.dtype)[actions.long()]
+    if vectors.dim() < 2 or vectors.shape[-2] != states.shape[-2]:
+        raise ValueError(f"`{name}` must have one entry per state, {states.shape[-2]}, got shape {tuple(actions.shape)}")
+    return vectors
 
 
-def _check_beta(beta: float) -> float:
-    if not 0 <= beta < float("inf"):
-        raise ValueError(f"`beta` must be non-negative and finite, got {beta}")
-    return beta
+def _check_embedding(embedding: th.Tensor) -> None:
+    check_tensor(embedding, "embedding")
+    if embedding.dim() != 2:
+        raise ValueError(f"`embedding` must have one row per action, shape (n_actions, k), got {tuple(embedding.shape)}")
+
+
+def check_problem(cost: Cost, rows: th.Tensor, columns: th.Tensor, names: tuple[str, str], *, cost_name: str = "cost") -> None:
+    """
+    What can be seen without reading the content of a transport problem.
+
+    :param cost: shape ``(..., n, m)``
+    :param rows: measures on the first side, ``(..., n)``
+    :param columns: measures on the second side, ``(..., m)``
+    :param names: the measures' names, for the message
+    :param cost_name: that of the cost
+    :raises TypeError: if they are no tensors, and the cost no lattice either
+    :raises ValueError: if the numbers of bins, the precisions or the devices disagree, or something is empty
+    """
+    given = {cost_name: cost.factors[0] if isinstance(cost, LatticeCost) else cost, names[0]: rows, names[1]: columns}
+    check_alike(**given)
+    if len(cost.shape) < 2 or rows.shape[-1:] != cost.shape[-2:-1] or columns.shape[-1:] != cost.shape[-1:]:
+        sizes = f"{tuple(rows.shape)} and {tuple(columns.shape)}"
+        raise ValueError(
+            f"`{cost_name}` of shape {tuple(cost.shape)} needs {list(cost.shape)[-2:]} bins in `{names[0]}` and `{names[1]}`, "
+            f"got shapes {sizes}"
+        )
 
 
 def validate_cost(cost: Cost, *, symmetric: bool = False, name: str = "cost") -> None:
@@ -183,18 +238,16 @@ def validate_cost(cost: Cost, *, symmetric: bool = False, name: str = "cost") ->
     :param cost: dense, shape ``(..., n, m)``, or a lattice
     :param symmetric: whether both sides are the same support
     :param name: the argument's name, for the message
+    :raises TypeError: if it is neither a tensor nor a lattice
     :raises ValueError: if an entry is NaN, infinite or negative, or the cost is asymmetric where it must not be
     """
     if isinstance(cost, LatticeCost):
         for k, factor in enumerate(cost.factors):
             validate_cost(factor, symmetric=symmetric, name=f"{name}.factors[{k}]")
         return
-    if cost.dim() < 2:
-        raise ValueError(f"`{name}` must be a matrix or a batch of matrices, got shape {tuple(cost.shape)}")
-    if cost.dtype not in (th.float32, th.float64):
-        raise ValueError(f"`{name}` must be float32 or float64, got {cost.dtype}; convert it with `.float()` or `.double()`")
+    check_tensor(cost, name, 2)
     cost = cost.detach()
-    low, high = th.aminmax(cost) if cost.numel() else (cost.new_zeros(()), cost.new_zeros(()))
+    low, high = th.aminmax(cost)
     largest_gap = cost.new_zeros(())
     if symmetric:
         if cost.shape[-1] != cost.shape[-2]:

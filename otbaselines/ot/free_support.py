@@ -1,4 +1,4 @@
-"""Barycenters whose support is free to move, by POT."""
+"""Barycenters whose support is free to move."""
 
 from __future__ import annotations
 
@@ -6,11 +6,10 @@ from collections.abc import Sequence
 
 import torch as th
 
-from otbaselines.ot._validation import check_measure, check_reg
+from otbaselines.ot._validation import check_alike, check_measure, check_reg, check_stop, check_tensor
 from otbaselines.ot.costs import pairwise
-
-# Below this ratio of the strength to the median cost POT's inner loop stops short of its tolerance.
-MIN_RELATIVE_REG = 0.1
+from otbaselines.ot.result import FreeSupportResult, OTResult
+from otbaselines.ot.sinkhorn import sinkhorn
 
 
 def free_support_barycenter(
@@ -22,49 +21,79 @@ def free_support_barycenter(
     agent_weights: th.Tensor | None = None,
     tol: float = 1e-6,
     max_iter: int = 100,
-) -> th.Tensor:
+) -> FreeSupportResult:
     r"""
     Entropic barycenter under :math:`|x - y|^2` whose atoms, of equal weight, are free to move (Cuturi & Doucet 2014, Alg. 2).
 
-    Runs POT's ``free_support_sinkhorn_barycenter``. The problem is not convex: the result depends on ``support``, which
-    should have the spread of the measures. Below a tenth of the median cost use a codebook and
-    :func:`otbaselines.ot.barycenter`.
+    Every atom moves to the mean of where its mass goes, :math:`x_j \leftarrow k \sum_i w_i (P_i y_i)_j`. The problem is not
+    convex: the result depends on ``support``, which should have the spread of the measures.
 
     :param points: one ``(m_i, d)`` for each measure
-    :param weights: one ``(m_i,)`` for each measure, positive, summing to one; uniform when omitted
-    :param reg: entropic strength, in the unit of the squared distance
+    :param weights: one ``(m_i,)`` for each measure, summing to one; uniform when omitted
+    :param reg: entropic strength, positive, in the unit of the squared distance
     :param support: where the atoms start, shape ``(k, d)``
     :param agent_weights: of the measures, shape ``(N,)``, summing to one; uniform when omitted
-    :param tol: stop when the atoms move by less, in squared distance
-    :param max_iter: moves of the atoms at most
-    :return: the atoms, shape ``(k, d)``
-    :raises ValueError: if ``reg`` is below a tenth of the median cost, or the shapes disagree
+    :param tol: stop when the atoms move by less: the sum of the squared distances, over that of the support to its mean
+    :param max_iter: moves of the atoms at most; ``converged`` says which came first
+    :return: the atoms, constant for autograd, and how the iteration stopped
+    :raises TypeError: if an argument is of another type
+    :raises ValueError: if there is no measure, weights do not sum to one, the shapes disagree, or ``reg`` is out of reach
     """
-    import ot as pot
-
     reg = check_reg(reg)
-    if support.dim() != 2 or any(cloud.dim() != 2 or cloud.shape[1] != support.shape[1] for cloud in points):
-        shapes = [tuple(cloud.shape) for cloud in points]
-        raise ValueError(f"`points` must be (m, d) clouds in the dimension of `support` {tuple(support.shape)}, got {shapes}")
+    check_stop(tol, max_iter)
+    check_tensor(support, "support")
+    clouds = list(points)
+    if not clouds:
+        raise ValueError("`points` must hold one or more clouds, got none")
+    rows: list[th.Tensor | None] = [None] * len(clouds) if weights is None else list(weights)
+    if len(rows) != len(clouds):
+        raise ValueError(f"`weights` must have one row per measure, {len(clouds)}, got {len(rows)}")
+    shares = support.new_full((len(clouds),), 1.0 / len(clouds)) if agent_weights is None else agent_weights
+    masses = [_check_cloud(cloud, row, support) for cloud, row in zip(clouds, rows, strict=True)]
+    check_alike(agent_weights=shares, support=support)
+    if shares.shape != (len(clouds),):
+        raise ValueError(f"`agent_weights` must have one entry per measure, {len(clouds)}, got shape {tuple(shares.shape)}")
+    shares = check_measure(shares, "agent_weights")
+    with th.no_grad():
+        return _move(clouds, masses, shares, support, reg, tol, max_iter)
+
+
+def _move(
+    clouds: list[th.Tensor],
+    masses: list[th.Tensor],
+    shares: th.Tensor,
+    atoms: th.Tensor,
+    reg: float,
+    tol: float,
+    max_iter: int,
+) -> FreeSupportResult:
+    uniform = atoms.new_full((len(atoms),), 1.0 / len(atoms))
+    plans: list[OTResult] = []
+    n_iter, error = 0, float("inf")
+    while error > tol and n_iter < max_iter:
+        starts: Sequence[OTResult | None] = plans or [None] * len(clouds)
+        plans = [
+            sinkhorn(pairwise(atoms, cloud, p=2.0), uniform, mass, reg=reg, init=start, validate=False)
+            for cloud, mass, start in zip(clouds, masses, starts, strict=True)
+        ]
+        pulls = [plan.plan @ cloud for plan, cloud in zip(plans, clouds, strict=True)]
+        moved = len(atoms) * th.tensordot(shares, th.stack(pulls), 1)
+        spread = (moved - moved.mean(0)).square().sum().clamp_min(th.finfo(moved.dtype).tiny)
+        error, n_iter = float((moved - atoms).square().sum() / spread), n_iter + 1
+        atoms = moved
+    exact = all(bool(plan.converged) for plan in plans)
+    return FreeSupportResult(atoms, n_iter, error <= tol and exact, error)
+
+
+def _check_cloud(cloud: th.Tensor, weights: th.Tensor | None, support: th.Tensor) -> th.Tensor:
+    """Weights of the points of one cloud, summing to one."""
+    check_alike(points=cloud, weights=weights, support=support)
+    if support.dim() != 2 or cloud.dim() != 2 or cloud.shape[1] != support.shape[1]:
+        raise ValueError(
+            f"`points` must be (m, d) clouds in the dimension of `support` {tuple(support.shape)}, got {tuple(cloud.shape)}"
+        )
     if weights is None:
-        weights = [cloud.new_full((len(cloud),), 1.0 / len(cloud)) for cloud in points]
-    for cloud, row in zip(points, weights, strict=True):
-        check_measure(row, "weights")
-        if len(row) != len(cloud):
-            raise ValueError(f"`weights` must have one entry per point, {len(cloud)}, got {len(row)}")
-        relative = reg / float(pairwise(cloud, support, p=2.0).median())
-        if relative < MIN_RELATIVE_REG:
-            raise ValueError(
-                f"`reg` is {relative:.3g} of the median squared distance; below "
-                f"{MIN_RELATIVE_REG} use `ot.barycenter` on a codebook"
-            )
-    atoms: th.Tensor = pot.bregman.free_support_sinkhorn_barycenter(
-        [cloud.detach() for cloud in points],
-        [row.detach() for row in weights],
-        support.detach(),
-        reg,
-        weights=agent_weights,
-        numItermax=max_iter,
-        stopThr=tol,
-    )
-    return atoms
+        return cloud.new_full((len(cloud),), 1.0 / len(cloud))
+    if weights.shape != cloud.shape[:1]:
+        raise ValueError(f"`weights` must have one entry per point, {len(cloud)}, got shape {tuple(weights.shape)}")
+    return check_measure(weights.detach(), "weights")

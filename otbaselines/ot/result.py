@@ -7,8 +7,7 @@ from functools import cached_property
 
 import torch as th
 
-from otbaselines.ot._kernels import LOG
-from otbaselines.ot._validation import make_kernel
+from otbaselines.ot._kernels import LOG, LatticeKernel, log_matmul
 from otbaselines.ot.costs import Cost, LatticeCost
 
 
@@ -32,6 +31,39 @@ def gibbs_plan(
     return (exponent + a.detach().log().unsqueeze(-1) + b.detach().log().unsqueeze(-2)).exp()
 
 
+def factor_plans(
+    cost: LatticeCost, reg: float, a: th.Tensor, b: th.Tensor, potential_a: th.Tensor, potential_b: th.Tensor
+) -> list[th.Tensor]:
+    r"""
+    The marginals of a plan on the factors of its lattice, without an :math:`n \times n` matrix.
+
+    Summed over the bins of the other factors a plan keeps the form :math:`u K v`: their kernels are applied to ``v`` first.
+
+    :param cost: of ``F`` factors of shapes ``(n_k, m_k)``
+    :param reg: entropic strength
+    :param a: shape ``(..., n)``
+    :param b: shape ``(..., m)``
+    :param potential_a: shape ``(..., n)``, in the unit of the cost
+    :param potential_b: shape ``(..., m)``, in the unit of the cost
+    :return: one tensor of shape ``(..., n_k, m_k)`` for each factor, in float64
+    """
+    log_u = (a.detach().log() + potential_a / reg).double()
+    log_v = (b.detach().log() + potential_b / reg).double()
+    batch = log_u.shape[:-1]
+    log_u = log_u.reshape(-1, *(factor.shape[0] for factor in cost.factors))
+    log_v = log_v.expand(*batch, -1).reshape(1, -1, log_v.shape[-1])
+    exponents = [factor.detach().double() / -reg for factor in cost.factors]
+    plans = []
+    for k, exponent in enumerate(exponents):
+        identity = th.eye(exponent.shape[1], dtype=th.float64, device=exponent.device).log()
+        others = LatticeKernel([identity if j == k else e for j, e in enumerate(exponents)], LOG)
+        shape = [e.shape[1] if j == k else e.shape[0] for j, e in enumerate(exponents)]
+        rows = log_u.movedim(k + 1, 1).flatten(2)
+        columns = others.forward(log_v).reshape(-1, *shape).movedim(k + 1, 1).flatten(2)
+        plans.append((log_matmul(rows, columns) + exponent).exp().reshape(*batch, *exponent.shape))
+    return plans
+
+
 @dataclass(frozen=True)
 class OTResult:
     r"""
@@ -41,11 +73,12 @@ class OTResult:
         respect to ``a``, ``b`` and ``cost``
     :param potential_a: the gradient of ``value`` with respect to ``a`` (up to a constant), finite on empty bins,
         shape ``(..., n)``
-    :param potential_b: the gradient with respect to ``b``, shape ``(..., m)``
+    :param potential_b: the gradient with respect to ``b``, shape ``(..., m)``. Of a self term, where both measures are one,
+        the two potentials are equal and the gradient is their sum
     :param n_iter: iterations made, the largest of the batch
     :param converged: whether ``error`` is below the tolerance, shape ``(...)``
     :param error: :math:`|P 1 - a|_1` half a step before the end, shape ``(...)``: the returned plan's first marginal is exact,
-        its second at most that far off
+        its second at most that far off. Of a self term, by how much both marginals of its symmetric plan are off
     """
 
     value: th.Tensor
@@ -69,14 +102,50 @@ class OTResult:
         r"""The transport cost alone, :math:`\langle P, C\rangle`, shape ``(...)``: computed when first read."""
         if not isinstance(self._cost, LatticeCost):
             return (self.plan * self._cost.detach()).sum((-1, -2))
-        log_u = (self._a.detach().log() + self.potential_a / self._reg).double()
-        log_v = (self._b.detach().log() + self.potential_b / self._reg).double()
-        shape = log_u.shape[:-1]
-        log_u, log_v = log_u.reshape(1, -1, log_u.shape[-1]), log_v.expand(*shape, -1).reshape(1, -1, log_v.shape[-1])
-        total = th.zeros(log_u.shape[1], dtype=th.float64, device=log_u.device)
-        for kernel in make_kernel(self._cost, self._reg, th.float64, LOG).cost_weighted():
-            total = total + (log_u + kernel.forward(log_v)).exp().sum(-1)[0]
-        return total.reshape(shape).to(self.value.dtype)
+        parts = zip(self.factor_plans, self._cost.factors, strict=True)
+        total = sum((plan * factor.detach()).sum((-1, -2)) for plan, factor in parts)
+        return th.as_tensor(total, dtype=self.value.dtype)
+
+    @cached_property
+    def factor_plans(self) -> list[th.Tensor]:
+        """The plan's marginals on the factors of a lattice, each ``(..., n_k, m_k)``; for a dense cost the plan itself."""
+        if isinstance(self._cost, LatticeCost):
+            return factor_plans(self._cost, self._reg, self._a, self._b, self.potential_a, self.potential_b)
+        return [self.plan]
+
+
+@dataclass(frozen=True)
+class DivergenceResult:
+    r"""
+    Transport that several problems make up: a divergence, or the pairs of a team.
+
+    :param value: in the unit of the cost, shape ``(...)``, or ``(..., N, N)`` for the pairs of a team
+    :param n_iter: iterations made, the largest of the problems behind it
+    :param converged: whether ``error`` is below the tolerance, of the shape of ``value``
+    :param error: the largest marginal error of the problems behind each value, of its shape
+    """
+
+    value: th.Tensor
+    n_iter: int
+    converged: th.Tensor
+    error: th.Tensor
+
+
+@dataclass(frozen=True)
+class FreeSupportResult:
+    """
+    A barycenter whose atoms moved.
+
+    :param atoms: of equal weight, shape ``(k, d)``
+    :param n_iter: moves made
+    :param converged: whether ``error`` is below the tolerance, and every plan of the last move exact
+    :param error: sum of the squared distances of the last move, over the sum of those to the atoms' mean
+    """
+
+    atoms: th.Tensor
+    n_iter: int
+    converged: bool
+    error: float
 
 
 @dataclass(frozen=True)

@@ -9,17 +9,16 @@ they save. Here the caller fixes the number of steps and passes the scalings on.
 from __future__ import annotations
 
 import math
-from abc import ABC, abstractmethod
 from dataclasses import dataclass, field
 from functools import cached_property
 
 import torch as th
 
-from otbaselines.ot._validation import check_reg
+from otbaselines.ot._kernels import LOG, MAX_RANGE_FIXED, PRODUCT, DenseKernel, check_range
+from otbaselines.ot._validation import broadcast_shapes, check_alike, check_count, check_measure, check_number, check_reg
+from otbaselines.ot.costs import check_problem, validate_cost
+from otbaselines.ot.result import DivergenceResult
 
-# Beyond this exponent products in float32 can underflow and are taken in the log domain: seen from 35 on, for large teams of
-# nearly deterministic agents that disagree and were warm-started elsewhere.
-MAX_EXPONENT = 30.0
 # Below this a policy's probability is numerically zero; the floor keeps its potential finite.
 FLOOR = 1e-30
 # Symmetric steps for the self terms of a cold start; each halves the error.
@@ -27,7 +26,7 @@ SELF_STEPS = 15
 # Between two agents: steps between two looks at the device, the error in the marginals that is asked for, and the last look.
 PAIR_STEPS = 8
 PAIR_ERROR = 1e-4
-MAX_PAIR_ROUNDS = 50
+MAX_PAIR_STEPS = 400
 
 
 @dataclass(frozen=True)
@@ -68,7 +67,7 @@ class ScalingBarycenter:
     @cached_property
     def weights(self) -> th.Tensor:
         """The barycenters, shape ``(B, n)``."""
-        center = self._solver.arithmetic.outside(self._center)
+        center = self._solver.domain.value(self._center)
         return (center / center.sum(-1, keepdim=True)).squeeze(1)
 
     @cached_property
@@ -93,12 +92,12 @@ class ScalingBarycenter:
     @cached_property
     def divergences(self) -> th.Tensor:
         r""":math:`W(\mu_i, \mu^*)`, less half of both self terms when debiased, shape ``(B, N)``, in the unit of the cost."""
-        solver, arithmetic = self._solver, self._solver.arithmetic
-        far = solver.potential(arithmetic.over(self._measures, arithmetic.apply(self.state.u)))
+        solver, domain = self._solver, self._solver.domain
+        far = solver.potential(domain.div(self._measures, solver.kernel.forward(self.state.u)))
         if solver.debiased:
             far = far - solver.potential(self.state.own[:, :1])
-        near = self.gradient * arithmetic.outside(self._measures)
-        return (near + far * arithmetic.outside(self._center)).sum(-1)
+        near = self.gradient * domain.value(self._measures)
+        return (near + far * domain.value(self._center)).sum(-1)
 
     @cached_property
     def error(self) -> th.Tensor:
@@ -106,14 +105,15 @@ class ScalingBarycenter:
         :math:`\max_i |P_i 1 - \mu_i|_1`, and of the self plans of barycenter and measures when debiased, shape ``(B,)``.
         """
         # The barycenter's marginal is exact after a step; what is left is by how much the measures' own are missed.
-        do, (u, own) = self._solver.arithmetic, (self.state.u, self.state.own)
-        rows = do.times(do.apply(do.over(self._measures, do.apply(u))), u)
-        error = (do.outside(rows) - do.outside(self._center)).abs().sum(-1).amax(-1)
+        u, own = self.state.u, self.state.own
+        apply, domain = self._solver.kernel.forward, self._solver.domain
+        rows = domain.mul(apply(domain.div(self._measures, apply(u))), u)
+        error = (domain.value(rows) - domain.value(self._center)).abs().sum(-1).amax(-1)
         if not self._solver.debiased:
             return error
         # For blunt kernels these are the last to settle, and the plans above do not show it.
         targets = th.cat([self._center, self._measures], 1)
-        own_error = (do.outside(do.times(own, do.apply(own))) - do.outside(targets)).abs().sum(-1).amax(-1)
+        own_error = (domain.value(domain.mul(own, apply(own))) - domain.value(targets)).abs().sum(-1).amax(-1)
         return th.maximum(error, own_error)
 
 
@@ -131,7 +131,10 @@ class ScalingSolver:
     :param weights: :math:`w_i`, shape ``(N,)`` or ``(B, N)``, summing to one; uniform when omitted
     :param debiased: remove the entropic blur of the barycenter and of the gradient
     :param max_cost: largest entry of ``cost``, which decides the arithmetic; read from the device when omitted
-    :raises ValueError: if ``reg`` is not positive
+    :param validate: whether to check the tensors' contents, here and in every solution: reads from the device
+    :raises TypeError: if an argument is of another type
+    :raises ValueError: if ``reg`` is not positive, ``cost.max() / reg`` is out of reach of float64, or the contents
+        are no cost and weights
     """
 
     def __init__(
@@ -142,15 +145,22 @@ class ScalingSolver:
         weights: th.Tensor | None = None,
         debiased: bool = True,
         max_cost: float | None = None,
+        validate: bool = True,
     ) -> None:
         self.reg = check_reg(reg)
-        self.debiased = debiased
-        self._cost_shape = tuple(cost.shape)
-        self._weights = weights
-        self.span = span = float_range(cost, self.reg) if max_cost is None else max_cost / self.reg
+        self.debiased, self.validate = debiased, validate
+        check_alike(cost=cost, weights=weights)
+        if cost.dim() != 2 or cost.shape[0] != cost.shape[1]:
+            raise ValueError(f"`cost` must be square, shape (n, n), got {tuple(cost.shape)}")
+        if validate:
+            validate_cost(cost, symmetric=True)
+            weights = None if weights is None else check_measure(weights, "weights")
+        self._cost, self._weights = cost, weights
+        largest = float(cost.detach().max()) if max_cost is None else check_number(max_cost, "max_cost", strict=False)
+        self.span = check_range(largest, self.reg)
+        self.domain = LOG if self.span > MAX_RANGE_FIXED else PRODUCT
         with th.no_grad():
-            exponent = -cost.detach() / self.reg
-            self.arithmetic: _Arithmetic = _Logarithms(exponent) if span > MAX_EXPONENT else _Products(exponent.exp())
+            self.kernel = DenseKernel(-cost.detach() / self.reg, self.domain, symmetric=True)
 
     def steps_for(self, remaining: float, most: int) -> int:
         r"""
@@ -177,7 +187,7 @@ class ScalingSolver:
         :param scaling: in the solver's arithmetic, shape ``(B, k, n)``
         :return: the potential on the other side, of the same shape, in the unit of the cost
         """
-        return -self.reg * self.arithmetic.log_apply(scaling)
+        return -self.reg * self.domain.leave(self.kernel.forward(scaling))
 
     @th.no_grad()
     def solve(self, measures: th.Tensor, n_iter: int, init: ScalingState | None = None) -> ScalingBarycenter:
@@ -186,29 +196,41 @@ class ScalingSolver:
         :param n_iter: steps, at least 1
         :param init: scalings of an earlier solution of the same problems, from this solver
         :return: barycenters, potentials, error and scalings
-        :raises ValueError: if ``n_iter`` is not positive or the shapes do not agree
+        :raises TypeError: if an argument is of another type
+        :raises ValueError: if ``n_iter`` is not positive, the shapes do not agree, or the contents are no measures
         """
-        if n_iter < 1:
-            raise ValueError(f"`n_iter` must be at least 1, got {n_iter}")
-        if measures.dim() != 3 or self._cost_shape != (measures.shape[-1],) * 2:
-            raise ValueError(
-                f"`measures` must be (B, N, n) and `cost` (n, n), got shapes {tuple(measures.shape)} and {self._cost_shape}"
-            )
-        do, weights = self.arithmetic, self._weights_of(measures)
-        mu = do.inside(measures.detach())
-        roots = do.root(mu)
+        check_count(n_iter, "n_iter")
+        measures = self._checked(measures, init)
+        apply, div, mul, root = self.kernel.forward, self.domain.div, self.domain.mul, self.domain.root
+        weights = self._weights_of(measures)
+        mu = self.domain.wrap(measures.clamp_min(FLOOR))
+        roots = root(mu)
         state = self._agreement(mu, roots, weights) if init is None else init
         u, own = state.u, state.own
         center = own[:, :1]
         for _ in range(n_iter):
-            kernel_v = do.apply(do.over(mu, do.apply(u)))
-            center = do.mean(weights, kernel_v)
+            kernel_v = apply(div(mu, apply(u)))
+            center = self._mean(weights, kernel_v)
             if self.debiased:
-                center = do.times(own[:, :1], center)
+                center = mul(own[:, :1], center)
                 # A root of each factor: in an improbable bin their product would be zero, and stay so.
-                own = do.times(do.root(do.over(own, do.apply(own))), th.cat([do.root(center), roots], 1))
-            u = do.over(center, kernel_v)
+                own = mul(root(div(own, apply(own))), th.cat([root(center), roots], 1))
+            u = div(center, kernel_v)
         return ScalingBarycenter(ScalingState(u, own), mu, center, self)
+
+    def _checked(self, measures: th.Tensor, init: ScalingState | None) -> th.Tensor:
+        if self.validate:
+            check_problem(self._cost, measures, measures, ("measures", "measures"))
+        if measures.dim() != 3 or measures.shape[-1] != len(self._cost):
+            shapes = f"{tuple(measures.shape)} and {tuple(self._cost.shape)}"
+            raise ValueError(f"`measures` must be (B, N, n) and `cost` (n, n), got shapes {shapes}")
+        if init is not None and init.u.shape != measures.shape:
+            raise ValueError(f"`init` must hold scalings of shape {tuple(measures.shape)}, got {tuple(init.u.shape)}")
+        return check_measure(measures.detach(), "measures") if self.validate else measures.detach()
+
+    def _mean(self, weights: th.Tensor, x: th.Tensor) -> th.Tensor:
+        """Weighted geometric mean over the agents, shape ``(B, 1, n)``."""
+        return self.domain.enter((weights * self.domain.leave(x)).sum(1, keepdim=True))
 
     def _agreement(self, mu: th.Tensor, roots: th.Tensor, weights: th.Tensor) -> ScalingState:
         """
@@ -217,11 +239,11 @@ class ScalingSolver:
         Started from it, the error is proportional to the disagreement; started from ones it is not, and where policies are
         still alike the pull would be all error.
         """
-        do, s = self.arithmetic, roots
+        domain, s = self.domain, roots
         for _ in range(SELF_STEPS):
-            s = do.times(do.root(do.over(s, do.apply(s))), roots)
-        mean = do.mean(weights, s)
-        d = mean if self.debiased else do.over(mean, mean)
+            s = domain.mul(domain.root(domain.div(s, self.kernel.forward(s))), roots)
+        mean = self._mean(weights, s)
+        d = mean if self.debiased else domain.div(mean, mean)
         return ScalingState(mean.expand_as(mu), th.cat([d, s], 1))
 
     def _weights_of(self, measures: th.Tensor) -> th.Tensor:
@@ -230,10 +252,11 @@ class ScalingSolver:
             return measures.new_full((1, n_agents, 1), 1.0 / n_agents)
         if self._weights.shape[-1] != n_agents:
             raise ValueError(f"`weights` must have one entry per agent, {n_agents}, got shape {tuple(self._weights.shape)}")
+        broadcast_shapes(self._weights.shape[:-1], measures.shape[:1])
         return self._weights.to(measures.dtype).reshape(-1, n_agents, 1)
 
     @th.no_grad()
-    def pair_divergences(self, measures: th.Tensor, state: ScalingState) -> th.Tensor:
+    def pair_divergences(self, measures: th.Tensor, state: ScalingState) -> DivergenceResult:
         r"""
         :math:`W(\mu_i, \mu_j)` for all :math:`i < j`, less half of both self terms when debiased.
 
@@ -241,158 +264,27 @@ class ScalingSolver:
 
         :param measures: shape ``(B, N, n)``, positive, rows summing to one
         :param state: of the solution for these measures, whose self terms are where to start
-        :return: shape ``(B, N (N - 1) / 2)``, in the unit of the cost and the order of ``torch.triu_indices``
+        :return: of shape ``(B, N (N - 1) / 2)``, in the unit of the cost and the order of ``torch.triu_indices``. Self terms
+            are those of ``state`` and have no part in ``error``
+        :raises TypeError: if ``measures`` is no tensor
+        :raises ValueError: if the shapes do not agree, or the contents are no measures
         """
-        do, n_agents = self.arithmetic, measures.shape[1]
+        measures, domain = self._checked(measures, state), self.domain
+        apply, div, n_agents = self.kernel.forward, domain.div, measures.shape[1]
         first, second = th.triu_indices(n_agents, n_agents, 1, device=measures.device)
-        mu, s = do.inside(measures.detach()), state.own[:, 1:]
+        mu, s = domain.wrap(measures.clamp_min(FLOOR)), state.own[:, 1:]
         a, b = mu[:, first], mu[:, second]
         u, v = s[:, first], s[:, second]
-        for _ in range(MAX_PAIR_ROUNDS):
+        n_iter, error = 0, measures.new_full(a.shape[:-1], math.inf)
+        while n_iter < MAX_PAIR_STEPS and bool((error >= PAIR_ERROR).any()):
             for _ in range(PAIR_STEPS):
-                u = do.over(a, do.apply(v))
-                v = do.over(b, do.apply(u))
-            rows = do.times(u, do.apply(v))
-            if float((do.outside(rows) - do.outside(a)).abs().sum(-1).amax()) < PAIR_ERROR:
-                break
+                u = div(a, apply(v))
+                v = div(b, apply(u))
+            rows = domain.mul(u, apply(v))
+            error, n_iter = (domain.value(rows) - domain.value(a)).abs().sum(-1), n_iter + PAIR_STEPS
         left, right = self.potential(v), self.potential(u)
         if self.debiased:
             own = self.potential(s)
             left, right = left - own[:, first], right - own[:, second]
-        return (left * do.outside(a) + right * do.outside(b)).sum(-1)
-
-
-def scaling_barycenter(
-    measures: th.Tensor,
-    cost: th.Tensor,
-    *,
-    reg: float,
-    n_iter: int,
-    weights: th.Tensor | None = None,
-    debiased: bool = True,
-    init: ScalingState | None = None,
-    max_cost: float | None = None,
-) -> ScalingBarycenter:
-    """
-    ``n_iter`` steps for ``B`` problems that share one small cost: :class:`ScalingSolver`, used once.
-
-    :param measures: shape ``(B, N, n)``, positive, rows summing to one
-    :param cost: symmetric, shape ``(n, n)``
-    :param reg: entropic strength, positive, in the unit of ``cost``
-    :param n_iter: steps, at least 1
-    :param weights: shape ``(N,)`` or ``(B, N)``, summing to one; uniform when omitted
-    :param debiased: remove the entropic blur of the barycenter and of the gradient
-    :param init: scalings of an earlier solution of the same problems
-    :param max_cost: largest entry of ``cost``, which decides the arithmetic; read from the device when omitted
-    :return: barycenters, potentials, error and scalings
-    :raises ValueError: if ``reg`` or ``n_iter`` is not positive or the shapes do not agree
-    """
-    solver = ScalingSolver(cost, reg=reg, weights=weights, debiased=debiased, max_cost=max_cost)
-    return solver.solve(measures, n_iter, init)
-
-
-def float_range(cost: th.Tensor, reg: float) -> float:
-    """
-    :param cost: any shape
-    :param reg: entropic strength
-    :return: the largest exponent of the Gibbs kernel
-    """
-    return float(cost.max()) / reg
-
-
-class _Arithmetic(ABC):
-    """How scalings are held, and what the algorithm does with them."""
-
-    @abstractmethod
-    def inside(self, measures: th.Tensor) -> th.Tensor:
-        """Measures, as they are held."""
-
-    @abstractmethod
-    def outside(self, x: th.Tensor) -> th.Tensor:
-        """Back from :meth:`inside`."""
-
-    @abstractmethod
-    def apply(self, x: th.Tensor) -> th.Tensor:
-        """The Gibbs kernel along the last axis."""
-
-    @abstractmethod
-    def log_apply(self, x: th.Tensor) -> th.Tensor:
-        """Logarithm of the kernel's product, as a number outside."""
-
-    @abstractmethod
-    def times(self, x: th.Tensor, y: th.Tensor) -> th.Tensor:
-        """Product."""
-
-    @abstractmethod
-    def over(self, x: th.Tensor, y: th.Tensor) -> th.Tensor:
-        """Quotient."""
-
-    @abstractmethod
-    def root(self, x: th.Tensor) -> th.Tensor:
-        """Square root."""
-
-    @abstractmethod
-    def mean(self, weights: th.Tensor, x: th.Tensor) -> th.Tensor:
-        """Weighted geometric mean over the agents, shape ``(B, 1, n)``."""
-
-
-class _Products(_Arithmetic):
-    """Scalings and Gibbs kernel as they are: one small matrix product per half step."""
-
-    def __init__(self, kernel: th.Tensor) -> None:
-        self.kernel = kernel
-
-    def inside(self, measures: th.Tensor) -> th.Tensor:
-        return measures.clamp_min(FLOOR)
-
-    def outside(self, x: th.Tensor) -> th.Tensor:
-        return x
-
-    def apply(self, x: th.Tensor) -> th.Tensor:
-        return x @ self.kernel
-
-    def log_apply(self, x: th.Tensor) -> th.Tensor:
-        return (x @ self.kernel).log_()
-
-    def times(self, x: th.Tensor, y: th.Tensor) -> th.Tensor:
-        return x * y
-
-    def over(self, x: th.Tensor, y: th.Tensor) -> th.Tensor:
-        return x / y
-
-    def root(self, x: th.Tensor) -> th.Tensor:
-        return x.sqrt()
-
-    def mean(self, weights: th.Tensor, x: th.Tensor) -> th.Tensor:
-        return (weights * x.log()).sum(1, keepdim=True).exp_()
-
-
-class _Logarithms(_Arithmetic):
-    """The same in logarithms, for kernels whose entries underflow: a log-sum-exp over ``n`` bins per half step."""
-
-    def __init__(self, log_kernel: th.Tensor) -> None:
-        self.log_kernel = log_kernel
-
-    def inside(self, measures: th.Tensor) -> th.Tensor:
-        return measures.clamp_min(FLOOR).log_()
-
-    def outside(self, x: th.Tensor) -> th.Tensor:
-        return x.exp()
-
-    def apply(self, x: th.Tensor) -> th.Tensor:
-        return (x.unsqueeze(-2) + self.log_kernel).logsumexp(-1)
-
-    def log_apply(self, x: th.Tensor) -> th.Tensor:
-        return self.apply(x)
-
-    def times(self, x: th.Tensor, y: th.Tensor) -> th.Tensor:
-        return x + y
-
-    def over(self, x: th.Tensor, y: th.Tensor) -> th.Tensor:
-        return x - y
-
-    def root(self, x: th.Tensor) -> th.Tensor:
-        return 0.5 * x
-
-    def mean(self, weights: th.Tensor, x: th.Tensor) -> th.Tensor:
-        return (weights * x).sum(1, keepdim=True)
+        value = (left * domain.value(a) + right * domain.value(b)).sum(-1)
+        return DivergenceResult(value, n_iter, error < PAIR_ERROR, error)

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from numbers import Integral
+
 import torch as th
 
-from otbaselines.ot.exact import wasserstein_1d
+from otbaselines.ot._validation import broadcast_shapes, check_alike, check_count, check_tensor, finite
+from otbaselines.ot.exact import check_order, line_cost, root
 
 
 def sliced_wasserstein(
@@ -24,19 +27,21 @@ def sliced_wasserstein(
     :param x: points of equal weight, shape ``(..., n, d)``
     :param y: points of equal weight, shape ``(..., m, d)``
     :param n_projections: number of directions
-    :param p: order, at least 1
+    :param p: order, from 1 to 16
     :param seed: of the directions; fixes them on every device
     :param generator: a CPU generator, in place of ``seed``
-    :return: shape ``(...)``, differentiable
-    :raises ValueError: if the dimensions disagree or both ``seed`` and ``generator`` are given
+    :return: shape ``(...)``, differentiable; where the two agree, with a gradient of zero
+    :raises TypeError: if an argument is of another type
+    :raises ValueError: if ``p`` is out of range, the dimensions disagree or both ``seed`` and ``generator`` are given
     """
+    order = check_order(p)
+    check_alike(x=x, y=y)
     if x.dim() < 2 or y.dim() < 2 or x.shape[-1] != y.shape[-1]:
         raise ValueError(f"`x` and `y` must be (..., n, d) and (..., m, d), got {tuple(x.shape)} and {tuple(y.shape)}")
+    batch = broadcast_shapes(x.shape[:-2], y.shape[:-2])
     directions = random_directions(x.shape[-1], n_projections, seed=seed, generator=generator).to(x)
-    lines_x = th.matmul(x, directions).transpose(-1, -2)
-    lines_y = th.matmul(y, directions).transpose(-1, -2)
-    distance = wasserstein_1d(lines_x, lines_y, p=p)
-    return distance.mean(-1) if p == 1.0 else (distance**p).mean(-1) ** (1.0 / p)
+    lines_x, lines_y = (th.matmul(z, directions).transpose(-1, -2).expand(*batch, -1, -1) for z in (x, y))
+    return finite(root(line_cost(lines_x, lines_y, None, None, order).mean(-1), order), x=x, y=y)
 
 
 def sliced_pairwise(
@@ -54,21 +59,22 @@ def sliced_pairwise(
 
     :param points: shape ``(N, m, d)``
     :param n_projections: number of directions, the same for all pairs
-    :param p: order, at least 1
+    :param p: order, from 1 to 16
     :param seed: of the directions; fixes them on every device
     :param generator: a CPU generator, in place of ``seed``
     :return: shape ``(N, N)``, differentiable
-    :raises ValueError: if ``points`` has another shape, ``p < 1``, or both ``seed`` and ``generator`` are given
+    :raises TypeError: if an argument is of another type
+    :raises ValueError: if ``points`` has another shape, ``p`` is out of range, or both ``seed`` and ``generator`` are given
     """
-    if points.dim() != 3 or points.shape[1] == 0:
+    order = check_order(p)
+    check_tensor(points, "points")
+    if points.dim() != 3:
         raise ValueError(f"`points` must be (N, m, d), m points for each agent, got {tuple(points.shape)}")
-    if p < 1:
-        raise ValueError(f"`p` must be at least 1, got {p}")
     directions = random_directions(points.shape[-1], n_projections, seed=seed, generator=generator).to(points)
     lines = th.matmul(points, directions).transpose(-1, -2)
     ordered = lines.sort(-1).values.flatten(1)
-    distance: th.Tensor = th.cdist(ordered, ordered, p=p, compute_mode="donot_use_mm_for_euclid_dist")
-    return distance / float(ordered.shape[1] ** (1.0 / p))
+    distance: th.Tensor = th.cdist(ordered, ordered, p=order, compute_mode="donot_use_mm_for_euclid_dist")
+    return finite(distance / float(ordered.shape[1] ** (1.0 / order)), points=points)
 
 
 def line_potentials(x: th.Tensor, y: th.Tensor, *, p: float = 1.0) -> th.Tensor:
@@ -81,21 +87,26 @@ def line_potentials(x: th.Tensor, y: th.Tensor, *, p: float = 1.0) -> th.Tensor:
 
     :param x: shape ``(..., n)``, ascending
     :param y: of the same shape, ascending
-    :param p: order, at least 1
+    :param p: order, from 1 to 16
     :return: potentials with mean zero, of the shape of ``x``, in the unit of the distance to the power ``p``
-    :raises ValueError: if the shapes differ or ``p < 1``
+    :raises TypeError: if an argument is of another type
+    :raises ValueError: if the shapes differ, ``p`` is out of range, or points are not in ascending order
     """
-    if x.shape != y.shape or x.dim() == 0:
+    order = check_order(p)
+    check_alike(x=x, y=y)
+    if x.shape != y.shape:
         raise ValueError(f"`x` and `y` must have one shape (..., n), got {tuple(x.shape)} and {tuple(y.shape)}")
-    if p < 1:
-        raise ValueError(f"`p` must be at least 1, got {p}")
+    for name, line in (("x", x), ("y", y)):
+        rounding = 4 * th.finfo(line.dtype).eps * line.detach().abs().amax()
+        if bool((line.detach().diff(dim=-1) < -rounding).any()):
+            raise ValueError(f"`{name}` must be in ascending order along its last dimension; use `.sort(-1)`")
 
     def slope(partner: th.Tensor) -> th.Tensor:
-        return (x[..., 1:] - partner).abs() ** p - (x[..., :-1] - partner).abs() ** p
+        return (x[..., 1:] - partner).abs() ** order - (x[..., :-1] - partner).abs() ** order
 
     steps = 0.5 * (slope(y[..., :-1]) + slope(y[..., 1:]))
     potentials = th.cat([th.zeros_like(x[..., :1]), steps.cumsum(-1)], -1)
-    return potentials - potentials.mean(-1, keepdim=True)
+    return finite(potentials - potentials.mean(-1, keepdim=True), x=x, y=y)
 
 
 def random_directions(
@@ -109,14 +120,21 @@ def random_directions(
     :param seed: of a generator of its own
     :param generator: a CPU generator; torch's global one when both are omitted
     :return: unit columns, shape ``(dimension, n_projections)``
-    :raises ValueError: if ``n_projections`` is not positive or both ``seed`` and ``generator`` are given
+    :raises TypeError: if a count, the seed or the generator is of another type
+    :raises ValueError: if a count is not positive, the seed is none, or both ``seed`` and ``generator`` are given
     """
-    if n_projections < 1:
-        raise ValueError(f"`n_projections` must be at least 1, got {n_projections}")
+    check_count(dimension, "dimension")
+    check_count(n_projections, "n_projections")
     if seed is not None:
         if generator is not None:
             raise ValueError("`seed` and `generator` both fix the directions: give one of them")
-        generator = th.Generator().manual_seed(seed)
+        if isinstance(seed, bool) or not isinstance(seed, Integral):
+            raise TypeError(f"`seed` must be an integer, got {seed!r}")
+        if not 0 <= seed < 1 << 63:
+            raise ValueError(f"`seed` must be in [0, 2^63), got {seed}")
+        generator = th.Generator().manual_seed(int(seed))
+    elif generator is not None and (not isinstance(generator, th.Generator) or generator.device.type != "cpu"):
+        raise TypeError(f"`generator` must be a torch generator on the CPU, got {generator!r}")
     directions = th.randn(dimension, n_projections, dtype=th.float64, generator=generator)
     norms: th.Tensor = th.linalg.vector_norm(directions, dim=0, keepdim=True)
     return directions / norms

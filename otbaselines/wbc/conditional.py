@@ -7,11 +7,10 @@ It bounds the joint divergence from above, covers new states in every minibatch,
 import torch as th
 from stable_baselines3.common.type_aliases import PyTorchObs
 
+from otbaselines import ot
 from otbaselines.common.multi_agent.buffers import AgentRolloutBuffer
 from otbaselines.common.multi_agent.distributions import DiagonalGaussian, MaskedCategorical, TeamDistribution
 from otbaselines.common.multi_agent.policies import MultiAgentActorCriticPolicy
-from otbaselines.ot.gaussian import gaussian_sinkhorn_barycenter, gaussian_sinkhorn_divergence
-from otbaselines.ot.scaling import ScalingSolver, ScalingState
 from otbaselines.wbc.consensus import Consensus, ConsensusReport, draw_states
 from otbaselines.wbc.metric import GroundMetric
 
@@ -76,12 +75,12 @@ class CategoricalConsensus(StatewiseConsensus):
         self.cost = metric.action_cost()
         self.max_cost = float(self.cost.max())
         self.debiased = debiased
-        self._scalings: list[ScalingState] = []
+        self._scalings: list[ot.ScalingState] = []
 
     def _start(self, policy: MultiAgentActorCriticPolicy, n_chunks: int) -> ConsensusReport:
         measures = self._measures(policy.policies_at(self._states))
-        self._solver = ScalingSolver(
-            self.cost, reg=self._reg, weights=self._weights, debiased=self.debiased, max_cost=self.max_cost
+        self._solver = ot.ScalingSolver(
+            self.cost, reg=self._reg, weights=self._weights, debiased=self.debiased, max_cost=self.max_cost, validate=False
         )
         self._warm_steps = self._solver.steps_for(WARM_REMAINING, MAX_WARM_STEPS)
         solved = self._solver.solve(measures, COLD_STEPS)
@@ -93,7 +92,7 @@ class CategoricalConsensus(StatewiseConsensus):
         self._scalings = [solved.state.rows(self._rows(chunk)) for chunk in range(n_chunks)]
         n_agents = measures.shape[1]
         some = slice(max(8, MAX_PAIR_PROBLEMS // (n_agents * (n_agents - 1))))
-        pairs = self._solver.pair_divergences(measures[some], solved.state.rows(some))
+        pairs = self._solver.pair_divergences(measures[some], solved.state.rows(some)).value
         return ConsensusReport(solved.divergences.mean(0), pairs.mean(0).amax())
 
     def _measures(self, policies: TeamDistribution) -> th.Tensor:
@@ -134,16 +133,16 @@ class GaussianConsensus(StatewiseConsensus):
             # One problem per action dimension, whose barycenter is that of the agents who have it.
             columns = (moment.transpose(1, 2).unsqueeze(-1) for moment in (mean, std))
             shares = _dimension_weights(policies, self._weights)
-            center, spread = gaussian_sinkhorn_barycenter(*columns, reg=self._reg, weights=shares)
+            center, spread = ot.gaussian_sinkhorn_barycenter(*columns, reg=self._reg, weights=shares, validate=False)
         center, spread = center.transpose(1, 2), spread.transpose(1, 2)
-        terms = gaussian_sinkhorn_divergence(mean, std, center, spread, reg=self._reg)
+        terms = ot.gaussian_sinkhorn_divergence(mean, std, center, spread, reg=self._reg, validate=False)
         return _own_dimensions(policies, terms).sum(-1).mean(0)
 
     def _start(self, policy: MultiAgentActorCriticPolicy, n_chunks: int) -> ConsensusReport:
         policies = policy.policies_at(self.states(0))
         mean, std = self._moments(policies)
-        pairs = gaussian_sinkhorn_divergence(
-            mean.unsqueeze(1), std.unsqueeze(1), mean.unsqueeze(2), std.unsqueeze(2), reg=self._reg
+        pairs = ot.gaussian_sinkhorn_divergence(
+            mean.unsqueeze(1), std.unsqueeze(1), mean.unsqueeze(2), std.unsqueeze(2), reg=self._reg, validate=False
         )
         return ConsensusReport(self._divergence(policies), _shared_dimensions(policies, pairs).sum(-1).mean(0).amax())
 

@@ -77,15 +77,16 @@ class VisitationConsensus(Consensus):
         coefficients = self._barycenter.potentials_b
         self._self_potentials = th.zeros_like(coefficients)
         if self.debiased:
-            _, self._self_potentials = ot.self_transport(cost, measures, reg=reg, tol=TOLERANCE)
+            own = ot.self_transport(cost, measures, reg=reg, tol=TOLERANCE, validate=False)
+            self._self_potentials = own.potential_a
         self._coefficients = coefficients - self._self_potentials
         center = self._barycenter.weights.expand_as(measures)
         if self.debiased:
-            divergences = ot.sinkhorn_divergence(cost, measures, center, reg=reg, tol=TOLERANCE, validate=False)
+            divergences = ot.sinkhorn_divergence(cost, measures, center, reg=reg, tol=TOLERANCE, validate=False).value
         else:
             divergences = ot.sinkhorn(cost, measures, center, reg=reg, tol=TOLERANCE, validate=False).value
         pairs = ot.pairwise_sinkhorn(measures, cost, reg=reg, debiased=self.debiased, tol=TOLERANCE, validate=False)
-        return ConsensusReport(divergences.float(), pairs.flatten().amax().float())
+        return ConsensusReport(divergences.float(), pairs.value.flatten().amax().float())
 
 
 class ExpectedConsensus(VisitationConsensus):

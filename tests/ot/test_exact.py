@@ -251,7 +251,7 @@ def test_line_potentials_pull_back_what_was_shifted():
     ("x", "y", "p", "message"),
     [
         (th.zeros(3), th.zeros(4), 1, r"`x` and `y` must have one shape \(\.\.\., n\), got \(3,\) and \(4,\)"),
-        (th.zeros(3), th.zeros(3), 0.5, r"`p` must be at least 1, got 0\.5"),
+        (th.zeros(3), th.zeros(3), 0.5, r"`p` must be at least 1 and at most 16, got 0\.5"),
     ],
 )
 def test_bad_lines_are_named(x, y, p, message):

@@ -6,7 +6,6 @@ import pytest
 import torch as th
 
 from otbaselines import ot
-from otbaselines.ot.gaussian import gaussian_sinkhorn_barycenter, gaussian_sinkhorn_divergence
 
 
 def _tensor(*values: float) -> th.Tensor:
@@ -28,40 +27,40 @@ def test_the_divergence_is_that_of_a_fine_grid(pair, reg):
     grid = th.linspace(-7.0, 7.0, 241, dtype=th.float64)
     cost = (grid[:, None] - grid[None, :]).square()
     a, b = _histogram(grid, *pair[:2]), _histogram(grid, *pair[2:])
-    expected = ot.sinkhorn_divergence(cost, a, b, reg=reg, tol=1e-9)
-    closed = gaussian_sinkhorn_divergence(*(_tensor(value) for value in pair), reg=reg)
+    expected = ot.sinkhorn_divergence(cost, a, b, reg=reg, tol=1e-9).value
+    closed = ot.gaussian_sinkhorn_divergence(*(_tensor(value) for value in pair), reg=reg)
     assert float(closed) == pytest.approx(float(expected), abs=1e-6)
 
 
 def test_without_regularisation_it_is_the_squared_wasserstein_distance():
     mean_a, mean_b, std_a, std_b = *_team()[:1], *_team()[:1], _team()[1], _team()[1]
-    closed = gaussian_sinkhorn_divergence(mean_a, std_a, mean_b, std_b, reg=0.0).sum(-1)
+    closed = ot.gaussian_sinkhorn_divergence(mean_a, std_a, mean_b, std_b, reg=0.0).sum(-1)
     th.testing.assert_close(closed, ot.gaussian_w2(mean_a, std_a, mean_b, std_b).square(), atol=1e-12, rtol=0)
-    small = gaussian_sinkhorn_divergence(mean_a, std_a, mean_b, std_b, reg=1e-6).sum(-1)
+    small = ot.gaussian_sinkhorn_divergence(mean_a, std_a, mean_b, std_b, reg=1e-6).sum(-1)
     th.testing.assert_close(small, closed, atol=1e-5, rtol=0)
 
 
 def test_with_much_regularisation_only_the_means_count():
     # The debiased divergence tends to the energy distance of the cost, for |x - y|^2 the squared difference of the means.
     (mean_a, std_a), (mean_b, std_b) = _team(), _team()
-    closed = gaussian_sinkhorn_divergence(mean_a, std_a, mean_b, std_b, reg=1e5)
+    closed = ot.gaussian_sinkhorn_divergence(mean_a, std_a, mean_b, std_b, reg=1e5)
     th.testing.assert_close(closed, (mean_a - mean_b).square(), atol=1e-4, rtol=0)
 
 
 @pytest.mark.parametrize("reg", [0.0, 0.5])
 def test_the_divergence_is_symmetric_zero_at_equality_and_positive_elsewhere(reg):
     (mean_a, std_a), (mean_b, std_b) = _team(), _team()
-    there = gaussian_sinkhorn_divergence(mean_a, std_a, mean_b, std_b, reg=reg)
-    back = gaussian_sinkhorn_divergence(mean_b, std_b, mean_a, std_a, reg=reg)
+    there = ot.gaussian_sinkhorn_divergence(mean_a, std_a, mean_b, std_b, reg=reg)
+    back = ot.gaussian_sinkhorn_divergence(mean_b, std_b, mean_a, std_a, reg=reg)
     th.testing.assert_close(there, back, atol=1e-14, rtol=0)
     assert bool((there > 0).all())
-    same = gaussian_sinkhorn_divergence(mean_a, std_a, mean_a, std_a, reg=reg)
+    same = ot.gaussian_sinkhorn_divergence(mean_a, std_a, mean_a, std_a, reg=reg)
     th.testing.assert_close(same, th.zeros_like(same), atol=1e-14, rtol=0)
 
 
 def test_the_divergence_is_differentiable_in_everything():
     arguments = [value.requires_grad_() for value in (*_team(2), *_team(2))]
-    assert th.autograd.gradcheck(lambda *args: gaussian_sinkhorn_divergence(*args, reg=0.5), arguments)
+    assert th.autograd.gradcheck(lambda *args: ot.gaussian_sinkhorn_divergence(*args, reg=0.5), arguments)
 
 
 WEIGHTS = {"uniform": None, "unequal": _tensor(0.1, 0.2, 0.3, 0.4)}
@@ -72,11 +71,11 @@ WEIGHTS = {"uniform": None, "unequal": _tensor(0.1, 0.2, 0.3, 0.4)}
 def test_the_barycenter_is_stationary(reg, weights):
     means, stds = _team()
     shares = WEIGHTS[weights]
-    mean, std = gaussian_sinkhorn_barycenter(means, stds, reg=reg, weights=shares)
+    mean, std = ot.gaussian_sinkhorn_barycenter(means, stds, reg=reg, weights=shares)
     w = th.full((4, 1), 0.25, dtype=th.float64) if shares is None else shares[:, None]
 
     def objective(m: th.Tensor, s: th.Tensor) -> th.Tensor:
-        return (w * gaussian_sinkhorn_divergence(m, s, means, stds, reg=reg)).sum(0)
+        return (w * ot.gaussian_sinkhorn_divergence(m, s, means, stds, reg=reg)).sum(0)
 
     for step in (1e-4, -1e-4):
         assert bool((objective(mean + step, std) > objective(mean, std)).all())
@@ -87,7 +86,7 @@ def test_the_barycenter_is_stationary(reg, weights):
 
 def test_the_barycenter_without_regularisation_is_the_mean_of_the_deviations():
     means, stds = _team()
-    mean, std = gaussian_sinkhorn_barycenter(means, stds, reg=0.0, weights=WEIGHTS["unequal"])
+    mean, std = ot.gaussian_sinkhorn_barycenter(means, stds, reg=0.0, weights=WEIGHTS["unequal"])
     th.testing.assert_close(mean, (WEIGHTS["unequal"][:, None] * means).sum(0))
     th.testing.assert_close(std, (WEIGHTS["unequal"][:, None] * stds).sum(0))
 
@@ -95,9 +94,9 @@ def test_the_barycenter_without_regularisation_is_the_mean_of_the_deviations():
 def test_weights_may_differ_between_problems():
     means, stds = th.randn(5, 4, 2, dtype=th.float64), 0.3 + th.rand(5, 4, 2, dtype=th.float64)
     weights = th.rand(5, 4, dtype=th.float64).softmax(-1)
-    mean, std = gaussian_sinkhorn_barycenter(means, stds, reg=0.3, weights=weights)
+    mean, std = ot.gaussian_sinkhorn_barycenter(means, stds, reg=0.3, weights=weights)
     for k in range(5):
-        one_mean, one_std = gaussian_sinkhorn_barycenter(means[k], stds[k], reg=0.3, weights=weights[k])
+        one_mean, one_std = ot.gaussian_sinkhorn_barycenter(means[k], stds[k], reg=0.3, weights=weights[k])
         th.testing.assert_close(mean[k], one_mean)
         th.testing.assert_close(std[k], one_std)
 
@@ -105,7 +104,7 @@ def test_weights_may_differ_between_problems():
 @pytest.mark.parametrize("reg", [0.0, 0.5])
 def test_the_barycenter_of_equals_is_each_of_them(reg):
     means, stds = _team(1)
-    mean, std = gaussian_sinkhorn_barycenter(means.expand(5, -1), stds.expand(5, -1), reg=reg)
+    mean, std = ot.gaussian_sinkhorn_barycenter(means.expand(5, -1), stds.expand(5, -1), reg=reg)
     th.testing.assert_close(mean, means[0], atol=1e-9, rtol=0)
     th.testing.assert_close(std, stds[0], atol=1e-9, rtol=0)
 
@@ -113,8 +112,8 @@ def test_the_barycenter_of_equals_is_each_of_them(reg):
 def test_single_precision_keeps_deviations_far_below_the_regularisation():
     # In float32, 4 A^2 + sigma^4 is sigma^4 for A = 1e-4 and sigma^2 = 0.5.
     stds = th.tensor([[0.01], [0.02]])
-    _, single = gaussian_sinkhorn_barycenter(th.zeros(2, 1), stds, reg=1.0)
-    _, double = gaussian_sinkhorn_barycenter(th.zeros(2, 1, dtype=th.float64), stds.double(), reg=1.0)
+    _, single = ot.gaussian_sinkhorn_barycenter(th.zeros(2, 1), stds, reg=1.0)
+    _, double = ot.gaussian_sinkhorn_barycenter(th.zeros(2, 1, dtype=th.float64), stds.double(), reg=1.0)
     assert float(single) == pytest.approx(float(double), rel=1e-4)
     # The limit of much regularisation: the root of the mean variance.
     assert float(double) == pytest.approx(math.sqrt((0.01**2 + 0.02**2) / 2), rel=1e-3)
@@ -124,6 +123,6 @@ def test_single_precision_keeps_deviations_far_below_the_regularisation():
 def test_a_bad_reg_is_named(reg):
     means, stds = _team()
     with pytest.raises(ValueError, match=rf"`reg` must be non-negative and finite, got {reg}"):
-        gaussian_sinkhorn_barycenter(means, stds, reg=reg)
+        ot.gaussian_sinkhorn_barycenter(means, stds, reg=reg)
     with pytest.raises(ValueError, match=rf"`reg` must be non-negative and finite, got {reg}"):
-        gaussian_sinkhorn_divergence(means, stds, means, stds, reg=reg)
+        ot.gaussian_sinkhorn_divergence(means, stds, means, stds, reg=reg)

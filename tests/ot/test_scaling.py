@@ -1,11 +1,13 @@
 """Barycenters of many small problems against the general solver and POT, and their gradient against finite differences."""
 
+import math
+
 import ot as pot
 import pytest
 import torch as th
 
 from otbaselines import ot
-from otbaselines.ot.scaling import MAX_EXPONENT, ScalingSolver, float_range, scaling_barycenter
+from otbaselines.ot._kernels import MAX_RANGE_FIXED
 
 N_AGENTS, N_BINS = 3, 5
 # The second is beyond what products in float32 can hold, and is solved in the log domain.
@@ -26,6 +28,10 @@ def _measures(n_problems: int = 4, *, empty: bool = False) -> th.Tensor:
     return logits.softmax(-1)
 
 
+def scaling_barycenter(measures, cost, *, n_iter, init=None, **settings):
+    return ot.ScalingSolver(cost, **settings).solve(measures, n_iter, init)
+
+
 WEIGHTS = {
     "uniform": None,
     "unequal": th.tensor([0.2, 0.5, 0.3], dtype=th.float64),
@@ -38,7 +44,8 @@ def _pot_barycenter(measures: th.Tensor, reg: float, weights: th.Tensor | None) 
 
 
 def test_the_two_domains_are_both_tested():
-    assert float_range(_cost(), REGS["product"]) < MAX_EXPONENT < float_range(_cost(), REGS["log"])
+    spans = {domain: ot.ScalingSolver(_cost(), reg=reg).span for domain, reg in REGS.items()}
+    assert spans["product"] < MAX_RANGE_FIXED < spans["log"]
 
 
 @pytest.mark.parametrize("empty", [False, True], ids=["positive", "empty_bins"])
@@ -109,9 +116,9 @@ def _full_divergence(a: th.Tensor, b: th.Tensor, reg: float, debiased: bool) -> 
 @pytest.mark.parametrize("domain", REGS)
 def test_the_divergences_are_those_of_pots_plans(domain, debiased):
     measures, reg = _measures(2), REGS[domain]
-    solver = ScalingSolver(_cost(), reg=reg, weights=WEIGHTS["unequal"], debiased=debiased)
+    solver = ot.ScalingSolver(_cost(), reg=reg, weights=WEIGHTS["unequal"], debiased=debiased)
     solved = solver.solve(measures, 3000)
-    pairs = solver.pair_divergences(measures, solved.state)
+    pairs = solver.pair_divergences(measures, solved.state).value
     for problem in range(2):
         held, center = measures[problem], solved.weights[problem]
         to_center = [_full_divergence(held[agent], center, reg, debiased) for agent in range(N_AGENTS)]
@@ -155,19 +162,19 @@ def test_a_stopped_iteration_continues_from_its_state():
     th.testing.assert_close(rest.gradient, whole.gradient[1:3], atol=1e-12, rtol=0)
 
 
-def test_the_error_is_the_distance_of_the_plans_marginals():
-    # By hand: the plan of agent i is diag(u_i) K diag(v_i) with v_i = mu_i / K u_i.
-    measures, reg = _measures(1), 0.3
-    solved = scaling_barycenter(measures, _cost(), reg=reg, n_iter=2, debiased=False)
-    kernel, u = (-_cost() / reg).exp(), solved.state.u[0]
-    before = scaling_barycenter(measures, _cost(), reg=reg, n_iter=1, debiased=False).state.u[0]
-    kernel_v = (measures[0] / (before @ kernel)) @ kernel
-    center = kernel_v.log().mean(0).exp()
-    rows = u * ((measures[0] / (u @ kernel)) @ kernel)
-    assert float(solved.error) == pytest.approx(float((rows - center).abs().sum(-1).max()), abs=1e-12)
+def test_the_error_is_that_of_two_bins_by_hand():
+    # K = [[1, 1/2], [1/2, 1]] and mirrored agents. From u = 1: K u = 3/2, v_1 = (1/2, 1/6), K v_1 = (7, 5) / 12; the geometric
+    # mean over the agents is sqrt(35) / 12 in both bins, hence u_1 = sqrt(35) (1/7, 1/5), K u_1 = sqrt(35) (17, 19) / 70, and
+    # the plan's rows are u_1 K (mu_1 / K u_1) = (655, 637) / 1292.
+    cost, reg = 1.0 - th.eye(2, dtype=th.float64), 1.0 / math.log(2.0)
+    measures = th.tensor([[[0.75, 0.25], [0.25, 0.75]]], dtype=th.float64)
+    ones = ot.ScalingState(th.ones(1, 2, 2, dtype=th.float64), th.ones(1, 3, 2, dtype=th.float64))
+    solved = scaling_barycenter(measures, cost, reg=reg, n_iter=1, debiased=False, init=ones)
+    center = math.sqrt(35.0) / 12.0
+    assert float(solved.error) == pytest.approx(abs(655 / 1292 - center) + abs(637 / 1292 - center), abs=1e-14)
 
 
-@pytest.mark.parametrize("exponent", [0.98 * MAX_EXPONENT, 1.02 * MAX_EXPONENT, 20 * MAX_EXPONENT])
+@pytest.mark.parametrize("exponent", [0.98 * MAX_RANGE_FIXED, 1.02 * MAX_RANGE_FIXED, 20 * MAX_RANGE_FIXED])
 @pytest.mark.parametrize("sharpness", [10.0, 100.0])
 @pytest.mark.parametrize("n_agents", [3, 16])
 def test_single_precision_stays_finite_for_policies_that_are_nearly_deterministic(exponent, sharpness, n_agents):
@@ -199,9 +206,9 @@ def test_it_is_constant_for_autograd():
         ({"reg": 0.0}, r"`reg` must be positive.*got 0\.0"),
         ({"reg": float("nan")}, r"`reg` must be positive.*got nan"),
         ({"n_iter": 0}, r"`n_iter` must be at least 1, got 0"),
-        ({"cost": th.zeros(4, 4)}, r"`measures` must be \(B, N, n\) and `cost` \(n, n\), got shapes \(4, 3, 5\) and \(4, 4\)"),
-        ({"measures": th.ones(3, 5) / 5}, r"got shapes \(3, 5\) and \(5, 5\)"),
-        ({"weights": th.ones(2) / 2}, r"`weights` must have one entry per agent, 3, got shape \(2,\)"),
+        ({"cost": th.zeros(4, 4).double()}, r"`cost` of shape \(4, 4\) needs \[4, 4\] bins in `measures`"),
+        ({"measures": th.ones(3, 5).double() / 5}, r"got shapes \(3, 5\) and \(5, 5\)"),
+        ({"weights": th.ones(2).double() / 2}, r"`weights` must have one entry per agent, 3, got shape \(2,\)"),
     ],
 )
 def test_bad_arguments_are_named(kwargs, message):
@@ -214,7 +221,7 @@ def test_bad_arguments_are_named(kwargs, message):
 @pytest.mark.parametrize(("reg", "left"), [(0.25, 0.1), (0.6, 0.1), (1.0, 0.12), (2.0, 0.3)])
 def test_about_the_share_of_the_error_that_was_asked_for_is_left(reg, left):
     cost = 1.28 * (1.0 - th.eye(N_BINS, dtype=th.float64))
-    solver = ScalingSolver(cost, reg=reg)
+    solver = ot.ScalingSolver(cost, reg=reg)
     measures = _measures(16)
     start = solver.solve(measures, 2000).state
     moved = (measures.log() + 0.05 * th.randn_like(measures)).softmax(-1)
@@ -233,12 +240,12 @@ def test_more_steps_are_asked_for_where_the_kernel_is_sharper_or_blunter_up_to_t
     cost, regs = 1.0 - th.eye(N_BINS), (10.0, 1.0, 0.5, 0.3, 0.01)
     # By hand: log 0.1 over log x^2 with x = tanh(1 / 2 reg), and over log(1 - y (1 + y) / 2) with y = 2 x / 3.
     for debiased, expected in ((False, [1, 2, 5, 17, 50]), (True, [50, 11, 5, 17, 50])):
-        assert [ScalingSolver(cost, reg=reg, debiased=debiased).steps_for(0.1, 50) for reg in regs] == expected
+        assert [ot.ScalingSolver(cost, reg=reg, debiased=debiased).steps_for(0.1, 50) for reg in regs] == expected
 
 
 def test_the_error_shows_a_debiasing_that_has_not_settled():
     # Blunt kernels: the plans fit at once, and the debiasing scaling takes hundreds of steps.
-    solver = ScalingSolver(1.28 * (1.0 - th.eye(N_BINS, dtype=th.float64)), reg=5.0)
+    solver = ot.ScalingSolver(1.28 * (1.0 - th.eye(N_BINS, dtype=th.float64)), reg=5.0)
     measures = _measures(4)
     few, many = solver.solve(measures, 5), solver.solve(measures, 3000)
     assert float((few.weights - many.weights).abs().max()) > 0.01

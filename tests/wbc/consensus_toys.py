@@ -130,5 +130,5 @@ def transport(cost: th.Tensor, a: th.Tensor, b: th.Tensor, *, debiased: bool) ->
 def divergence(cost: th.Tensor, a: th.Tensor, b: th.Tensor, *, debiased: bool) -> th.Tensor:
     """The general solver to many digits, for finite differences; shape of the batch."""
     if debiased:
-        return ot.sinkhorn_divergence(cost, a, b, reg=REG, tol=1e-9)
+        return ot.sinkhorn_divergence(cost, a, b, reg=REG, tol=1e-9).value
     return ot.sinkhorn(cost, a, b, reg=REG, tol=1e-9).value

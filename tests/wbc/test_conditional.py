@@ -19,7 +19,6 @@ from consensus_toys import (
 )
 
 from otbaselines import ot
-from otbaselines.ot.gaussian import gaussian_sinkhorn_divergence
 from otbaselines.wbc import conditional
 from otbaselines.wbc.conditional import CategoricalConsensus, GaussianConsensus, KLConsensus
 
@@ -160,7 +159,7 @@ def test_the_gaussian_gradient_is_that_of_the_divergence():
 
     def divergences(team):
         mean, std = _moments(team, states)
-        return gaussian_sinkhorn_divergence(BETA * mean, BETA * std, center, spread, reg=REG).sum(-1).mean(0)
+        return ot.gaussian_sinkhorn_divergence(BETA * mean, BETA * std, center, spread, reg=REG).sum(-1).mean(0)
 
     assert_gradient(consensus, team, divergences, atol=1e-5, chunk=1)
 
@@ -170,7 +169,7 @@ def test_the_gaussian_report_is_that_of_the_closed_form():
     report = prepare(consensus, team, rollout(False))
     mean, std = (BETA * value for value in _moments(team, consensus.states(0)))
     pairs = [
-        gaussian_sinkhorn_divergence(mean[:, i], std[:, i], mean[:, j], std[:, j], reg=REG).sum(-1).mean()
+        ot.gaussian_sinkhorn_divergence(mean[:, i], std[:, i], mean[:, j], std[:, j], reg=REG).sum(-1).mean()
         for i in range(N_AGENTS)
         for j in range(i)
     ]

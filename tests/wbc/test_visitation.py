@@ -174,7 +174,7 @@ def _reparametrised(pooled, p, debiased, alike=False):
             cross = _cost(own_points, own_actions, points[state_of], codebook, p=p)
             value = ot.sinkhorn(cross, own, center, reg=REG, tol=1e-9).value
             if debiased:
-                value = value - 0.5 * ot.self_transport(_cost(own_points, own_actions, p=p), own, reg=REG, tol=1e-9)[0]
+                value = value - 0.5 * ot.self_transport(_cost(own_points, own_actions, p=p), own, reg=REG, tol=1e-9).value
             values.append(value)
         return th.stack(values)
 

@@ -87,7 +87,7 @@ def barycenter_errors(truth: th.Tensor, empirical: th.Tensor, cost: th.Tensor, r
     estimate = ot.barycenter(empirical, cost, reg=reg, tol=1e-7)
     target = exact.weights.expand(len(empirical), -1)
     cross = ot.sinkhorn(cost, estimate.weights, target, reg=reg, tol=1e-7).value
-    own = [ot.self_transport(cost, measure, reg=reg, tol=1e-7)[0] for measure in (estimate.weights, target)]
+    own = [ot.self_transport(cost, measure, reg=reg, tol=1e-7).value for measure in (estimate.weights, target)]
     return cross.numpy(), (cross - 0.5 * (own[0] + own[1])).numpy()
 
 

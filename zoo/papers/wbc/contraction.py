@@ -106,7 +106,7 @@ def policy_divergence(model: WBC, generator: th.Generator, n_states: int = 128) 
     probs = distribution.log_probs.double().softmax(-1)
     cost = ot.action_cost(ot.one_hot_embedding(probs.shape[-1], dtype=th.float64), beta=model.beta, p=model.p)
     assert callable(model.reg)
-    return float(ot.pairwise_sinkhorn(probs, cost, reg=model.reg(1.0), debiased=True).mean(0).amax())
+    return float(ot.pairwise_sinkhorn(probs, cost, reg=model.reg(1.0), debiased=True).value.mean(0).amax())
 
 
 def consensus_only(
