@@ -58,8 +58,8 @@ clean:  ## remove everything that the other targets made, except runs/
 
 # torch comes first and by itself, because whatever else asks for it must find this version in place.
 $(VENV)/.base: constraints.txt
-	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
-		{ echo "Python >= 3.11 is needed, but '$(PYTHON)' is older or missing; name one with: make PYTHON=python3.11"; exit 1; }
+	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] < (3, 14))' || \
+		{ echo "Python 3.11, 3.12 or 3.13 is needed, but '$(PYTHON)' is another or missing; name one with: make PYTHON=python3.11"; exit 1; }
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(PIP) setuptools torch==2.13.0
 	touch $@
