@@ -1,5 +1,7 @@
 """What an algorithm becomes when a part of it is switched off: its baseline, bit for bit."""
 
+import copy
+
 import gymnasium as gym
 import numpy as np
 import pytest
@@ -124,12 +126,27 @@ def test_no_estimator_of_an_unused_consensus_disturbs_the_learner(estimator):
 def test_a_consensus_that_is_annealed_to_zero_ends_as_ippo_continues():
     # The last of four rollouts is trained at zero remaining progress: consensus off, as the learning rate would be.
     model = WBC("MlpPolicy", TEAMS["spread"](), consensus_coef="lin_1.0", **SMALL)
-    coefs = []
-    model._before_updates = lambda: coefs.append(model._schedule_value(model.consensus_coef))
-    model._common_states = lambda: None
-    model._auxiliary_loss = lambda *_: None
-    _learn(model, 4)
-    assert coefs == pytest.approx([0.75, 0.5, 0.25, 0.0])
+    _learn(model, 3)
+    # A learner that only knows PPO takes over the parameters, the moments, the rollout and the random numbers.
+    independent = IPPO("MlpPolicy", TEAMS["spread"](), **SMALL)
+    # A copy, because torch's optimizers would otherwise share their moments.
+    independent.set_parameters(copy.deepcopy(model.get_parameters()), exact_match=True)
+    model._current_progress_remaining = 0.0
+    for learner in (model, independent):
+        learner.rollout_buffer = model.rollout_buffer
+        learner.set_logger(configure(None, []))
+        th.manual_seed(7)
+        learner.train()
+    assert model.logger.name_to_value["consensus/coef"] == 0.0
+    _assert_same_bits(model, independent)
+    # Before the end the coefficient has its line, and the pull is felt.
+    model._current_progress_remaining = 0.25
+    th.manual_seed(7)
+    model.train()
+    th.manual_seed(7)
+    independent.train()
+    assert model.logger.name_to_value["consensus/coef"] == 0.25
+    assert not th.equal(model.policy.action_net.weight, independent.policy.action_net.weight)
 
 
 # ---------------------------------------------------------------- two ways of collecting the same experience

@@ -5,6 +5,9 @@ from collections import defaultdict
 from typing import Any, Protocol
 
 import torch as th
+from stable_baselines3.common.callbacks import BaseCallback, ConvertCallback
+from stable_baselines3.common.type_aliases import MaybeCallback
+from tqdm import tqdm
 
 
 class Metrics:
@@ -96,3 +99,27 @@ def check_finite(numbers: dict[str, float], snapshot: Snapshot, num_timesteps: i
             "agent-steps; the parameters from before it were restored. Lower `learning_rate`, or scale rewards and "
             "observations"
         )
+
+
+class ProgressBar(BaseCallback):
+    """A bar that counts the learner's own steps, whatever they are, and needs no environment."""
+
+    def _on_training_start(self) -> None:
+        self._start = self.model.num_timesteps
+        self._bar = tqdm(total=self.locals["total_timesteps"] - self._start)
+
+    def _on_step(self) -> bool:
+        self._bar.update(self.model.num_timesteps - self._start - self._bar.n)
+        return True
+
+    def _on_training_end(self) -> None:
+        self._bar.close()
+
+
+def with_progress_bar(callback: MaybeCallback) -> list[BaseCallback]:
+    """
+    :param callback: what the user passed to ``learn``
+    :return: that, and a bar
+    """
+    callbacks = callback if isinstance(callback, list) else [] if callback is None else [callback]
+    return [*(c if isinstance(c, BaseCallback) else ConvertCallback(c) for c in callbacks), ProgressBar()]

@@ -4,7 +4,7 @@ import contextlib
 import time
 import warnings
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch as th
@@ -19,6 +19,8 @@ from otbaselines.common.multi_agent.policies import MultiAgentActorCriticPolicy
 from otbaselines.common.multi_agent.ppo import MultiAgentPPO
 from otbaselines.common.multi_agent.row_policy import TeamActionEvaluation
 from otbaselines.common.schedules import parse_schedule
+from otbaselines.common.seeding import child_seeds
+from otbaselines.common.settings import MANY, Setting, arguments_of, check_settings, settings_of
 from otbaselines.wbc.conditional import CategoricalConsensus, GaussianConsensus, KLConsensus
 from otbaselines.wbc.consensus import Consensus, ConsensusReport
 from otbaselines.wbc.metric import make_metric, normalised_table
@@ -45,24 +47,6 @@ class WBC(MultiAgentPPO):
     :class:`~otbaselines.ippo.IPPO`, bit for bit. The parameters before ``consensus_coef`` are those of
     :class:`~otbaselines.common.multi_agent.ppo.MultiAgentPPO`; agents always keep separate networks.
 
-    :param policy: ``"MlpPolicy"``, ``"CnnPolicy"``, ``"MultiInputPolicy"`` or a policy class
-    :param env: a PettingZoo ``ParallelEnv``, an id, a SuperSuit vector environment, a ``TensorVecEnv`` or an SB3 ``VecEnv``;
-        actions must be discrete or continuous vectors
-    :param learning_rate: a number, or a function of the remaining progress (from 1 to 0)
-    :param n_steps: environment steps per copy and rollout; when omitted, about 2,048 joint steps shared by the copies
-    :param batch_size: agent-steps per minibatch; when omitted, about a tenth of the rollout
-    :param n_epochs: passes over each rollout
-    :param gamma: discount in [0, 1]
-    :param gae_lambda: bias-variance trade-off of generalized advantage estimation in [0, 1]
-    :param clip_range: bound on the change of an action's likelihood ratio, possibly a schedule
-    :param clip_range_vf: bound on the change of a value, in the unit of the return; ``None`` for none
-    :param normalize_advantage: normalise advantages in each minibatch
-    :param ent_coef: weight of the entropy bonus
-    :param vf_coef: weight of the value loss
-    :param max_grad_norm: bound on the norm of each agent's gradient
-    :param use_sde: generalized state-dependent exploration, for continuous actions
-    :param sde_sample_freq: with it, draw new noise matrices every so many steps; once per rollout when -1
-    :param target_kl: stop an update early when the approximate KL divergence exceeds 1.5 times this
     :param consensus_coef: the paper's :math:`\lambda \ge 0`, a number or a schedule; ``"lin_1.0"`` falls linearly to zero
     :param reg: entropic strength :math:`\varepsilon > 0`, in the unit of the ground cost, a number or a schedule. Below the
         cost of changing an action the pull near agreement stiffens steeply (20 times from 0.6 to 0.2 under the default
@@ -84,15 +68,19 @@ class WBC(MultiAgentPPO):
     :param metric_coordinates: entries of the observation that count in the metric between states; all when omitted
     :param scale_observations: divide them by their standard deviations over the rollout
     :param barycenter_weights: ``"uniform"``, or ``"return"`` for a softmax of the agents' standardised mean rewards
-    :param stats_window_size: episodes over which returns and lengths are averaged in the log
-    :param tensorboard_log: folder of the TensorBoard log, if any
-    :param policy_kwargs: keyword arguments of the policy, as in SB3
-    :param verbose: 0 silent, 1 information, 2 debug
-    :param seed: seed of every random stream
-    :param device: ``"auto"``, ``"cpu"``, ``"cuda"``
-    :param _init_setup_model: whether to build the networks at once
     :raises ValueError: if a setting is out of range or does not go with another or with the spaces
     """
+
+    setting_ranges: ClassVar[dict[str, Setting]] = {
+        **{name: Setting("text", choices=choices) for name, choices in CHOICES.items()},
+        "consensus_coef": Setting("schedule", low=0.0, remedy="0 switches consensus off"),
+        "reg": Setting("schedule", low=0.0, above="always", remedy="let it fall to something above 0, as in 'linear_0.5_0.1'"),
+        "debiased": Setting("flag"),
+        "beta": Setting("number", low=0.0, above="always"),
+        "p": Setting("integer", choices=(1, 2)),
+        "n_support": Setting("integer", low=2, high=MANY),
+        "scale_observations": Setting("flag"),
+    }
 
     def __init__(
         self,
@@ -151,42 +139,12 @@ class WBC(MultiAgentPPO):
         self.metric_coordinates = metric_coordinates
         self.scale_observations = scale_observations
         self.barycenter_weights = barycenter_weights
-        self._check_settings()
-        super().__init__(
-            policy,
-            env,
-            learning_rate=learning_rate,
-            n_steps=n_steps,
-            batch_size=batch_size,
-            n_epochs=n_epochs,
-            gamma=gamma,
-            gae_lambda=gae_lambda,
-            clip_range=clip_range,
-            clip_range_vf=clip_range_vf,
-            normalize_advantage=normalize_advantage,
-            ent_coef=ent_coef,
-            vf_coef=vf_coef,
-            max_grad_norm=max_grad_norm,
-            use_sde=use_sde,
-            sde_sample_freq=sde_sample_freq,
-            target_kl=target_kl,
-            stats_window_size=stats_window_size,
-            tensorboard_log=tensorboard_log,
-            policy_kwargs=policy_kwargs,
-            verbose=verbose,
-            seed=seed,
-            device=device,
-            _init_setup_model=_init_setup_model,
-        )
+        check_settings(settings_of(WBC), vars(self))
+        self._check_choices()
+        super().__init__(**arguments_of(super().__init__, locals()))
 
     # ------------------------------------------------------------------ set-up
-    def _check_settings(self) -> None:
-        for name, choices in CHOICES.items():
-            value = getattr(self, name)
-            if value not in choices:
-                raise ValueError(f"`{name}` must be one of {', '.join(map(repr, choices))}, got {value!r}")
-        if self.n_support < 2:
-            raise ValueError(f"`n_support` must be at least 2, got {self.n_support}")
+    def _check_choices(self) -> None:
         if self.measure == "sampled" and self.support == "conditional":
             raise ValueError("`measure='sampled'` draws state-action pairs; use it with `support='own'` or 'pooled'")
         if self.solver == "sliced" and self.measure != "sampled":
@@ -194,10 +152,6 @@ class WBC(MultiAgentPPO):
                 f"`solver='sliced'` compares samples, but `measure` is {self.measure!r}; use it with `measure='sampled'` and "
                 "`support='own'` or 'pooled'"
             )
-        if isinstance(self.reg, int | float) and not self.reg > 0:
-            raise ValueError(f"`reg` must be positive, got {self.reg}; the default is 0.6, in the unit of the ground cost")
-        if isinstance(self.consensus_coef, int | float) and not self.consensus_coef >= 0:
-            raise ValueError(f"`consensus_coef` must be non-negative, got {self.consensus_coef}; 0 switches consensus off")
 
     def _check_spaces(self) -> None:
         if not isinstance(self.action_space, spaces.Discrete | spaces.Box):
@@ -233,10 +187,12 @@ class WBC(MultiAgentPPO):
         super()._setup_model()
         self.consensus_coef = parse_schedule(self.consensus_coef)
         self.reg = parse_schedule(self.reg)
-        _check_ends(self.reg, self.consensus_coef)
         # A stream of its own: whatever consensus draws, the learner's random numbers are those of IPPO.
         generator = th.Generator(device=self.device)
-        generator.manual_seed(self.seed) if self.seed is not None else generator.seed()
+        if self.seed is None:
+            generator.seed()
+        else:
+            generator.manual_seed(child_seeds(self.seed, self.num_timesteps)["consensus"])
         self._consensus = self._make_consensus(generator)
         self._chunk = 0
         self._consensus_seconds = 0.0
@@ -247,7 +203,7 @@ class WBC(MultiAgentPPO):
         # At the first call, from the constructor, there is nothing to seed yet.
         consensus = getattr(self, "_consensus", None)
         if consensus is not None and seed is not None:
-            consensus.reseed(seed)
+            consensus.reseed(child_seeds(seed, self.num_timesteps)["consensus"])
 
     def _make_consensus(self, generator: th.Generator) -> Consensus:
         """The form of consensus that the settings name."""
@@ -310,14 +266,11 @@ class WBC(MultiAgentPPO):
             self.logger.record("time/transport_share", self._consensus_seconds / max(elapsed, 1e-9))
 
     def _before_updates(self) -> None:
-        # Whole rollouts are finished, so the remaining progress may end a little below zero: never push agents apart.
-        self._coef = max(0.0, self._schedule_value(self.consensus_coef))
+        self._coef = self.schedule_value("consensus_coef")
         if self.layout.n_agents == 1:
             return
         start = time.perf_counter()
-        reg = self._schedule_value(self.reg)
-        if not reg > 0:
-            raise ValueError(f"`reg` must be positive, but its schedule gave {reg} after {self.num_timesteps} agent-steps")
+        reg = self.schedule_value("reg")
         self._chunk = 0
         report = self._consensus.prepare(
             self.policy, self.rollout_buffer, n_chunks=self._minibatches(), reg=reg, weights=self._barycenter_weights()
@@ -366,19 +319,3 @@ class WBC(MultiAgentPPO):
         loss = self._coef * self._consensus.loss(evaluation.common, chunk).sum()
         self._consensus_seconds += time.perf_counter() - start
         return loss
-
-
-def _check_ends(reg: Schedule, consensus_coef: Schedule) -> None:
-    """Refuse schedules that leave their range: the last update of a run is made at zero remaining progress."""
-    for progress in (1.0, 0.0):
-        strength, coef = reg(progress), consensus_coef(progress)
-        if not strength > 0:
-            raise ValueError(
-                f"`reg` must be positive to the end, but is {strength} at the remaining progress {progress:g}; let it fall to "
-                "something above 0, as in 'linear_0.5_0.1'"
-            )
-        if not coef >= 0:
-            raise ValueError(
-                f"`consensus_coef` must be non-negative, but is {coef} at the remaining progress {progress:g}; "
-                "0 switches consensus off"
-            )

@@ -172,7 +172,7 @@ def test_the_weight_never_becomes_negative_in_a_rollout_that_is_finished():
 def test_a_regularisation_that_falls_to_nothing_in_between_is_an_error():
     model = WBC("MlpPolicy", _navigation(), reg=lambda progress: 0.0 if 0.2 < progress < 0.9 else 0.5, **SMALL)
     before = _bits(model)
-    with pytest.raises(ValueError, match=r"`reg` must be positive, but its schedule gave 0\.0 after 36 agent-steps"):
+    with pytest.raises(ValueError, match=r"`reg` at the remaining progress \S+ must be .* above 0, got 0\.0"):
         _learn(model)
     assert all(th.equal(value, before[name]) for name, value in _bits(model).items())
 
@@ -236,7 +236,7 @@ def test_without_rewards_the_agents_come_to_agree(form):
     model = _quarrel(WBC("MlpPolicy", env, consensus_coef=1.0, reg=0.5, **{**settings, **AGREEING[form]}))
     divergences = [row["consensus/max_divergence"] for row in _logged(model, 15)]
     assert divergences[0] > 0.01
-    assert divergences[-1] < 0.35 * divergences[0]
+    assert divergences[-1] < 0.35 * max(divergences[:3])
     # Geometric decay is a straight line in the logarithm.
     assert np.polyfit(range(15), np.log(divergences), 1)[0] < -0.05
 
@@ -327,24 +327,24 @@ def test_different_spaces_are_a_warning():
         ({"gradient": "dual"}, r"`gradient` must be one of 'potential', 'plan', got 'dual'"),
         ({"solver": "exact"}, r"`solver` must be one of 'sinkhorn', 'sliced', got 'exact'"),
         ({"barycenter_weights": "best"}, r"`barycenter_weights` must be one of 'uniform', 'return', got 'best'"),
-        ({"n_support": 1}, r"`n_support` must be at least 2, got 1"),
+        ({"n_support": 1}, r"`n_support` must be an integer of at least 2, got 1"),
         ({"measure": "sampled"}, r"`measure='sampled'` draws state-action pairs; use it with `support='own'` or 'pooled'"),
         ({"solver": "sliced"}, r"`solver='sliced'` compares samples, but `measure` is 'expected'; use .*`measure='sampled'`"),
         ({"solver": "sliced", "measure": "sampled"}, r"`measure='sampled'` draws state-action pairs; use it with"),
-        ({"reg": 0.0}, r"`reg` must be positive, got 0\.0"),
-        ({"reg": -1}, r"`reg` must be positive, got -1"),
-        ({"reg": math.nan}, r"`reg` must be positive, got nan"),
-        ({"reg": "0"}, r"`reg` must be positive to the end, but is 0\.0 at the remaining progress 1"),
-        ({"reg": "lin_0.5"}, r"`reg` must be positive to the end, but is 0\.0 at the remaining progress 0.*'linear_0.5_0.1'"),
-        ({"consensus_coef": -0.5}, r"`consensus_coef` must be non-negative, got -0\.5"),
+        ({"reg": 0.0}, r"`reg` must be a number, or a schedule of numbers, above 0, got 0\.0"),
+        ({"reg": -1}, "`reg` must be .* above 0, got -1"),
+        ({"reg": math.nan}, "`reg` must be .* above 0, got nan"),
+        ({"reg": "0"}, r"`reg` at the remaining progress 1 must be .* above 0, got 0\.0"),
+        ({"reg": "lin_0.5"}, r"`reg` at the remaining progress 0 must be .* above 0, got 0\.0.*'linear_0.5_0.1'"),
+        ({"consensus_coef": -0.5}, r"`consensus_coef` must be .* of at least 0, got -0\.5; 0 switches consensus off"),
         (
             {"consensus_coef": "linear_1.0_-1.0"},
-            r"`consensus_coef` must be non-negative, but is -1\.0 at the remaining progress 0",
+            r"`consensus_coef` at the remaining progress 0 must be .* of at least 0, got -1\.0",
         ),
         ({"consensus_coef": "falling"}, r"'falling'"),
-        ({"beta": 0.0}, r"`beta` must be positive, got 0\.0"),
-        ({"beta": math.nan}, r"`beta` must be positive, got nan"),
-        ({"p": 3}, r"`p` must be 1 or 2, got 3"),
+        ({"beta": 0.0}, r"`beta` must be a number above 0, got 0\.0"),
+        ({"beta": math.nan}, r"`beta` must be a number above 0, got nan"),
+        ({"p": 3}, r"`p` must be one of 1, 2, got 3"),
         ({"action_embedding": "words"}, r"`action_embedding` must be 'one_hot', 'environment' or a table, got 'words'"),
         ({"action_embedding": [[0.0], [1.0]]}, r"`action_embedding` must have one row for each of the 5.*got shape \(2, 1\)"),
         ({"action_embedding": np.zeros((2, 5, 2))}, r"for each of the 3 agents, got shape \(2, 5, 2\)"),

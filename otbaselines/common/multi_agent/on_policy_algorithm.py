@@ -1,14 +1,15 @@
 """The loop that every on-policy team algorithm shares: collect a rollout of all agents, then train on it."""
 
-from typing import Any, ClassVar
+import os
+from typing import Any, ClassVar, Self
 
 import torch as th
-from gymnasium import spaces
 from stable_baselines3.common.base_class import maybe_make_env
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 from stable_baselines3.common.policies import BasePolicy
-from stable_baselines3.common.type_aliases import GymEnv, Schedule
+from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback, Schedule
+from stable_baselines3.common.utils import set_random_seed
 from stable_baselines3.common.vec_env import VecEnv
 
 from otbaselines.common.multi_agent.buffers import AgentRolloutBuffer
@@ -19,10 +20,23 @@ from otbaselines.common.multi_agent.policies import (
     MultiAgentMultiInputPolicy,
 )
 from otbaselines.common.saving.algorithm import JsonSaveMixin
+from otbaselines.common.schedules import parse_schedule
+from otbaselines.common.seeding import child_seeds
+from otbaselines.common.settings import (
+    LEARN_SETTINGS,
+    MANY,
+    POLICY_SETTINGS,
+    Setting,
+    arguments_of,
+    check_settings,
+    inherit_parameters,
+    is_device,
+    settings_of,
+)
+from otbaselines.common.training import with_progress_bar
 from otbaselines.common.vec_env.layout import TeamLayout, team_layout
 from otbaselines.common.vec_env.make import wrap_team_env
 from otbaselines.common.vec_env.spaces import check_spaces
-from otbaselines.common.vec_env.statistics import DeviceEpisodeStatistics
 from otbaselines.common.vec_env.tensor import TensorVecEnv
 
 # Without `n_steps`, copies share this many joint steps a rollout, which for one copy is SB3's own default.
@@ -59,11 +73,41 @@ class MultiAgentOnPolicyAlgorithm(JsonSaveMixin, TeamRollouts):
     :param _init_setup_model: whether to build the networks at once
     """
 
+    setting_ranges: ClassVar[dict[str, Setting]] = {
+        "policy": Setting((str, type), what="the name of a policy, such as 'MlpPolicy', or a policy class"),
+        "learning_rate": Setting("schedule", low=0.0),
+        "n_steps": Setting("integer", low=1, high=MANY, optional=True),
+        "gamma": Setting("number", low=0.0, high=1.0),
+        "gae_lambda": Setting("number", low=0.0, high=1.0),
+        "ent_coef": Setting("number", low=0.0),
+        "vf_coef": Setting("number", low=0.0, remedy="a negative one would train the critics away from the returns"),
+        "max_grad_norm": Setting("number", low=0.0, above="always", endless=True, remedy="use float('inf') for no bound"),
+        "use_sde": Setting("flag"),
+        "sde_sample_freq": Setting(
+            "integer",
+            low=-1,
+            high=MANY,
+            fits=lambda steps: steps != 0,
+            what="a number of steps, or -1 for once a rollout,",
+        ),
+        "share_parameters": Setting("flag"),
+        "stats_window_size": Setting("integer", low=1, high=MANY),
+        "tensorboard_log": Setting((str, os.PathLike), optional=True),
+        "policy_kwargs": Setting((dict,), optional=True, entries=POLICY_SETTINGS),
+        "verbose": Setting("integer", low=0, high=2),
+        "seed": Setting("integer", low=0, high=2**63 - 1, optional=True),
+        "device": Setting((str, th.device), fits=is_device, what="'auto', 'cpu', 'cuda' or another device of torch"),
+        "_init_setup_model": Setting("flag"),
+    }
     policy_aliases: ClassVar[dict[str, type[BasePolicy]]] = {
         "MlpPolicy": MultiAgentActorCriticPolicy,
         "CnnPolicy": MultiAgentActorCriticCnnPolicy,
         "MultiInputPolicy": MultiAgentMultiInputPolicy,
     }
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        inherit_parameters(cls)
 
     def __init__(
         self,
@@ -87,39 +131,17 @@ class MultiAgentOnPolicyAlgorithm(JsonSaveMixin, TeamRollouts):
         device: th.device | str = "auto",
         _init_setup_model: bool = True,
     ) -> None:
-        _check_range("gamma", gamma, 0.0, 1.0)
-        _check_range("gae_lambda", gae_lambda, 0.0, 1.0)
-        if n_steps is not None and n_steps < 1:
-            raise ValueError(f"`n_steps` must be at least 1, got {n_steps}")
+        check_settings(settings_of(type(self)), {**vars(self), **locals()})
         if env is not None:
             # Ids of Gymnasium's are built here already, so that all spaces are checked before SB3 asserts about them.
             env = maybe_make_env(_as_vec_env(env), verbose)
             check_spaces(env.observation_space, env.action_space)
             device = _learner_device(env, device)
         self.share_parameters = share_parameters
+        self._statistics = None
         # Settings that were left to the algorithm, and what it chose.
         self._automatic: dict[str, int] = {}
-        super().__init__(
-            policy,  # type: ignore[arg-type]
-            env,  # type: ignore[arg-type]
-            learning_rate=learning_rate,
-            n_steps=n_steps,  # type: ignore[arg-type]
-            gamma=gamma,
-            gae_lambda=gae_lambda,
-            ent_coef=ent_coef,
-            vf_coef=vf_coef,
-            max_grad_norm=max_grad_norm,
-            use_sde=use_sde,
-            sde_sample_freq=sde_sample_freq,
-            stats_window_size=stats_window_size,
-            tensorboard_log=tensorboard_log,
-            policy_kwargs=policy_kwargs,
-            verbose=verbose,
-            seed=seed,
-            device=device,
-            _init_setup_model=False,
-            supported_action_spaces=(spaces.Box, spaces.Discrete, spaces.MultiDiscrete, spaces.MultiBinary),
-        )
+        super().__init__(**{**arguments_of(super().__init__, locals()), "_init_setup_model": False})
         if self.env is not None:
             self.layout = team_layout(self.env)
         if _init_setup_model:
@@ -190,18 +212,96 @@ class MultiAgentOnPolicyAlgorithm(JsonSaveMixin, TeamRollouts):
             **self.policy_kwargs,
         ).to(self.device)
 
-    def _setup_learn(self, *args: Any, **kwargs: Any) -> tuple[int, BaseCallback]:
-        reset_num_timesteps = kwargs.get("reset_num_timesteps", args[2] if len(args) > 2 else True)
+    def _setup_learn(
+        self,
+        total_timesteps: int,
+        callback: MaybeCallback = None,
+        reset_num_timesteps: bool = True,
+        tb_log_name: str = "run",
+        progress_bar: bool = False,
+    ) -> tuple[int, BaseCallback]:
+        # Attributes may have been changed since the constructor looked at them.
+        table, present = settings_of(type(self)), vars(self)
+        check_settings(table, {name: present.get(name, present.get(f"_{name}")) for name in table if self._keeps(name)})
+        if self.env is None:
+            raise RuntimeError("the model has no environment to learn in; call `set_env`, or `load` it with `env=`")
         if reset_num_timesteps or self._last_obs is None:
             # The environment is about to be reset, so no episode is under way.
-            self._statistics: DeviceEpisodeStatistics | None = None
-        return super()._setup_learn(*args, **kwargs)
+            self._statistics = None
+        return super()._setup_learn(total_timesteps, callback, reset_num_timesteps, tb_log_name, progress_bar)
+
+    def _keeps(self, name: str) -> bool:
+        """Whether a parameter lives on in an attribute, as it was given."""
+        return name != "policy" and not vars(self).keys().isdisjoint({name, f"_{name}"})
+
+    def _init_callback(self, callback: MaybeCallback, progress_bar: bool = False) -> BaseCallback:
+        return super()._init_callback(with_progress_bar(callback) if progress_bar else callback)
+
+    def learn(
+        self,
+        total_timesteps: int,
+        callback: MaybeCallback = None,
+        log_interval: int = 1,
+        tb_log_name: str | None = None,
+        reset_num_timesteps: bool = True,
+        progress_bar: bool = False,
+    ) -> Self:
+        """
+        Train.
+
+        :param total_timesteps: agent-steps to collect; whole rollouts are finished
+        :param callback: one callback, a list, or a function
+        :param log_interval: rollouts between log entries; None for no log
+        :param tb_log_name: name of the run; the class's name when omitted
+        :param reset_num_timesteps: start counting anew; ``False`` continues schedules and the log
+        :param progress_bar: show a progress bar
+        :return: the model
+        :raises TypeError: if an argument is of the wrong type
+        :raises ValueError: if one is out of range
+        :raises RuntimeError: if there is no environment
+        """
+        check_settings(LEARN_SETTINGS, locals())
+        name = tb_log_name or type(self).__name__
+        return super().learn(int(total_timesteps), callback, log_interval, name, reset_num_timesteps, progress_bar)
 
     def _update_current_progress_remaining(self, num_timesteps: int, total_timesteps: int) -> None:
         super()._update_current_progress_remaining(num_timesteps, total_timesteps)
         # Whole rollouts are finished, so the last one may overshoot; a schedule that falls to zero would turn negative, and
         # a negative learning rate climbs the loss.
         self._current_progress_remaining = max(0.0, self._current_progress_remaining)
+
+    def _setup_lr_schedule(self) -> None:
+        schedule = parse_schedule(self.learning_rate)
+        table = settings_of(type(self))
+        self.lr_schedule = lambda progress: table["learning_rate"].reading("learning_rate", schedule, progress)
+
+    def schedule_value(self, name: str) -> float:
+        """
+        :param name: a parameter that may be a schedule
+        :return: its value at the present progress
+        :raises ValueError: if that is out of the parameter's range
+        """
+        return settings_of(type(self))[name].reading(name, getattr(self, name), self._current_progress_remaining)
+
+    def set_random_seed(self, seed: int | None = None) -> None:
+        """
+        Start every random stream: those of :func:`~otbaselines.common.seeding.child_seeds` after the steps so far.
+
+        :param seed: the seed; without one, the streams go on as they are
+        """
+        if seed is None:
+            return
+        seeds = child_seeds(seed, self.num_timesteps)
+        set_random_seed(seeds["learner"], using_cuda=self.device.type == "cuda")
+        self.action_space.seed(seeds["actions"])
+        if self.env is not None:
+            self.env.seed(seeds["environment"])
+
+    def _get_policy_from_name(self, policy_name: str) -> type[BasePolicy]:
+        if policy_name not in self.policy_aliases:
+            known = ", ".join(map(repr, self.policy_aliases))
+            raise ValueError(f"`policy` must be one of {known} or a policy class, got {policy_name!r}")
+        return self.policy_aliases[policy_name]
 
     def _check_setup(self, n_copies: int) -> None:
         """Raise for settings that only make sense together; called before anything is built."""
@@ -237,8 +337,3 @@ def _as_vec_env(env: Any) -> VecEnv | Any:
 def _learner_device(env: Any, device: th.device | str) -> th.device | str:
     """With ``"auto"`` the learner goes where a tensor environment lives, so that no step crosses between devices."""
     return env.device if isinstance(env, TensorVecEnv) and device == "auto" else device
-
-
-def _check_range(name: str, value: float, low: float, high: float) -> None:
-    if not low <= value <= high:
-        raise ValueError(f"`{name}` must lie in [{low}, {high}], got {value}")

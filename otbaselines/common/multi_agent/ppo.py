@@ -1,10 +1,10 @@
 """Proximal policy optimisation for teams: every agent's own clipped objective, all agents in one pass."""
 
 import warnings
-from typing import Any
+from typing import Any, ClassVar
 
 import torch as th
-from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback, PyTorchObs, Schedule
+from stable_baselines3.common.type_aliases import GymEnv, PyTorchObs, Schedule
 
 from otbaselines.common.multi_agent.buffers import AgentRolloutSamples
 from otbaselines.common.multi_agent.losses import (
@@ -19,6 +19,7 @@ from otbaselines.common.multi_agent.policies import MultiAgentActorCriticPolicy
 from otbaselines.common.multi_agent.row_policy import TeamActionEvaluation
 from otbaselines.common.networks.optimizers import clear_gradients, take_step
 from otbaselines.common.schedules import parse_schedule
+from otbaselines.common.settings import MANY, Setting, arguments_of
 from otbaselines.common.training import Metrics, Snapshot, check_finite, parameter_sum
 
 # Without `batch_size`, a rollout is cut into at most this many equal minibatches.
@@ -33,34 +34,23 @@ class MultiAgentPPO(MultiAgentOnPolicyAlgorithm):
     own, as if it were trained alone; with shared parameters all agents' steps form one batch, as SB3 does with vectorised
     teams.
 
-    :param policy: ``"MlpPolicy"``, ``"CnnPolicy"``, ``"MultiInputPolicy"`` or a policy class
-    :param env: a PettingZoo ``ParallelEnv``, an id, a SuperSuit vector environment, a ``TensorVecEnv``, an SB3 ``VecEnv`` or
-        a Gymnasium environment (a team of one)
-    :param learning_rate: a number, or a function of the remaining progress (from 1 to 0)
-    :param n_steps: environment steps per copy and rollout; when omitted, about 2,048 joint steps shared by the copies
     :param batch_size: agent-steps per minibatch, rounded down to whole joint steps; when omitted, about a tenth of the rollout
     :param n_epochs: passes over each rollout
-    :param gamma: discount in [0, 1]
-    :param gae_lambda: bias-variance trade-off of generalized advantage estimation in [0, 1]
     :param clip_range: bound on the change of an action's likelihood ratio, possibly a schedule
     :param clip_range_vf: bound on the change of a value, in the unit of the return; ``None`` for none
     :param normalize_advantage: normalise advantages in each minibatch
-    :param ent_coef: weight of the entropy bonus
-    :param vf_coef: weight of the value loss
-    :param max_grad_norm: bound on the norm of each parameter set's gradient
-    :param use_sde: generalized state-dependent exploration, for continuous actions
-    :param sde_sample_freq: with it, draw new noise matrices every so many steps; once per rollout when -1
     :param target_kl: stop an update early when the approximate KL divergence exceeds 1.5 times this
-    :param share_parameters: one network for all agents instead of one each
-    :param stats_window_size: episodes over which returns and lengths are averaged in the log
-    :param tensorboard_log: folder of the TensorBoard log, if any
-    :param policy_kwargs: keyword arguments of the policy, as in SB3
-    :param verbose: 0 silent, 1 information, 2 debug
-    :param seed: seed of every random stream
-    :param device: ``"auto"``, ``"cpu"``, ``"cuda"``
-    :param _init_setup_model: whether to build the networks at once
     :raises ValueError: if a setting is out of range, or ``batch_size`` exceeds the rollout
     """
+
+    setting_ranges: ClassVar[dict[str, Setting]] = {
+        "batch_size": Setting("integer", low=1, high=MANY, optional=True),
+        "n_epochs": Setting("integer", low=1, high=MANY),
+        "clip_range": Setting("schedule", low=0.0, above="start"),
+        "clip_range_vf": Setting("schedule", low=0.0, above="start", optional=True, remedy="None switches it off"),
+        "normalize_advantage": Setting("flag"),
+        "target_kl": Setting("number", low=0.0, above="always", optional=True, remedy="None switches it off"),
+    }
 
     def __init__(
         self,
@@ -96,42 +86,13 @@ class MultiAgentPPO(MultiAgentOnPolicyAlgorithm):
         self.clip_range_vf = clip_range_vf
         self.normalize_advantage = normalize_advantage
         self.target_kl = target_kl
-        if batch_size is not None and batch_size < 1:
-            raise ValueError(f"`batch_size` must be at least 1, got {batch_size}")
-        if n_epochs < 1:
-            raise ValueError(f"`n_epochs` must be at least 1, got {n_epochs}")
-        if isinstance(clip_range_vf, int | float) and clip_range_vf <= 0:
-            raise ValueError(f"`clip_range_vf` must be positive, got {clip_range_vf}; pass None to deactivate it")
-        super().__init__(
-            policy,
-            env,
-            learning_rate=learning_rate,
-            n_steps=n_steps,
-            gamma=gamma,
-            gae_lambda=gae_lambda,
-            ent_coef=ent_coef,
-            vf_coef=vf_coef,
-            max_grad_norm=max_grad_norm,
-            use_sde=use_sde,
-            sde_sample_freq=sde_sample_freq,
-            share_parameters=share_parameters,
-            stats_window_size=stats_window_size,
-            tensorboard_log=tensorboard_log,
-            policy_kwargs=policy_kwargs,
-            verbose=verbose,
-            seed=seed,
-            device=device,
-            _init_setup_model=_init_setup_model,
-        )
+        super().__init__(**arguments_of(super().__init__, locals()))
 
     def _setup_model(self) -> None:
         super()._setup_model()
         self.clip_range = parse_schedule(self.clip_range)
         if self.clip_range_vf is not None:
             self.clip_range_vf = parse_schedule(self.clip_range_vf)
-
-    def _setup_lr_schedule(self) -> None:
-        self.lr_schedule = parse_schedule(self.learning_rate)
 
     def _check_setup(self, n_copies: int) -> None:
         n_agents = self.layout.n_agents
@@ -242,8 +203,8 @@ class MultiAgentPPO(MultiAgentOnPolicyAlgorithm):
     ) -> th.Tensor:
         """SB3's PPO loss: each parameter set's own mean, summed over the sets."""
         pooled, active = self.share_parameters, batch.active
-        clip_range = self._schedule_value(self.clip_range)
-        clip_range_vf = None if self.clip_range_vf is None else self._schedule_value(self.clip_range_vf)
+        clip_range = self.schedule_value("clip_range")
+        clip_range_vf = None if self.clip_range_vf is None else self.schedule_value("clip_range_vf")
         advantages = batch.advantages
         if self.normalize_advantage:
             advantages = normalize_advantages(advantages, active, pooled=pooled)
@@ -263,9 +224,6 @@ class MultiAgentPPO(MultiAgentOnPolicyAlgorithm):
         metrics.add("train/clip_fraction", clipped)
         return loss.sum()
 
-    def _schedule_value(self, schedule: Any) -> float:
-        return float(schedule(self._current_progress_remaining)) if callable(schedule) else float(schedule)
-
     def _log_training(self, metrics: Metrics, snapshot: Snapshot) -> None:
         """Read every metric from the device at once, and undo the update if one was not finite."""
         buffer = self.rollout_buffer
@@ -281,30 +239,6 @@ class MultiAgentPPO(MultiAgentOnPolicyAlgorithm):
         for name, value in numbers.items():
             self.logger.record(name, value)
         self.logger.record("train/n_updates", self._n_updates, exclude="tensorboard")
-        self.logger.record("train/clip_range", self._schedule_value(self.clip_range))
+        self.logger.record("train/clip_range", self.schedule_value("clip_range"))
         if self.clip_range_vf is not None:
-            self.logger.record("train/clip_range_vf", self._schedule_value(self.clip_range_vf))
-
-    def learn(
-        self,
-        total_timesteps: int,
-        callback: MaybeCallback = None,
-        log_interval: int = 1,
-        tb_log_name: str | None = None,
-        reset_num_timesteps: bool = True,
-        progress_bar: bool = False,
-    ) -> Any:
-        """
-        Train.
-
-        :param total_timesteps: agent-steps to collect; whole rollouts are finished
-        :param callback: one callback, a list, or a function
-        :param log_interval: rollouts between log entries
-        :param tb_log_name: name of the run; the class's name when omitted
-        :param reset_num_timesteps: start counting anew; ``False`` continues schedules and the log
-        :param progress_bar: show a progress bar
-        :return: the model
-        """
-        return super().learn(
-            total_timesteps, callback, log_interval, tb_log_name or type(self).__name__, reset_num_timesteps, progress_bar
-        )
+            self.logger.record("train/clip_range_vf", self.schedule_value("clip_range_vf"))

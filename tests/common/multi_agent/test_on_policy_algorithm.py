@@ -644,7 +644,7 @@ def test_something_that_is_no_environment_is_an_error():
 
 
 def test_an_unknown_policy_name_is_an_error():
-    with pytest.raises(ValueError, match="Policy NoPolicy unknown"):
+    with pytest.raises(ValueError, match=r"`policy` must be one of 'MlpPolicy', .*, got 'NoPolicy'"):
         IPPO("NoPolicy", "CartPole-v1")
 
 

@@ -294,12 +294,12 @@ def test_the_default_minibatches_divide_the_rollout():
     [
         ({"batch_size": 100}, r"`batch_size` must not exceed the rollout, got 100 > .* = 8 \* 1 \* 2 = 16"),
         ({"batch_size": 2}, "needs two samples of each parameter set; use at least 4"),
-        ({"batch_size": 0}, "`batch_size` must be at least 1, got 0"),
-        ({"n_epochs": 0}, "`n_epochs` must be at least 1, got 0"),
-        ({"clip_range_vf": -1.0}, "`clip_range_vf` must be positive, got -1.0"),
-        ({"gamma": 1.5}, r"`gamma` must lie in \[0.0, 1.0\], got 1.5"),
-        ({"gae_lambda": -0.1}, "`gae_lambda` must lie in"),
-        ({"n_steps": 0}, "`n_steps` must be at least 1, got 0"),
+        ({"batch_size": 0}, "`batch_size` must be an integer of at least 1 or None, got 0"),
+        ({"n_epochs": 0}, "`n_epochs` must be an integer of at least 1, got 0"),
+        ({"clip_range_vf": -1.0}, "`clip_range_vf` must be .* above 0 or None, got -1.0; None switches it off"),
+        ({"gamma": 1.5}, r"`gamma` must be a number in \[0, 1\], got 1.5"),
+        ({"gae_lambda": -0.1}, "`gae_lambda` must be a number in"),
+        ({"n_steps": 0}, "`n_steps` must be an integer of at least 1 or None, got 0"),
     ],
 )
 def test_settings_out_of_range_are_errors_before_anything_is_built(kwargs, message):

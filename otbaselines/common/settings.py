@@ -1,0 +1,263 @@
+"""What a setting may be: a table entry for every parameter of every algorithm, and errors that name what is not in it."""
+
+import inspect
+import math
+import numbers
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from functools import cache
+from typing import Any
+
+import numpy as np
+import torch as th
+from stable_baselines3.common.callbacks import BaseCallback
+
+from otbaselines.common.schedules import parse_schedule
+
+_WORDS = {
+    "number": "a number",
+    "integer": "an integer",
+    "flag": "True or False",
+    "schedule": "a number, or a schedule of numbers,",
+    "text": "a string",
+}
+# Of steps, epochs and the like: what a 32-bit counter holds.
+MANY = 2**31 - 1
+
+
+@dataclass(frozen=True)
+class Setting:
+    """
+    The values that a parameter takes.
+
+    :param kind: ``"number"``, ``"integer"``, ``"flag"``, ``"text"``, ``"schedule"`` (a number, a string such as
+        ``"lin_3e-4"``, or a function of the remaining progress), or the classes of which the value must be an instance
+    :param low: smallest value
+    :param high: largest value
+    :param above: whether ``low`` itself is excluded, for constants only (``"start"``: a schedule may arrive there) or
+        ``"always"``; empty where it is a value
+    :param choices: the only values, where there are few
+    :param fits: whether a value of the right class is a good one
+    :param what: the good values in words, where ``kind`` and the range do not say it
+    :param entries: for a dict: what its entries may be
+    :param optional: whether None is a value
+    :param endless: whether infinity is a value
+    :param remedy: what to do instead, in a few words
+    """
+
+    kind: str | tuple[type, ...]
+    low: float = -math.inf
+    high: float = math.inf
+    above: str = ""
+    choices: tuple[Any, ...] = ()
+    fits: Callable[[Any], bool] | None = None
+    what: str = ""
+    entries: Mapping[str, "Setting"] = field(default_factory=dict)
+    optional: bool = False
+    endless: bool = False
+    remedy: str = ""
+
+    def check(self, name: str, value: Any) -> None:
+        """
+        :param name: the parameter
+        :param value: what it was set to
+        :raises TypeError: if it is of the wrong type; strings, bools and None are no numbers, and floats are no integers
+        :raises ValueError: if it is of the right type, but out of range
+        """
+        if value is None and self.optional:
+            return
+        subject = f"`{name}`"
+        if self.kind == "schedule" and (callable(value) or isinstance(value, str)):
+            self._check_schedule(name, value)
+            return
+        if not self._is_of_kind(value):
+            raise TypeError(self._message(subject, value))
+        if self.kind in ("number", "integer", "schedule"):
+            self._check_range(subject, value, is_open=bool(self.above))
+        if (self.choices and value not in self.choices) or (self.fits is not None and not self.fits(value)):
+            raise ValueError(self._message(subject, value))
+        for entry in self.entries:
+            if entry in value:
+                self.entries[entry].check(f"{name}[{entry!r}]", value[entry])
+
+    def reading(self, name: str, schedule: Any, progress: float) -> float:
+        """
+        The value of a schedule, checked whenever it is read.
+
+        :param name: the parameter
+        :param schedule: a number, or a function of the remaining progress
+        :param progress: the remaining progress, from 1 to 0
+        :return: a number within the range
+        :raises TypeError: if the schedule returns something else
+        :raises ValueError: if the number is out of range
+        """
+        value = schedule(progress) if callable(schedule) else schedule
+        subject = f"`{name}` at the remaining progress {progress:g}"
+        if not _is_number(value):
+            raise TypeError(self._message(subject, value))
+        self._check_range(subject, value, is_open=self.above == "always")
+        return float(value)
+
+    def _is_of_kind(self, value: Any) -> bool:
+        if isinstance(self.kind, tuple):
+            return isinstance(value, self.kind)
+        if self.kind == "text":
+            return isinstance(value, str)
+        if self.kind == "flag":
+            return isinstance(value, bool | np.bool_)
+        return _is_number(value) and (self.kind != "integer" or isinstance(value, numbers.Integral))
+
+    def _check_schedule(self, name: str, value: Any) -> None:
+        try:
+            schedule = value if callable(value) else parse_schedule(value)
+        except ValueError as error:
+            raise ValueError(f"`{name}`: {error}") from None
+        # A schedule that leaves its range at an end of the run is refused before the run.
+        for progress in (1.0, 0.0):
+            self.reading(name, schedule, progress)
+
+    def _check_range(self, subject: str, value: Any, *, is_open: bool) -> None:
+        # Comparisons with NaN are false.
+        inside = (self.low < value if is_open else self.low <= value) and value <= self.high
+        if not (inside and (self.endless or -_LARGEST <= value <= _LARGEST)):
+            raise ValueError(self._message(subject, value))
+
+    def _message(self, subject: str, value: Any) -> str:
+        remedy = f"; {self.remedy}" if self.remedy else ""
+        return f"{subject} must be {self._describe()}, got {_short(value)}{remedy}"
+
+    def _describe(self) -> str:
+        if self.what or self.choices:
+            words = self.what or f"one of {', '.join(map(repr, self.choices))}"
+        elif isinstance(self.kind, tuple):
+            words = "of the type " + " or ".join(cls.__name__ for cls in self.kind)
+        else:
+            words = _WORDS[self.kind]
+        if self.low > -math.inf and self.high < math.inf and self.high != MANY:
+            words += f" in {'(' if self.above else '['}{self.low:g}, {self.high:g}]"
+        elif self.low > -math.inf:
+            words += f" {'above' if self.above else 'of at least'} {self.low:g}"
+        elif self.kind in ("number", "schedule"):
+            words += " that is finite"
+        return words + (" or None" if self.optional else "")
+
+
+_LARGEST = float(np.finfo(np.float32).max)
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, numbers.Real) and not isinstance(value, bool)
+
+
+def _short(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 200 else f"{text[:200]}..."
+
+
+@cache
+def settings_of(cls: type) -> dict[str, Setting]:
+    """
+    The table of an algorithm: the entries ``setting_ranges`` of its class, above those of the ancestors.
+
+    :param cls: the algorithm
+    :return: the entries by parameter
+    """
+    table: dict[str, Setting] = {}
+    for base in reversed(cls.__mro__):
+        table |= vars(base).get("setting_ranges", {})
+    return table
+
+
+def check_settings(table: Mapping[str, Setting], values: Mapping[str, Any]) -> None:
+    """
+    :param table: what each parameter may be
+    :param values: what they are; others than those of the table are not looked at
+    :raises TypeError: if one is of the wrong type
+    :raises ValueError: if one is out of range
+    """
+    for name, setting in table.items():
+        if name in values:
+            setting.check(name, values[name])
+
+
+def arguments_of(constructor: Callable[..., Any], given: Mapping[str, Any]) -> dict[str, Any]:
+    """
+    What an overriding constructor passes on to the one that it overrides.
+
+    :param constructor: the one that is overridden, bound
+    :param given: the ``locals()`` of the overriding one
+    :return: the arguments that both have, by name
+    """
+    return {name: given[name] for name in inspect.signature(constructor).parameters if name in given}
+
+
+def inherit_parameters(cls: type) -> None:
+    """
+    Complete the documentation of a class by the parameters that its ancestors explain, in the order of its constructor.
+
+    :param cls: the class, whose ``__doc__`` is rewritten
+    """
+    explained: dict[str, str] = {}
+    for base in reversed(cls.__mro__):
+        prose, *fields = re.split(r"\n(?=:(?:param|raises) )", inspect.cleandoc(vars(base).get("__doc__") or ""))
+        explained |= {entry.split(":")[1].removeprefix("param "): entry.rstrip() for entry in fields}
+    names = list(inspect.signature(cls).parameters)
+    shown = [explained[name] for name in (*names, "raises TypeError", "raises ValueError") if name in explained]
+    cls.__doc__ = "\n".join([prose.rstrip(), "", *shown, ""])
+
+
+def is_device(value: Any) -> bool:
+    """
+    :param value: a string or a device
+    :return: whether torch knows such a device
+    """
+    if value == "auto":
+        return True
+    try:
+        th.device(value)
+    except RuntimeError:
+        return False
+    return True
+
+
+def _is_net_arch(value: Any) -> bool:
+    parts = list(value.values()) if isinstance(value, dict) else [value]
+    return all(isinstance(part, list | tuple) and all(map(_is_width, part)) for part in parts)
+
+
+def _is_width(value: Any) -> bool:
+    return _is_number(value) and isinstance(value, numbers.Integral) and 1 <= int(value) <= MANY
+
+
+# What the arguments of every `learn` may be.
+LEARN_SETTINGS = {
+    "total_timesteps": Setting(
+        "number", low=1, high=2**62, fits=lambda steps: steps == int(steps), what="a whole number", remedy="as in 100_000"
+    ),
+    "callback": Setting((BaseCallback, list, Callable), optional=True),  # type: ignore[arg-type]
+    "log_interval": Setting("integer", low=1, high=MANY, optional=True),
+    "tb_log_name": Setting("text", optional=True),
+    "reset_num_timesteps": Setting("flag"),
+    "progress_bar": Setting("flag"),
+}
+
+# What the keyword arguments of SB3's and our policies may be; a policy of the user's own may have others.
+POLICY_SETTINGS = {
+    "net_arch": Setting(
+        (list, tuple, dict), fits=_is_net_arch, what="widths such as [64, 64] or dict(pi=[64], vf=[64])", optional=True
+    ),
+    "activation_fn": Setting((type,), what="a class such as torch.nn.Tanh"),
+    "ortho_init": Setting("flag"),
+    "use_sde": Setting("flag"),
+    "log_std_init": Setting("number", low=-100.0, high=100.0),
+    "full_std": Setting("flag"),
+    "use_expln": Setting("flag"),
+    "features_extractor_class": Setting((type,), what="a class of features extractors"),
+    "features_extractor_kwargs": Setting((dict,), optional=True),
+    "share_features_extractor": Setting("flag"),
+    "normalize_images": Setting("flag"),
+    "optimizer_class": Setting((type,), what="a class such as torch.optim.Adam"),
+    "optimizer_kwargs": Setting((dict,), optional=True),
+    "append_agent_id": Setting("flag"),
+}
