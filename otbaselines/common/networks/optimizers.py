@@ -1,12 +1,8 @@
-"""A gradient step without bookkeeping: each parameter set's own norm, and Adam's fused kernel called directly."""
+"""What surrounds a gradient step: the optimizer's settings, and a norm for each parameter set."""
 
 from typing import Any
 
 import torch as th
-from torch.optim import optimizer as torch_optimizer
-
-# What one call of the fused kernel needs of a parameter's state.
-_MOMENTS = ("exp_avg", "exp_avg_sq", "step")
 
 
 def default_optimizer_kwargs(
@@ -23,82 +19,34 @@ def default_optimizer_kwargs(
     return {"eps": 1e-5, "fused": True} if optimizer_class is th.optim.Adam else {}
 
 
-def scale_gradients(groups: list[list[th.Tensor]], n_sets: int, max_norm: float) -> None:
+def scale_gradients(stacked: list[th.Tensor], apart: list[list[th.Tensor | None]], n_sets: int, max_norm: float) -> None:
     """
     Scale each set's gradients in place so that their joint norm is at most ``max_norm``.
 
-    :param groups: tensors with one leading entry per set, then lists of one tensor per set
+    :param stacked: gradients with one leading entry per set
+    :param apart: lists of one gradient per set, ``None`` where a set's parameter has none
     :param n_sets: number of parameter sets
     :param max_norm: the bound
     """
-    stacked, agent_wise = groups[0], [group for group in groups[1:] if group]
-    if not stacked:
+    apart = [group for group in apart if any(grad is not None for grad in group)]
+    if not stacked and not apart:
         return
-    norms = th.linalg.vector_norm(th.cat([grad.reshape(n_sets, -1) for grad in stacked], 1), dim=1)
-    for group in agent_wise:
-        norms = th.hypot(norms, th.stack([th.linalg.vector_norm(grad) for grad in group]))
+    flat = [grad.reshape(n_sets, -1) for grad in stacked]
+    for group in apart:
+        norms = [grad if grad is None else th.linalg.vector_norm(grad) for grad in group]
+        zero = next(norm for norm in norms if norm is not None).new_zeros(())
+        flat.append(th.stack([zero if norm is None else norm for norm in norms]).unsqueeze(1))
     # The small constant is that of `torch.nn.utils.clip_grad_norm_`.
-    scale = (max_norm / (norms + 1e-6)).clamp_(max=1.0)
-    if n_sets == 1:
+    scale = (max_norm / (th.linalg.vector_norm(th.cat(flat, 1), dim=1) + 1e-6)).clamp_(max=1.0)
+    if n_sets == 1 and stacked:
         th._foreach_mul_(stacked, scale[0])
-    else:
+    elif stacked:
         shapes = {ndim: scale.view(-1, *[1] * (ndim - 1)) for ndim in {grad.ndim for grad in stacked}}
         th._foreach_mul_(stacked, [shapes[grad.ndim] for grad in stacked])
-    for group in agent_wise:
-        for grad, factor in zip(group, scale, strict=False):
-            grad.mul_(factor)
-
-
-def take_step(optimizer: th.optim.Optimizer) -> None:
-    """
-    ``optimizer.step()``, at a fifth of its price where that is torch's own fused Adam on one kind of tensor.
-
-    The state is Adam's, so that it is saved, loaded and inspected as ever. Hooks, learning-rate schedulers, several
-    parameter groups and every other setting take the ordinary way.
-
-    :param optimizer: gradients are those of its parameters
-    """
-    group = optimizer.param_groups[0]
-    params = [p for p in group["params"] if p.grad is not None]
-    if not _is_plain_adam(optimizer, group, params):
-        optimizer.step()
-        return
-    averages, squares, steps = ([optimizer.state[p][name] for p in params] for name in _MOMENTS)
-    beta1, beta2 = group["betas"]
-    with th.no_grad():
-        th._foreach_add_(steps, 1)
-        th._fused_adam_(
-            params,
-            [p.grad for p in params],
-            averages,
-            squares,
-            [],
-            steps,
-            lr=group["lr"],
-            beta1=beta1,
-            beta2=beta2,
-            weight_decay=group["weight_decay"],
-            eps=group["eps"],
-            amsgrad=False,
-            maximize=group["maximize"],
-        )
-
-
-def _is_plain_adam(optimizer: th.optim.Optimizer, group: dict[str, Any], params: list[th.Tensor]) -> bool:
-    """Whether one kernel call does all that ``step`` would do; the first step, which makes the state, never is."""
-    return (
-        type(optimizer) is th.optim.Adam
-        and len(optimizer.param_groups) == 1
-        and bool(group.get("fused"))
-        and not (group["amsgrad"] or group["differentiable"] or group.get("decoupled_weight_decay"))
-        and isinstance(group["lr"], float)
-        and not (optimizer._optimizer_step_pre_hooks or optimizer._optimizer_step_post_hooks)
-        and not (torch_optimizer._global_optimizer_pre_hooks or torch_optimizer._global_optimizer_post_hooks)
-        # A scheduler counts calls by replacing the method of the instance.
-        and "step" not in vars(optimizer)
-        and len({(p.device, p.dtype) for p in params}) == 1
-        and all("exp_avg" in optimizer.state.get(p, ()) for p in params)
-    )
+    for group in apart:
+        for grad, factor in zip(group, scale, strict=True):
+            if grad is not None:
+                grad.mul_(factor)
 
 
 def clear_gradients(optimizer: th.optim.Optimizer) -> None:

@@ -62,3 +62,17 @@ def test_fast_tanh_equals_tanh_and_so_does_its_derivative():
 def test_fast_tanh_is_tanh_itself_in_double_precision():
     x = th.linspace(-3, 3, 101, dtype=th.float64)
     assert (FastTanh()(x) == th.tanh(x)).all()
+
+
+def test_second_derivatives_of_fast_tanh_are_those_of_tanh():
+    x = th.linspace(-4, 4, 401).requires_grad_()
+    (first,) = th.autograd.grad(FastTanh()(x).sum(), x, create_graph=True)
+    (second,) = th.autograd.grad(first.sum(), x)
+    y = th.tanh(x.detach().double())
+    th.testing.assert_close(second.double(), -2 * y * (1 - y.square()), atol=2e-6, rtol=0)
+
+
+def test_an_activation_with_parameters_is_refused_where_sets_would_share_them():
+    with pytest.raises(ValueError, match="`activation_fn` PReLU has parameters, which 2 parameter sets would share"):
+        StackedMLP(2, 3, [4], nn.PReLU)
+    assert len(list(StackedMLP(1, 3, [4], nn.PReLU).parameters())) == 3
