@@ -3,15 +3,22 @@ Action distributions of a whole team at once.
 
 Every tensor carries leading dimensions ``(batch, n_agents)``. Discrete actions of agents with fewer choices than the
 team's largest space are masked out: they have probability zero, are never drawn, and carry no gradient.
+
+Divergences compare two distributions agent by agent: :meth:`~TeamDistribution.kl` and :meth:`~TeamDistribution.w1` between a
+team and its :meth:`~TeamDistribution.detach` are what trust regions bound. :meth:`~TeamDistribution.select` picks one agent.
 """
 
 import math
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from copy import copy
+from typing import Any, Self
 
 import numpy as np
 import torch as th
 from gymnasium import spaces
+
+from otbaselines import ot
 
 # A finite stand-in for log 0: `0 * log 0` in the entropy stays zero, and its gradient stays finite.
 LOG_ZERO = -1.0e8
@@ -42,6 +49,80 @@ class TeamDistribution(ABC):
     def entropy(self) -> th.Tensor:
         """:return: entropy in nats, shape ``(batch, n_agents)``"""
 
+    @property
+    @abstractmethod
+    def n_agents(self) -> int:
+        """Agents, the size of the second dimension."""
+
+    @abstractmethod
+    def _kl(self, other: Any) -> th.Tensor:
+        """Kullback-Leibler divergence from a distribution of the same family."""
+
+    @abstractmethod
+    def _w1(self, other: Any, cost: th.Tensor | None) -> th.Tensor:
+        """Wasserstein distance to a distribution of the same family."""
+
+    def kl(self, other: "TeamDistribution") -> th.Tensor:
+        r"""
+        :math:`KL(\pi_i \,\|\, \pi'_i)` of every agent, in closed form.
+
+        :param other: the second argument, of the same family; a single agent is compared with every agent
+        :return: in nats, shape ``(batch, n_agents)``; infinite where this agent has a choice that the other lacks. Of
+            continuous actions the dimensions that both have are compared
+        :raises TypeError: if the families differ
+        """
+        return self._kl(self._same_family(other))
+
+    def w1(self, other: "TeamDistribution", cost: th.Tensor | None = None) -> th.Tensor:
+        r"""
+        Exact Wasserstein-1 distance between every agent's policy and its counterpart in ``other``.
+
+        One choice among many: under the ground metric ``cost``, total variation by default. Several choices or coin flips:
+        under the number of those that differ (Hamming distance), which for independent factors is the sum of their total
+        variations. Continuous actions: under :math:`\sum_k |a_k - a'_k|`, the sum over independent dimensions.
+
+        :param other: of the same family; a single agent is compared with every agent
+        :param cost: for one choice among many, distances between the choices, shape ``(n_actions, n_actions)``
+        :return: in the unit of the ground metric, shape ``(batch, n_agents)``; its gradient is zero where the two agree,
+            unless ``cost`` is a general metric on more than eight choices
+        :raises TypeError: if the families differ
+        :raises ValueError: if the family takes no ``cost``, or it has another size
+        """
+        if cost is not None and not isinstance(self, MaskedCategorical):
+            raise ValueError(
+                f"`cost` is for one choice among many, but a {type(self).__name__} sums over its dimensions; leave it out"
+            )
+        return self._w1(self._same_family(other), cost)
+
+    def _same_family(self, other: "TeamDistribution") -> "TeamDistribution":
+        if type(other) is not type(self):
+            raise TypeError(f"`other` must be a {type(self).__name__}, got {type(other).__name__}")
+        return other
+
+    def _map(self, function: Callable[[th.Tensor], th.Tensor]) -> Self:
+        """The distribution whose tensors, all of which end in ``(n_agents or 1, width)``, are those of this one, changed."""
+        changed = copy(self)
+        for name, value in vars(self).items():
+            if isinstance(value, th.Tensor):
+                setattr(changed, name, function(value))
+        return changed
+
+    def detach(self) -> Self:
+        """:return: the same distribution as a constant"""
+        return self._map(th.Tensor.detach)
+
+    def select(self, agent: int) -> Self:
+        """
+        One agent's distribution.
+
+        :param agent: its number, from 0 to ``n_agents - 1``
+        :return: a team of one, with leading shape ``(batch, 1)``
+        :raises IndexError: if there is no such agent
+        """
+        if not 0 <= agent < self.n_agents:
+            raise IndexError(f"`agent` must be from 0 to {self.n_agents - 1}, got {agent}")
+        return self._map(lambda tensor: tensor if tensor.shape[-2] == 1 else tensor[..., agent : agent + 1, :])
+
     def get_actions(self, deterministic: bool = False) -> th.Tensor:
         """
         :param deterministic: the mode instead of a sample
@@ -61,7 +142,12 @@ class MaskedCategorical(TeamDistribution):
     def __init__(self, logits: th.Tensor, mask: th.Tensor | None = None) -> None:
         if mask is not None:
             logits = logits.masked_fill(~mask, LOG_ZERO)
+        self.mask = mask
         self.log_probs = logits.log_softmax(-1)
+
+    @property
+    def n_agents(self) -> int:
+        return self.log_probs.shape[-2]
 
     def divide(self, n_rows: int) -> tuple["MaskedCategorical", "MaskedCategorical"]:
         """
@@ -91,6 +177,19 @@ class MaskedCategorical(TeamDistribution):
     def entropy(self) -> th.Tensor:
         return -(self.log_probs.exp() * self.log_probs).sum(-1)
 
+    def _kl(self, other: "MaskedCategorical") -> th.Tensor:
+        terms = self.probs * (self.log_probs - other.log_probs)
+        if other.mask is not None:
+            # What neither has counts zero; what only this one has, with whatever probability, counts infinite.
+            own = th.ones_like(other.mask) if self.mask is None else self.mask
+            terms = terms.masked_fill(~other.mask, 0.0).masked_fill(own & ~other.mask, math.inf)
+        return terms.sum(-1)
+
+    def _w1(self, other: "MaskedCategorical", cost: th.Tensor | None) -> th.Tensor:
+        if cost is None:
+            return 0.5 * (self.probs - other.probs).abs().sum(-1)
+        return ot.discrete_w1(self.probs, other.probs, cost, validate=False)
+
 
 class MultiCategorical(TeamDistribution):
     """
@@ -116,6 +215,23 @@ class MultiCategorical(TeamDistribution):
     def entropy(self) -> th.Tensor:
         return th.stack([factor.entropy() for factor in self.factors], -1).sum(-1)
 
+    @property
+    def n_agents(self) -> int:
+        return self.factors[0].n_agents
+
+    def _map(self, function: Callable[[th.Tensor], th.Tensor]) -> Self:
+        changed = copy(self)
+        changed.factors = [factor._map(function) for factor in self.factors]
+        return changed
+
+    def _kl(self, other: "MultiCategorical") -> th.Tensor:
+        parts = [mine.kl(theirs) for mine, theirs in zip(self.factors, other.factors, strict=True)]
+        return th.stack(parts, -1).sum(-1)
+
+    def _w1(self, other: "MultiCategorical", cost: th.Tensor | None) -> th.Tensor:
+        parts = [mine.w1(theirs) for mine, theirs in zip(self.factors, other.factors, strict=True)]
+        return th.stack(parts, -1).sum(-1)
+
 
 class IndependentBernoulli(TeamDistribution):
     """
@@ -139,6 +255,20 @@ class IndependentBernoulli(TeamDistribution):
     def entropy(self) -> th.Tensor:
         return th.nn.functional.binary_cross_entropy_with_logits(self.logits, self.logits.sigmoid(), reduction="none").sum(-1)
 
+    @property
+    def n_agents(self) -> int:
+        return self.logits.shape[-2]
+
+    def _kl(self, other: "IndependentBernoulli") -> th.Tensor:
+        # log p and log (1 - p) from the log-odds, neither of which overflows.
+        log_sigmoid = th.nn.functional.logsigmoid
+        heads = self.logits.sigmoid() * (log_sigmoid(self.logits) - log_sigmoid(other.logits))
+        tails = (-self.logits).sigmoid() * (log_sigmoid(-self.logits) - log_sigmoid(-other.logits))
+        return (heads + tails).sum(-1)
+
+    def _w1(self, other: "IndependentBernoulli", cost: th.Tensor | None) -> th.Tensor:
+        return (self.logits.sigmoid() - other.logits.sigmoid()).abs().sum(-1)
+
 
 class DiagonalGaussian(TeamDistribution):
     """
@@ -147,11 +277,15 @@ class DiagonalGaussian(TeamDistribution):
     :param mean: shape ``(batch, n_agents, action_dim)``
     :param log_std: shape ``(n_agents or 1, action_dim)``, or that of ``mean`` where it depends on the state
     :param mask: ``True`` where an agent has that dimension, shape ``(n_agents, action_dim)``; all when omitted
-    :param noise: what a sample adds to the mean, of its shape; drawn anew for every sample when omitted
+    :param noise: gives what a sample adds to the mean, of its shape; drawn anew for every sample when omitted
     """
 
     def __init__(
-        self, mean: th.Tensor, log_std: th.Tensor, mask: th.Tensor | None = None, noise: th.Tensor | None = None
+        self,
+        mean: th.Tensor,
+        log_std: th.Tensor,
+        mask: th.Tensor | None = None,
+        noise: Callable[[], th.Tensor] | None = None,
     ) -> None:
         self.mean = mean if mask is None else mean.masked_fill(~mask, 0.0)
         self.log_std = log_std
@@ -167,9 +301,10 @@ class DiagonalGaussian(TeamDistribution):
         return (terms if self.mask is None else terms.masked_fill(~self.mask, 0.0)).sum(-1)
 
     def sample(self, generator: th.Generator | None = None) -> th.Tensor:
-        noise = self.noise
-        if noise is None:
+        if self.noise is None:
             noise = self.std * th.empty_like(self.mean).normal_(generator=generator)
+        else:
+            noise = self.noise()
         return self.mean + (noise if self.mask is None else noise.masked_fill(~self.mask, 0.0))
 
     def mode(self) -> th.Tensor:
@@ -182,6 +317,32 @@ class DiagonalGaussian(TeamDistribution):
     def entropy(self) -> th.Tensor:
         per_dimension = self.log_std + 0.5 * (1.0 + math.log(2.0 * math.pi))
         return self._sum(per_dimension.expand_as(self.mean))
+
+    @property
+    def n_agents(self) -> int:
+        return self.mean.shape[-2]
+
+    def _map(self, function: Callable[[th.Tensor], th.Tensor]) -> Self:
+        changed = super()._map(function)
+        noise = self.noise
+        changed.noise = None if noise is None else lambda: function(noise())
+        return changed
+
+    def _shared(self, other: "DiagonalGaussian", terms: th.Tensor) -> th.Tensor:
+        """Sum over the dimensions that both have."""
+        for mask in (self.mask, other.mask):
+            terms = terms if mask is None else terms.masked_fill(~mask, 0.0)
+        return terms.sum(-1)
+
+    def _kl(self, other: "DiagonalGaussian") -> th.Tensor:
+        ratio = self.log_std - other.log_std
+        z = (self.mean - other.mean) * th.exp(-other.log_std)
+        return self._shared(other, 0.5 * ((2.0 * ratio).exp() + z.square() - 1.0) - ratio)
+
+    def _w1(self, other: "DiagonalGaussian", cost: th.Tensor | None) -> th.Tensor:
+        # One problem per dimension, whose transport is the difference of two quantile functions.
+        moments = (self.mean, self.std, other.mean, other.std)
+        return self._shared(other, ot.gaussian_w1(*(moment.unsqueeze(-1) for moment in moments), validate=False))
 
 
 def action_head_size(action_space: spaces.Space) -> int:  # type: ignore[type-arg]
