@@ -32,6 +32,16 @@ class StateDependentNoise:
         self._single: th.Tensor | None = None
         self._matrices: th.Tensor | None = None
 
+    def agent(self, index: int) -> "StateDependentNoise":
+        """
+        :param index: number of an agent
+        :return: that agent's noise alone, with its present matrices
+        """
+        one = StateDependentNoise(1, self.action_dim, use_expln=self.use_expln)
+        if self._single is not None and self._matrices is not None:
+            one._single, one._matrices = self._single[index : index + 1], self._matrices[:, index : index + 1]
+        return one
+
     def deviations(self, log_std: th.Tensor) -> th.Tensor:
         """
         :param log_std: of the matrices' entries

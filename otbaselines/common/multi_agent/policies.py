@@ -1,6 +1,8 @@
 """Actor-critic policies that hold a whole team in stacked parameters."""
 
-from typing import Any
+from collections.abc import Callable, Iterable
+from functools import partial
+from typing import Any, Self
 
 import numpy as np
 import torch as th
@@ -10,6 +12,7 @@ from stable_baselines3.common.torch_layers import BaseFeaturesExtractor, Combine
 from stable_baselines3.common.type_aliases import PyTorchObs, Schedule
 from torch import nn
 
+from otbaselines.common.multi_agent.agent_view import agent_view, parameter_groups
 from otbaselines.common.multi_agent.distributions import (
     DiagonalGaussian,
     IndependentBernoulli,
@@ -57,6 +60,7 @@ class MultiAgentActorCriticPolicy(TeamRowPolicy):
     """
 
     action_mask: th.Tensor | None
+    agent_ids: th.Tensor | None
     action_low: th.Tensor
     action_high: th.Tensor
 
@@ -107,15 +111,16 @@ class MultiAgentActorCriticPolicy(TeamRowPolicy):
         self.use_expln = use_expln
         self.share_features_extractor = share_features_extractor
         self.net_arch = _normalise_net_arch(net_arch, features_extractor_class)
-        # A vector that is only flattened needs neither preprocessing nor an extractor.
+        # A vector that is only flattened needs neither preprocessing nor an extractor; a subclass may do more.
         self._plain_vector = (
-            issubclass(features_extractor_class, FlattenExtractor)
+            features_extractor_class is FlattenExtractor
             and isinstance(observation_space, spaces.Box)
             and not is_image_space(observation_space)
         )
-        self._stacked: list[list[nn.Parameter]] | None = None
+        self._groups: tuple[list[nn.Parameter], list[list[nn.Parameter]]] | None = None
         self._build_action_mask()
         self._build(lr_schedule)
+        parameter_groups(self)
 
     # ------------------------------------------------------------------ construction
     def _build_action_mask(self) -> None:
@@ -125,12 +130,13 @@ class MultiAgentActorCriticPolicy(TeamRowPolicy):
             self.register_buffer("action_low", th.as_tensor(self.action_space.low), persistent=False)
             self.register_buffer("action_high", th.as_tensor(self.action_space.high), persistent=False)
         self.action_start = int(self.action_space.start) if isinstance(self.action_space, spaces.Discrete) else 0
+        self.register_buffer("agent_ids", th.eye(self.n_agents) if self.append_agent_id else None, persistent=False)
 
     def _build(self, lr_schedule: Schedule) -> None:
         self.pi_extractors = self._make_extractors()
         self.vf_extractors = self.pi_extractors if self.share_features_extractor else self._make_extractors()
         extractor: Any = self.pi_extractors[0]
-        width = int(extractor.features_dim) + (self.n_agents if self.append_agent_id else 0)
+        width = int(extractor.features_dim) + (0 if self.agent_ids is None else self.agent_ids.shape[1])
         self.pi_net = StackedMLP(self.n_sets, width, self.net_arch["pi"], self.activation_fn)
         self.vf_net = StackedMLP(self.n_sets, width, self.net_arch["vf"], self.activation_fn)
         self.action_net = StackedLinear(self.n_sets, self.pi_net.out_features, action_head_size(self.action_space))
@@ -143,7 +149,45 @@ class MultiAgentActorCriticPolicy(TeamRowPolicy):
             )
         if self.ortho_init:
             self._orthogonal_init()
-        self.optimizer = self.optimizer_class(self.parameters(), lr=lr_schedule(1), **self.optimizer_kwargs)  # type: ignore[call-arg]
+        self.optimizer = self.make_optimizer(self.parameters(), lr_schedule(1))
+
+    def make_optimizer(self, parameters: Iterable[nn.Parameter], learning_rate: float) -> th.optim.Optimizer:
+        """
+        An optimizer with the policy's class and settings, for steps on some of its parameters alone.
+
+        :param parameters: such as :meth:`actor_parameters` or :meth:`critic_parameters`
+        :param learning_rate: its step size
+        :return: the optimizer; its state is not part of what the policy saves
+        """
+        return self.optimizer_class(parameters, lr=learning_rate, **self.optimizer_kwargs)  # type: ignore[call-arg]
+
+    def _critic_modules(self) -> list[nn.Module]:
+        own = [] if self.vf_extractors is self.pi_extractors else [self.vf_extractors]
+        return [*own, self.vf_net, self.value_net]
+
+    def critic_parameters(self) -> list[nn.Parameter]:
+        """:return: all parameters of the critics, in the order of ``parameters()``; a shared extractor is the actors'"""
+        critic = {id(parameter) for module in self._critic_modules() for parameter in module.parameters()}
+        return [parameter for parameter in self.parameters() if id(parameter) in critic]
+
+    def actor_parameters(self) -> list[nn.Parameter]:
+        """:return: all other parameters, in the order of ``parameters()``"""
+        critic = {id(parameter) for parameter in self.critic_parameters()}
+        return [parameter for parameter in self.parameters() if id(parameter) not in critic]
+
+    def agent(self, index: int) -> Self:
+        """
+        One agent's actor and critic alone, at one agent's price: a policy for a team of one that uses the same memory.
+
+        What is written into its parameters is written into the team's, and the reverse. They are leaves of their own, one
+        leading entry each, so that gradients, Fisher-vector products and optimizers of the view touch nobody else. With shared
+        parameters they are the team's. Ask again after the policy has moved to another device.
+
+        :param index: the agent's number, from 0 to ``n_agents - 1``
+        :return: the view; it has no ``optimizer``, make one with :meth:`make_optimizer`
+        :raises IndexError: if there is no such agent
+        """
+        return agent_view(self, index)
 
     def _build_noise(self, size: int) -> None:
         shape: tuple[int, ...] = (self.n_sets, size)
@@ -205,15 +249,11 @@ class MultiAgentActorCriticPolicy(TeamRowPolicy):
 
         :param max_norm: the bound; the gradients are scaled in place
         """
-        if self._stacked is None:
-            self._stacked = _stacked_parameters(self)
-        if not self._stacked:
-            raise ValueError(
-                f"`{type(self).__name__}` has parameters that are not stacked by agent; keep one copy per agent in "
-                "`pi_extractors`, or use `share_parameters=True`"
-            )
-        groups = [[p.grad for p in group if p.grad is not None] for group in self._stacked]
-        scale_gradients(groups, self.n_sets, max_norm)
+        if self._groups is None:
+            self._groups = parameter_groups(self)
+        stacked, apart = self._groups
+        gradients = [p.grad for p in stacked if p.grad is not None]
+        scale_gradients(gradients, [[p.grad for p in group] for group in apart], self.n_sets, max_norm)
 
     # ------------------------------------------------------------------ networks
     def _rows(self, obs: PyTorchObs) -> PyTorchObs:
@@ -228,17 +268,16 @@ class MultiAgentActorCriticPolicy(TeamRowPolicy):
         """Features of each agent from its own extractor, shape ``(batch, n_agents, features)``."""
         batch = next(iter(obs.values())).shape[0] if isinstance(obs, dict) else obs.shape[0]
         if self._plain_vector and isinstance(obs, th.Tensor):
-            features = obs.float().flatten(2)
-        elif self.n_sets == 1 or isinstance(extractors[0], FlattenExtractor):
+            features = obs.to(self.action_net.weight.dtype).flatten(2)
+        elif self.n_sets == 1 or type(extractors[0]) is FlattenExtractor:
             features = extractors[0](self._rows(obs)).unflatten(0, (batch, self.n_agents))
         else:
             rows = self._rows(obs)
             features = th.stack(
                 [extractor(_every(rows, agent, self.n_agents)) for agent, extractor in enumerate(extractors)], 1
             )
-        if self.append_agent_id:
-            identity = th.eye(self.n_agents, device=features.device, dtype=features.dtype)
-            features = th.cat([features, identity.expand(batch, -1, -1)], -1)
+        if self.agent_ids is not None:
+            features = th.cat([features, self.agent_ids.expand(batch, -1, -1)], -1)
         return features
 
     def _to_sets(self, x: th.Tensor) -> th.Tensor:
@@ -260,10 +299,10 @@ class MultiAgentActorCriticPolicy(TeamRowPolicy):
         head: th.Tensor = self.action_net(latent)
         return th.cat([head, self.exploration.action_log_std(latent, self.log_std)], -1) if self.use_sde else head
 
-    def _distribution(self, head: th.Tensor, noise: th.Tensor | None = None) -> TeamDistribution:
+    def _distribution(self, head: th.Tensor, noise: Callable[[], th.Tensor] | None = None) -> TeamDistribution:
         """
         :param head: of :meth:`_head`, shape ``(batch, n_agents, width)``
-        :param noise: of state-dependent exploration, shape ``(batch, n_agents, action_dim)``
+        :param noise: gives the noise of state-dependent exploration, shape ``(batch, n_agents, action_dim)``
         """
         if isinstance(self.action_space, spaces.Discrete):
             return MaskedCategorical(head, self.action_mask)
@@ -282,16 +321,19 @@ class MultiAgentActorCriticPolicy(TeamRowPolicy):
         :return: every agent's policy at its own observation
         """
         latent = self.pi_net(self._to_sets(self._agent_features(obs, self.pi_extractors)))
-        noise = self.exploration.noise(self._to_agents(latent), self.log_std) if self.use_sde else None
+        noise = partial(self.exploration.noise, self._to_agents(latent), self.log_std) if self.use_sde else None
         return self._distribution(self._to_agents(self._head(latent)), noise)
+
+    def _values(self, features: th.Tensor) -> th.Tensor:
+        """The critics' estimates from :meth:`_to_sets` of their features, shape ``(batch, n_agents)``."""
+        return self._to_agents(self.value_net(self.vf_net(features))).squeeze(-1)
 
     def team_values(self, obs: PyTorchObs) -> th.Tensor:
         """
         :param obs: shape ``(batch, n_agents, ...)``
         :return: every agent's critic at its own observation, shape ``(batch, n_agents)``
         """
-        features = self._to_sets(self._agent_features(obs, self.vf_extractors))
-        return self._to_agents(self.value_net(self.vf_net(features))).squeeze(-1)
+        return self._values(self._to_sets(self._agent_features(obs, self.vf_extractors)))
 
     def evaluate_team_actions(
         self, obs: PyTorchObs, actions: th.Tensor, common_states: PyTorchObs | None = None
@@ -305,8 +347,9 @@ class MultiAgentActorCriticPolicy(TeamRowPolicy):
         """
         pi_features, vf_features = self._features(obs)
         distribution, common = self._distributions(pi_features, common_states)
-        values = self._to_agents(self.value_net(self.vf_net(vf_features))).squeeze(-1)
-        return TeamActionEvaluation(values, distribution.log_prob(actions), distribution.entropy(), distribution, common)
+        return TeamActionEvaluation(
+            self._values(vf_features), distribution.log_prob(actions), distribution.entropy(), distribution, common
+        )
 
     def _distributions(
         self, features: th.Tensor, common_states: PyTorchObs | None
@@ -336,16 +379,15 @@ class MultiAgentActorCriticPolicy(TeamRowPolicy):
     def _common_features(self, states: PyTorchObs) -> th.Tensor:
         """Features of the same states for every parameter set, shape ``(n_sets, rows of the set, features)``."""
         if self._plain_vector and isinstance(states, th.Tensor):
-            features = states.float().flatten(1).expand(self.n_sets, -1, -1)
+            features = states.to(self.action_net.weight.dtype).flatten(1).expand(self.n_sets, -1, -1)
         else:
             rows = preprocess_obs(states, self.observation_space, normalize_images=self.normalize_images)
             features = th.stack([extractor(rows) for extractor in self.pi_extractors])
         if self.share_parameters:
             features = features.expand(self.n_agents, -1, -1)
-        if self.append_agent_id:
+        if self.agent_ids is not None:
             # Policy j keeps its own identity when it is asked about another agent's observation.
-            identity = th.eye(self.n_agents, device=features.device, dtype=features.dtype)
-            features = th.cat([features, identity[:, None].expand(-1, features.shape[1], -1)], -1)
+            features = th.cat([features, self.agent_ids[:, None].expand(-1, features.shape[1], -1)], -1)
         return features.flatten(0, 1).unsqueeze(0) if self.share_parameters else features
 
     def _common_to_agents(self, head: th.Tensor) -> th.Tensor:
@@ -386,22 +428,3 @@ def _normalise_net_arch(
     if isinstance(net_arch, dict):
         return {"pi": list(net_arch.get("pi", [])), "vf": list(net_arch.get("vf", []))}
     return {"pi": list(net_arch), "vf": list(net_arch)}
-
-
-def _stacked_parameters(policy: MultiAgentActorCriticPolicy) -> list[list[nn.Parameter]]:
-    """
-    The parameters in groups of which each has one leading entry per parameter set.
-
-    :return: one group of stacked tensors, then one group per extractor parameter (a list over the agents); empty when some
-        parameter belongs to no agent
-    """
-    if policy.n_sets == 1:
-        return [list(policy.parameters())]
-    stacked: list[nn.Parameter] = [policy.log_std] if hasattr(policy, "log_std") else []
-    for network in (policy.pi_net, policy.vf_net, policy.action_net, policy.value_net):
-        stacked += [p for module in network.modules() if isinstance(module, StackedLinear) for p in module.parameters()]
-    groups = [stacked]
-    for agent_wise in dict.fromkeys([policy.pi_extractors, policy.vf_extractors]):
-        groups += [list(parameters) for parameters in zip(*(extractor.parameters() for extractor in agent_wise), strict=True)]
-    known = {id(parameter) for group in groups for parameter in group}
-    return groups if known >= {id(parameter) for parameter in policy.parameters()} else []

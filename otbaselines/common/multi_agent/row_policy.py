@@ -126,12 +126,13 @@ class TeamRowPolicy(BasePolicy):
         return self._split_tensor(obs)
 
     def _split_tensor(self, rows: th.Tensor) -> th.Tensor:
-        if rows.shape[0] % self.n_agents != 0:
+        try:
+            return rows.unflatten(0, (-1, self.n_agents))  # type: ignore[no-any-return]
+        except RuntimeError:
             raise ValueError(
                 f"`observation` has {rows.shape[0]} rows, which is not a multiple of the team's {self.n_agents} agents; "
                 f"pass one row per agent in the order {list(self.layout.possible_agents)}, or a dict of agents"
-            )
-        return rows.view(-1, self.n_agents, *rows.shape[1:])
+            ) from None
 
     def forward(self, obs: PyTorchObs, deterministic: bool = False) -> tuple[th.Tensor, th.Tensor, th.Tensor]:
         """

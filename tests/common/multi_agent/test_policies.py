@@ -6,6 +6,7 @@ import torch as th
 from core_toys import copy_to_sb3
 from gymnasium import spaces
 from stable_baselines3.common.policies import ActorCriticCnnPolicy, ActorCriticPolicy, MultiInputActorCriticPolicy
+from stable_baselines3.common.torch_layers import FlattenExtractor
 from toy_teams import CustomSpacesEnv, vector
 
 from otbaselines.common.multi_agent.policies import (
@@ -220,14 +221,33 @@ def test_every_agents_gradient_is_clipped_on_its_own(cls, max_norm):
             th.testing.assert_close(grad, old * factor, atol=1e-7, rtol=1e-4)
 
 
-def test_parameters_that_belong_to_no_agent_are_refused_when_clipping():
+def test_parameters_that_belong_to_no_agent_are_refused_at_construction():
     class Odd(MultiAgentActorCriticPolicy):
         def _build(self, lr_schedule):
             super()._build(lr_schedule)
             self.common = th.nn.Linear(2, 2)
 
-    with pytest.raises(ValueError, match="not stacked by agent"):
-        _policy(2, cls=Odd).clip_gradients(1.0)
+    with pytest.raises(ValueError, match=r"not stacked by agent.*common\.weight, common\.bias"):
+        _policy(2, cls=Odd)
+    _policy(2, cls=Odd, share_parameters=True)
+    _policy(1, cls=Odd)
+
+
+def test_an_extractor_that_agents_share_is_refused_because_its_gradient_has_no_owner():
+    backbone = th.nn.Linear(6, 3)
+
+    class Shared(FlattenExtractor):
+        def __init__(self, observation_space):
+            super().__init__(observation_space)
+            self.backbone = backbone
+
+    with pytest.raises(ValueError, match=r"shared between agents: pi_extractors\.0\.backbone\.weight"):
+        _policy(2, features_extractor_class=Shared)
+
+
+def test_activations_with_parameters_are_refused_before_any_rollout():
+    with pytest.raises(ValueError, match="`activation_fn` PReLU"):
+        IPPO("MlpPolicy", "otbaselines/Navigation-v0", policy_kwargs={"activation_fn": th.nn.PReLU})
 
 
 # ---------------------------------------------------------------- predict
