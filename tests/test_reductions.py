@@ -98,21 +98,21 @@ TEAMS = {
 
 
 @pytest.mark.parametrize("team", TEAMS)
-@pytest.mark.parametrize("consensus", ["wasserstein", "kl"])
-def test_wbc_without_consensus_is_ippo(team, consensus):
+@pytest.mark.parametrize("estimator", ["conditional", "kl"])
+def test_wbc_without_consensus_is_ippo(team, estimator):
     independent = _learn(IPPO("MlpPolicy", TEAMS[team](), **SMALL))
-    without = _learn(WBC("MlpPolicy", TEAMS[team](), consensus_coef=0.0, consensus=consensus, **SMALL))
+    without = _learn(WBC("MlpPolicy", TEAMS[team](), consensus_coef=0.0, estimator=estimator, **SMALL))
     _assert_same_bits(without, independent)
-    with_it = _learn(WBC("MlpPolicy", TEAMS[team](), consensus_coef=1.0, consensus=consensus, **SMALL))
+    with_it = _learn(WBC("MlpPolicy", TEAMS[team](), consensus_coef=1.0, estimator=estimator, **SMALL))
     assert not th.equal(with_it.policy.action_net.weight, independent.policy.action_net.weight)
 
 
 ESTIMATORS = {
-    "expected_pooled": {"support": "pooled"},
-    "expected_own": {"support": "own"},
-    "sampled_potential": {"measure": "sampled", "support": "pooled"},
-    "sampled_plan": {"measure": "sampled", "support": "own", "gradient": "plan", "debiased": False},
-    "sliced": {"measure": "sampled", "support": "own", "gradient": "plan", "debiased": False, "solver": "sliced"},
+    "pooled": {"estimator": "pooled"},
+    "own": {"estimator": "own"},
+    "sampled_potential": {"estimator": "sampled", "estimator_kwargs": {"support": "pooled"}},
+    "sampled_plan": {"estimator": "sampled", "estimator_kwargs": {"gradient": "plan", "debiased": False}},
+    "sliced": {"estimator": "sliced", "estimator_kwargs": {"gradient": "plan"}},
 }
 
 

@@ -9,7 +9,7 @@ from stable_baselines3.common.type_aliases import PyTorchObs
 
 from otbaselines import ot
 from otbaselines.common.multi_agent.buffers import AgentRolloutBuffer
-from otbaselines.common.multi_agent.distributions import DiagonalGaussian, MaskedCategorical, TeamDistribution
+from otbaselines.common.multi_agent.distributions import LOG_ZERO, DiagonalGaussian, MaskedCategorical, TeamDistribution
 from otbaselines.common.multi_agent.policies import MultiAgentActorCriticPolicy
 from otbaselines.wbc.consensus import Consensus, ConsensusReport, draw_states
 from otbaselines.wbc.metric import GroundMetric
@@ -31,6 +31,7 @@ class StatewiseConsensus(Consensus):
     """The part that all state-by-state forms share: one chunk of states for every minibatch of an epoch."""
 
     _states: PyTorchObs
+    _reg: float | None
 
     def prepare(
         self,
@@ -38,7 +39,7 @@ class StatewiseConsensus(Consensus):
         buffer: AgentRolloutBuffer,
         *,
         n_chunks: int,
-        reg: float,
+        reg: float | None,
         weights: th.Tensor,
     ) -> ConsensusReport:
         self._reg, self._weights = reg, weights
@@ -78,6 +79,7 @@ class CategoricalConsensus(StatewiseConsensus):
         self._scalings: list[ot.ScalingState] = []
 
     def _start(self, policy: MultiAgentActorCriticPolicy, n_chunks: int) -> ConsensusReport:
+        assert self._reg is not None
         measures = self._measures(policy.policies_at(self._states))
         self._solver = ot.ScalingSolver(
             self.cost, reg=self._reg, weights=self._weights, debiased=self.debiased, max_cost=self.max_cost, validate=False
@@ -92,8 +94,9 @@ class CategoricalConsensus(StatewiseConsensus):
         self._scalings = [solved.state.rows(self._rows(chunk)) for chunk in range(n_chunks)]
         n_agents = measures.shape[1]
         some = slice(max(8, MAX_PAIR_PROBLEMS // (n_agents * (n_agents - 1))))
-        pairs = self._solver.pair_divergences(measures[some], solved.state.rows(some)).value
-        return ConsensusReport(solved.divergences.mean(0), pairs.mean(0).amax())
+        pairs = self._solver.pair_divergences(measures[some], solved.state.rows(some))
+        error = th.maximum(solved.error.max(), pairs.error.max())
+        return ConsensusReport(solved.divergences.mean(0), pairs.value.mean(0).amax(), error, COLD_ERROR)
 
     def _measures(self, policies: TeamDistribution) -> th.Tensor:
         """Action measures of every agent at the same states, shape ``(n, n_agents, n_points)``."""
@@ -128,6 +131,7 @@ class GaussianConsensus(StatewiseConsensus):
         return self.beta * mean, self.beta * std
 
     def _divergence(self, policies: TeamDistribution) -> th.Tensor:
+        assert self._reg is not None
         mean, std = self._moments(policies)
         with th.no_grad():
             # One problem per action dimension, whose barycenter is that of the agents who have it.
@@ -139,6 +143,7 @@ class GaussianConsensus(StatewiseConsensus):
         return _own_dimensions(policies, terms).sum(-1).mean(0)
 
     def _start(self, policy: MultiAgentActorCriticPolicy, n_chunks: int) -> ConsensusReport:
+        assert self._reg is not None
         policies = policy.policies_at(self.states(0))
         mean, std = self._moments(policies)
         pairs = ot.gaussian_sinkhorn_divergence(
@@ -171,8 +176,7 @@ class KLConsensus(StatewiseConsensus):
     def _start(self, policy: MultiAgentActorCriticPolicy, n_chunks: int) -> ConsensusReport:
         policies = policy.policies_at(self.states(0))
         if isinstance(policies, MaskedCategorical):
-            log_p, log_q = policies.log_probs.unsqueeze(2), policies.log_probs.unsqueeze(1)
-            pairs = (log_p.exp() * (log_p - log_q)).sum(-1)
+            pairs = _pairwise_kl(policies)
         else:
             mean, std = _gaussians(policies)
             terms = _gaussian_kl(mean.unsqueeze(2), std.unsqueeze(2), mean.unsqueeze(1), std.unsqueeze(1))
@@ -210,6 +214,18 @@ def _dimension_weights(policies: TeamDistribution, weights: th.Tensor) -> th.Ten
         return weights.expand(policies.mean.shape[-1], -1)
     held = weights * policies.mask.T
     return held / held.sum(1, keepdim=True)
+
+
+def _pairwise_kl(policies: MaskedCategorical) -> th.Tensor:
+    r"""
+    :math:`KL(\pi_i \,|\, \pi_j)` of the policies given an action that both agents have, shape ``(n, n_agents, n_agents)``;
+    zero where they have none in common.
+    """
+    log_p, log_q = policies.log_probs.unsqueeze(2), policies.log_probs.unsqueeze(1)
+    if policies.mask is not None:
+        shared = policies.mask.unsqueeze(1) & policies.mask.unsqueeze(0)
+        log_p, log_q = (x.masked_fill(~shared, LOG_ZERO).log_softmax(-1) for x in (log_p, log_q))
+    return (log_p.exp() * (log_p - log_q)).sum(-1)
 
 
 def _gaussian_kl(mean_p: th.Tensor, std_p: th.Tensor, mean_q: th.Tensor, std_q: th.Tensor) -> th.Tensor:

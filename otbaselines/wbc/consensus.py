@@ -1,5 +1,6 @@
 """What every form of consensus offers to WBC: a preparation per rollout and a loss per minibatch."""
 
+import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 
@@ -18,10 +19,15 @@ class ConsensusReport:
 
     :param divergences: :math:`W(\mu_i, \mu^*)` of every agent, shape ``(n_agents,)``, in the unit of the ground cost
     :param max_divergence: :math:`D_t = \max_{ij} W(\mu_i, \mu_j)` (Baheri 2025, Thm. 3.1), shape ``()``
+    :param solver_error: by how much the solvers' plans miss their marginals at most, in total mass, shape ``()``; ``None``
+        for closed forms
+    :param tolerance: the error at which the solvers stop; a larger one means that they stopped early
     """
 
     divergences: th.Tensor
     max_divergence: th.Tensor
+    solver_error: th.Tensor | None = None
+    tolerance: float = math.inf
 
 
 class Consensus(ABC):
@@ -36,14 +42,6 @@ class Consensus(ABC):
         self.n_support = n_support
         self.generator = generator
 
-    def reseed(self, seed: int) -> None:
-        """
-        Start the random stream anew.
-
-        :param seed: the seed
-        """
-        self.generator.manual_seed(seed)
-
     @abstractmethod
     def prepare(
         self,
@@ -51,7 +49,7 @@ class Consensus(ABC):
         buffer: AgentRolloutBuffer,
         *,
         n_chunks: int,
-        reg: float,
+        reg: float | None,
         weights: th.Tensor,
     ) -> ConsensusReport:
         """
@@ -60,7 +58,7 @@ class Consensus(ABC):
         :param policy: the team's policies
         :param buffer: the rollout
         :param n_chunks: minibatches per epoch
-        :param reg: entropic strength
+        :param reg: entropic strength; ``None`` for forms without
         :param weights: of the agents in the barycenter, shape ``(n_agents,)``
         :return: the disagreement
         """

@@ -80,52 +80,66 @@ class GroundMetric:
         return self.beta * self.codebook[actions if self.placement is None else self.placement[agents, actions]]
 
 
+@dataclass(frozen=True)
+class TeamSpaces:
+    """
+    What the agents of a team see and do.
+
+    :param action_space: common to the team, padded where agents differ
+    :param observation_space: likewise
+    :param n_agents: agents in the team
+    :param device: where consensus is computed
+    """
+
+    action_space: spaces.Space[Any]
+    observation_space: spaces.Space[Any]
+    n_agents: int
+    device: th.device
+
+    @property
+    def discrete(self) -> bool:
+        """Whether actions are numbers rather than vectors."""
+        return isinstance(self.action_space, spaces.Discrete)
+
+
 def make_metric(
-    action_space: spaces.Space[Any],
-    observation_space: spaces.Space[Any],
+    team: TeamSpaces,
     *,
-    n_agents: int,
     beta: float,
-    p: float,
-    action_embedding: Any,
-    metric_coordinates: Sequence[int] | None,
-    scale_observations: bool,
-    device: th.device,
+    p: int,
+    action_embedding: Any = "one_hot",
+    metric_coordinates: Sequence[int] | None = None,
+    scale_observations: bool = True,
 ) -> GroundMetric:
     """
-    Check the settings of the ground metric and build it.
+    The ground metric on a team's spaces.
 
-    :param action_space: the team's common action space
-    :param observation_space: the team's common observation space
-    :param n_agents: agents in the team
-    :param beta: weight of actions against states, positive
+    :param team: the team's spaces
+    :param beta: weight of actions against states
     :param p: exponent, 1 or 2
-    :param action_embedding: ``"one_hot"``; or one row per action, such as the displacement that it causes; or such a table
-        for each agent, shape ``(n_agents, n_actions, k)``
+    :param action_embedding: of discrete actions: ``"one_hot"``; or one row per action, such as the displacement that it
+        causes; or such a table for each agent, shape ``(n_agents, n_actions, k)``
     :param metric_coordinates: entries of the flattened observation that count; all when ``None``
     :param scale_observations: divide each coordinate by its standard deviation over the rollout
-    :param device: where the embedding is kept
     :return: the metric
-    :raises ValueError: if a setting is out of range or does not fit the spaces
+    :raises TypeError: if coordinates are not integers
+    :raises ValueError: if a setting does not fit the spaces
     """
-    if not beta > 0:
-        raise ValueError(f"`beta` must be positive, got {beta}; it weighs actions against states")
-    if p not in (1, 2):
-        raise ValueError(f"`p` must be 1 or 2, got {p}")
     codebook, placement = None, None
-    if isinstance(action_space, spaces.Discrete):
-        codebook, placement = _codebook(action_embedding, n_agents, int(action_space.n), device)
-    elif not isinstance(action_embedding, str) or action_embedding != "one_hot":
-        raise ValueError(f"`action_embedding` is for discrete actions, but the action space is {action_space}")
-    coordinates = None
-    if metric_coordinates is not None:
-        size = int(np.prod(observation_space.shape or ()))
-        coordinates = tuple(int(index) for index in metric_coordinates)
-        if not coordinates or min(coordinates) < 0 or max(coordinates) >= size:
-            raise ValueError(
-                f"`metric_coordinates` must name entries 0 to {size - 1} of the observation, got {list(metric_coordinates)}"
-            )
+    if isinstance(team.action_space, spaces.Discrete):
+        codebook, placement = _codebook(action_embedding, team.n_agents, int(team.action_space.n), team.device)
+    coordinates = None if metric_coordinates is None else _coordinates(metric_coordinates, team.observation_space)
     return GroundMetric(float(beta), float(p), codebook, placement, coordinates, scale_observations)
+
+
+def _coordinates(value: Sequence[int], observation_space: spaces.Space[Any]) -> tuple[int, ...]:
+    """Checked positions in the flattened observation."""
+    array, size = np.asarray(value), int(np.prod(observation_space.shape or ()))
+    if array.size and not np.issubdtype(array.dtype, np.integer):
+        raise TypeError(f"`metric_coordinates` must be a list of integers, got {value!r}")
+    if array.ndim != 1 or not array.size or array.min() < 0 or array.max() >= size:
+        raise ValueError(f"`metric_coordinates` must name entries 0 to {size - 1} of the observation, got {value!r}")
+    return tuple(array.tolist())
 
 
 def _codebook(value: Any, n_agents: int, n_actions: int, device: th.device) -> tuple[th.Tensor, th.Tensor | None]:
@@ -134,12 +148,15 @@ def _codebook(value: Any, n_agents: int, n_actions: int, device: th.device) -> t
         if value != "one_hot":
             raise ValueError(f"`action_embedding` must be 'one_hot', 'environment' or a table, got {value!r}")
         return ot.one_hot_embedding(n_actions, device=device), None
-    table = np.asarray(value, dtype=np.float32)
+    try:
+        table = np.asarray(value, dtype=np.float32)
+    except (TypeError, ValueError):
+        raise TypeError(f"`action_embedding` must be 'one_hot', 'environment' or a table of numbers, got {value!r}") from None
     if not np.isfinite(table).all():
         raise ValueError("`action_embedding` holds NaN or infinite entries; every action needs a point")
-    if table.ndim == 2 and table.shape[0] == n_actions:
+    if table.ndim == 2 and len(table) == n_actions and table.shape[1]:
         return th.as_tensor(table, device=device), None
-    if table.ndim != 3 or table.shape[:2] != (n_agents, n_actions):
+    if table.ndim != 3 or table.shape[:2] != (n_agents, n_actions) or not table.shape[2]:
         raise ValueError(
             f"`action_embedding` must have one row for each of the {n_actions} actions, or such a table for each of the "
             f"{n_agents} agents, got shape {table.shape}"

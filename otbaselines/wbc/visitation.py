@@ -48,9 +48,9 @@ class VisitationConsensus(Consensus):
         self._index = th.cat(drawn)
         self._owner = self._index % buffer.n_agents
         self._states: PyTorchObs = rows_of(buffer.observations, self._index)
-        if isinstance(self._states, dict):
-            raise ValueError("`support='own'` and 'pooled' need vector observations; use support='conditional' for dicts")
-        self._points = self.metric.state_points(self._states, buffer.observations.flatten(0, 2))  # type: ignore[union-attr]
+        assert isinstance(self._states, th.Tensor)
+        assert isinstance(buffer.observations, th.Tensor)
+        self._points = self.metric.state_points(self._states, buffer.observations.flatten(0, 2))
         self._state_cost = self._cost_between_states()
 
     def _cost_between_states(self) -> th.Tensor:
@@ -74,19 +74,18 @@ class VisitationConsensus(Consensus):
         self._barycenter = ot.barycenter(
             measures, cost, reg=reg, weights=weights.double(), debiased=self.debiased, tol=TOLERANCE, validate=False
         )
-        coefficients = self._barycenter.potentials_b
-        self._self_potentials = th.zeros_like(coefficients)
+        self._coefficients, errors = self._barycenter.potentials_b, [self._barycenter.error]
+        self._self_potentials = th.zeros_like(self._coefficients)
         if self.debiased:
             own = ot.self_transport(cost, measures, reg=reg, tol=TOLERANCE, validate=False)
             self._self_potentials = own.potential_a
-        self._coefficients = coefficients - self._self_potentials
-        center = self._barycenter.weights.expand_as(measures)
-        if self.debiased:
-            divergences = ot.sinkhorn_divergence(cost, measures, center, reg=reg, tol=TOLERANCE, validate=False).value
-        else:
-            divergences = ot.sinkhorn(cost, measures, center, reg=reg, tol=TOLERANCE, validate=False).value
-        pairs = ot.pairwise_sinkhorn(measures, cost, reg=reg, debiased=self.debiased, tol=TOLERANCE, validate=False)
-        return ConsensusReport(divergences.float(), pairs.value.flatten().amax().float())
+            self._coefficients = self._coefficients - own.potential_a
+            errors.append(own.error)
+        everybody = th.cat([measures, self._barycenter.weights.unsqueeze(0)])
+        pairs = ot.pairwise_sinkhorn(everybody, cost, reg=reg, debiased=self.debiased, tol=TOLERANCE, validate=False)
+        divergences, between = pairs.value[:-1, -1].float(), pairs.value[:-1, :-1].float()
+        error = th.cat([error.flatten() for error in [*errors, pairs.error]]).amax()
+        return ConsensusReport(divergences, between.amax(), error, TOLERANCE)
 
 
 class ExpectedConsensus(VisitationConsensus):
@@ -119,9 +118,10 @@ class ExpectedConsensus(VisitationConsensus):
         buffer: AgentRolloutBuffer,
         *,
         n_chunks: int,
-        reg: float,
+        reg: float | None,
         weights: th.Tensor,
     ) -> ConsensusReport:
+        assert reg is not None
         self._draw(buffer)
         self._weights_of_states = self._membership(buffer.n_agents)
         with th.no_grad():
@@ -153,9 +153,10 @@ class ReparametrisedConsensus(VisitationConsensus):
         buffer: AgentRolloutBuffer,
         *,
         n_chunks: int,
-        reg: float,
+        reg: float | None,
         weights: th.Tensor,
     ) -> ConsensusReport:
+        assert reg is not None
         self._draw(buffer)
         n_agents, n_states = buffer.n_agents, len(self._owner)
         size = buffer.actions.shape[-1]
@@ -236,7 +237,7 @@ class SampledConsensus(VisitationConsensus):
         buffer: AgentRolloutBuffer,
         *,
         n_chunks: int,
-        reg: float,
+        reg: float | None,
         weights: th.Tensor,
     ) -> ConsensusReport:
         self._draw(buffer)
@@ -253,8 +254,9 @@ class SampledConsensus(VisitationConsensus):
             self._old_log_prob = distribution.log_prob(actions)
             return self._weigh(actions, reg, weights)
 
-    def _weigh(self, actions: th.Tensor, reg: float, weights: th.Tensor) -> ConsensusReport:
+    def _weigh(self, actions: th.Tensor, reg: float | None, weights: th.Tensor) -> ConsensusReport:
         """Set the coefficient of every sample, shape ``(n_agents, n_states)``; zero where it is not the agent's."""
+        assert reg is not None
         n_agents = actions.shape[1]
         membership = self._membership(n_agents)
         agent_of, state_of = (membership > 0).nonzero().unbind(1)
@@ -306,6 +308,7 @@ class SlicedConsensus(SampledConsensus):
 
     :param gradient: ``"plan"`` or ``"potential"``
     :param n_projections: random directions per rollout
+    :param directions: their random stream, on the CPU
     """
 
     def __init__(
@@ -316,22 +319,18 @@ class SlicedConsensus(SampledConsensus):
         *,
         pooled: bool,
         gradient: str,
-        n_projections: int = 64,
+        n_projections: int,
+        directions: th.Generator,
     ) -> None:
         super().__init__(n_support, generator, metric, pooled=pooled, debiased=False, gradient=gradient)
         self.n_projections = n_projections
-        # Directions are drawn on the CPU, so that a seed means the same on every device.
-        self._directions = th.Generator().manual_seed(generator.initial_seed() % (1 << 63))
-
-    def reseed(self, seed: int) -> None:
-        super().reseed(seed)
-        self._directions.manual_seed(seed)
+        self._directions = directions
 
     def _cost_between_states(self) -> th.Tensor:
         # Projections take the place of a cost matrix; only its dtype and device are asked for.
         return self._points.new_zeros(())
 
-    def _weigh(self, actions: th.Tensor, reg: float, weights: th.Tensor) -> ConsensusReport:
+    def _weigh(self, actions: th.Tensor, reg: float | None, weights: th.Tensor) -> ConsensusReport:
         n_agents = actions.shape[1]
         membership = self._membership(n_agents)
         agent_of, state_of = (membership > 0).nonzero().unbind(1)

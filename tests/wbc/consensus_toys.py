@@ -12,7 +12,7 @@ from otbaselines import ot
 from otbaselines.common.multi_agent.buffers import AgentRolloutBuffer
 from otbaselines.common.multi_agent.distributions import DiagonalGaussian, MaskedCategorical, TeamDistribution
 from otbaselines.wbc.consensus import Consensus, ConsensusReport
-from otbaselines.wbc.metric import GroundMetric, make_metric
+from otbaselines.wbc.metric import GroundMetric, TeamSpaces, make_metric
 
 N_AGENTS, OBS_DIM, N_ACTIONS, ACTION_DIM = 3, 2, 4, 2
 REG, BETA = 0.5, 0.8
@@ -64,10 +64,9 @@ def rollout(discrete: bool) -> AgentRolloutBuffer:
 
 def metric(discrete: bool, **settings: Any) -> GroundMetric:
     """The metric that the settings of WBC give."""
-    defaults = {"beta": BETA, "p": 2, "action_embedding": "one_hot", "metric_coordinates": None, "scale_observations": True}
     box = spaces.Box(-np.inf, np.inf, (OBS_DIM,), np.float32)
-    space = DISCRETE if discrete else CONTINUOUS
-    built = make_metric(space, box, n_agents=N_AGENTS, device=th.device("cpu"), **{**defaults, **settings})
+    team = TeamSpaces(DISCRETE if discrete else CONTINUOUS, box, N_AGENTS, th.device("cpu"))
+    built = make_metric(team, **{"beta": BETA, "p": 2, **settings})
     # Training is in float32; finite differences need more digits.
     return replace(built, codebook=None if built.codebook is None else built.codebook.double())
 

@@ -1,5 +1,7 @@
 """Consensus state by state: gradients against finite differences of the divergence, reports against POT."""
 
+import math
+
 import pytest
 import torch as th
 from consensus_toys import (
@@ -19,6 +21,7 @@ from consensus_toys import (
 )
 
 from otbaselines import ot
+from otbaselines.common.multi_agent.distributions import MaskedCategorical
 from otbaselines.wbc import conditional
 from otbaselines.wbc.conditional import CategoricalConsensus, GaussianConsensus, KLConsensus
 
@@ -205,12 +208,26 @@ def test_the_discrete_kl_is_torchs_divergence_from_the_mixture(mask):
 
     th.testing.assert_close(loss_of(consensus, team, 1), divergences(team), atol=1e-6, rtol=0)
     assert_gradient(consensus, team, divergences, atol=1e-5, chunk=1)
-    if mask is None:
-        first = team.policies_at(consensus.states(0)).probs
-        each = [th.distributions.Categorical(probs=first[:, agent]) for agent in range(N_AGENTS)]
-        pairs = [th.distributions.kl_divergence(p, q).mean() for p in each for q in each]
-        assert float(report.max_divergence) == pytest.approx(float(max(pairs)), rel=1e-6)
-    assert bool(report.max_divergence.isfinite())
+    first = team.policies_at(consensus.states(0)).probs
+    pairs = []
+    for i in range(N_AGENTS):
+        for j in range(N_AGENTS):
+            # Given that the action is one that both have.
+            shared = slice(None) if mask is None else mask[i] & mask[j]
+            p, q = (th.distributions.Categorical(probs=first[:, agent][:, shared]) for agent in (i, j))
+            pairs.append(th.distributions.kl_divergence(p, q).mean())
+    assert float(report.max_divergence) == pytest.approx(float(max(pairs)), rel=1e-6)
+
+
+def test_the_kl_of_agents_that_lack_each_others_actions_is_that_on_the_common_ones():
+    # (1/2, 1/4, 1/4) and (1/5, 1/5, 3/5 of an action that the first lacks), by hand: given the first two actions
+    # (2/3, 1/3) and (1/2, 1/2), so KL = 2/3 log 4/3 + 1/3 log 2/3; the third agent shares nothing with the first.
+    mask = th.tensor([[True, True, True, False, False], [True, True, False, True, False], [False] * 4 + [True]])
+    probs = th.tensor([[0.5, 0.25, 0.25, 0, 0], [0.2, 0.2, 0, 0.6, 0], [0, 0, 0, 0, 1.0]], dtype=th.float64)
+    pairs = conditional._pairwise_kl(MaskedCategorical(probs.clamp_min(1e-9).log().unsqueeze(0), mask))[0]
+    assert float(pairs[0, 1]) == pytest.approx(2 / 3 * math.log(4 / 3) + 1 / 3 * math.log(2 / 3), rel=1e-6)
+    assert float(pairs[1, 0]) == pytest.approx(0.5 * math.log(3 / 4) + 0.5 * math.log(3 / 2), rel=1e-6)
+    assert pairs.diagonal().tolist() == pairs[2].tolist() == pairs[:, 2].tolist() == [0.0, 0.0, 0.0]
 
 
 def test_the_gaussian_kl_is_torchs_mean_divergence_from_the_team_mates():

@@ -260,17 +260,21 @@ def test_the_plans_cost_is_the_papers():
 
 
 # ---------------------------------------------------------------- sliced
+def _sliced(p, **options):
+    return SlicedConsensus(N_STATES, _generator(), metric(False, p=p), directions=_generator(), **options)
+
+
 @pytest.mark.parametrize("p", [1, 2])
 @pytest.mark.parametrize("pooled", [False, True], ids=["own", "pooled"])
 def test_sliced_costs_and_divergences_are_pots(pooled, p):
-    team, buffer, generator = LinearTeam(False), rollout(False), _generator()
-    consensus = SlicedConsensus(N_STATES, generator, metric(False, p=p), pooled=pooled, gradient="plan")
+    team, buffer = LinearTeam(False), rollout(False)
+    consensus = _sliced(p, pooled=pooled, gradient="plan", n_projections=64)
     report = prepare(consensus, team, buffer, weights=WEIGHTS.float())
     agent_of, state_of = _shares(pooled).nonzero().unbind(1)
     points = _state_points(buffer, consensus.states(0))[state_of]
     actions = consensus._sampled.double()[state_of, agent_of]
     features = th.cat([points, BETA * actions], -1).view(N_AGENTS, -1, 4)
-    stream = th.Generator().manual_seed(generator.initial_seed())
+    stream = _generator()
     first, second = (ot.random_directions(4, consensus.n_projections, generator=stream).double() for _ in range(2))
     lines = features @ first
     quantiles = (WEIGHTS[:, None, None] * lines.sort(1).values).sum(0)
@@ -293,12 +297,12 @@ def test_sliced_costs_and_divergences_are_pots(pooled, p):
 
 @pytest.mark.parametrize("p", [1, 2])
 def test_the_sliced_potential_is_the_derivative_by_the_samples_weights(p):
-    team, buffer, generator = LinearTeam(False), rollout(False), _generator()
-    consensus = SlicedConsensus(N_STATES, generator, metric(False, p=p), pooled=True, gradient="potential", n_projections=3)
+    team, buffer = LinearTeam(False), rollout(False)
+    consensus = _sliced(p, pooled=True, gradient="potential", n_projections=3)
     prepare(consensus, team, buffer, weights=WEIGHTS.float())
     points = _state_points(buffer, consensus.states(0))
     features = th.stack([th.cat([points, BETA * consensus._sampled.double()[:, agent]], -1) for agent in range(N_AGENTS)])
-    directions = ot.random_directions(4, 3, generator=th.Generator().manual_seed(generator.initial_seed())).double()
+    directions = ot.random_directions(4, 3, generator=_generator()).double()
     lines = features @ directions
     quantiles = (WEIGHTS[:, None, None] * lines.sort(1).values).sum(0)
     uniform, step = th.full((N_STATES,), 1 / N_STATES, dtype=th.float64), 1e-5

@@ -12,27 +12,34 @@ from toy_teams import CustomSpacesEnv, DiceEnv, RelayEnv, vector
 
 from otbaselines import IPPO, WBC, ParallelVecEnv, make_vec_env
 from otbaselines.envs.navigation_tensor import NavigationVecEnv
-from otbaselines.wbc.metric import make_metric, normalised_table
+from otbaselines.wbc.metric import TeamSpaces, make_metric, normalised_table
 
 pytestmark = pytest.mark.filterwarnings("ignore:the rollout of")
-SMALL = {"n_steps": 6, "batch_size": 18, "n_epochs": 2, "n_support": 8, "seed": 0}
+SMALL = {"n_steps": 6, "batch_size": 18, "n_epochs": 2, "seed": 0}
 FORMS = {
-    "conditional": {},
-    "conditional_biased": {"debiased": False},
-    "kl": {"consensus": "kl"},
-    "expected_pooled": {"support": "pooled", "p": 1},
-    "expected_own": {"support": "own", "p": 1, "debiased": False},
-    "sampled_pooled_potential": {"measure": "sampled", "support": "pooled", "p": 1},
-    "sampled_pooled_plan": {"measure": "sampled", "support": "pooled", "p": 1, "gradient": "plan"},
-    "sampled_own_potential": {"measure": "sampled", "support": "own", "p": 1},
-    "sampled_own_plan": {"measure": "sampled", "support": "own", "p": 1, "gradient": "plan", "debiased": False},
-    "sliced_pooled": {"measure": "sampled", "support": "pooled", "gradient": "plan", "debiased": False, "solver": "sliced"},
-    "sliced_own": {"measure": "sampled", "support": "own", "solver": "sliced"},
+    "conditional": ("conditional", {}),
+    "conditional_biased": ("conditional", {"debiased": False}),
+    "kl": ("kl", {}),
+    "pooled": ("pooled", {"p": 1}),
+    "own": ("own", {"p": 1, "debiased": False}),
+    "sampled_pooled_potential": ("sampled", {"support": "pooled", "p": 1}),
+    "sampled_pooled_plan": ("sampled", {"support": "pooled", "p": 1, "gradient": "plan"}),
+    "sampled_own_potential": ("sampled", {"p": 1}),
+    "sampled_own_plan": ("sampled", {"p": 1, "gradient": "plan", "debiased": False}),
+    "sliced_pooled": ("sliced", {"support": "pooled", "gradient": "plan"}),
+    "sliced_own": ("sliced", {}),
 }
 # Debiasing is what makes the barycenter of normals finite.
 COMBINATIONS = [
     (form, continuous) for form in FORMS for continuous in (False, True) if (form, continuous) != ("conditional_biased", True)
 ]
+
+
+def _wbc(env, form="conditional", policy="MlpPolicy", *, options=None, **settings):
+    """A small support; ``form`` is one of :data:`FORMS` or an estimator's name."""
+    estimator, own = FORMS.get(form, (form, {}))
+    estimator_kwargs = {"n_support": 8, **own, **(options or {})}
+    return WBC(policy, env, **{**SMALL, "estimator": estimator, "estimator_kwargs": estimator_kwargs, **settings})
 
 
 def _navigation(continuous=False, **kwargs):
@@ -69,26 +76,19 @@ def _logged(model, rollouts=3):
 # ---------------------------------------------------------------- the learner's random numbers
 @pytest.fixture(scope="module")
 def independent():
-    return {
-        continuous: _learn(IPPO("MlpPolicy", _navigation(continuous), **_without_support())) for continuous in (False, True)
-    }
-
-
-def _without_support():
-    return {key: value for key, value in SMALL.items() if key != "n_support"}
+    return {continuous: _learn(IPPO("MlpPolicy", _navigation(continuous), **SMALL)) for continuous in (False, True)}
 
 
 @pytest.mark.parametrize(("form", "continuous"), COMBINATIONS)
 def test_every_form_without_weight_is_ippo_to_the_bit(form, continuous, independent):
-    model = _learn(WBC("MlpPolicy", _navigation(continuous), consensus_coef=0.0, **{**SMALL, **FORMS[form]}))
+    model = _learn(_wbc(_navigation(continuous), form, consensus_coef=0.0))
     assert _same(model, independent[continuous])
 
 
 @pytest.mark.parametrize(("form", "continuous"), COMBINATIONS)
 def test_every_form_is_reproducible_and_matters(form, continuous, independent):
     def run(seed):
-        settings = {**SMALL, **FORMS[form], "seed": seed}
-        return _learn(WBC("MlpPolicy", _navigation(continuous), consensus_coef=1.0, **settings), 2)
+        return _learn(_wbc(_navigation(continuous), form, consensus_coef=1.0, seed=seed), 2)
 
     first = run(0)
     assert _same(first, run(0))
@@ -98,18 +98,20 @@ def test_every_form_is_reproducible_and_matters(form, continuous, independent):
 
 
 def test_one_agent_has_nobody_to_agree_with():
-    alone = _learn(IPPO("MlpPolicy", _navigation(n_agents=1), **{**_without_support(), "batch_size": 6}))
-    assert _same(_learn(WBC("MlpPolicy", _navigation(n_agents=1), **{**SMALL, "batch_size": 6})), alone)
+    alone = _learn(IPPO("MlpPolicy", _navigation(n_agents=1), **{**SMALL, "batch_size": 6}))
+    assert _same(_learn(_wbc(_navigation(n_agents=1), batch_size=6)), alone)
 
 
 # ---------------------------------------------------------------- saving
+TABLE = [[0.0, 0.0], [1.0, 0.0], [-1.0, 0.0], [0.0, 1.0], [0.0, -1.0]]
 SAVED = {
     "schedules": {"consensus_coef": "lin_1.0", "reg": "linear_0.5_0.2"},
-    "kl": {"consensus": "kl", "consensus_coef": 0.3},
-    "table": {"action_embedding": [[0.0, 0.0], [1.0, 0.0], [-1.0, 0.0], [0.0, 1.0], [0.0, -1.0]], "p": 1},
-    "environment": {"action_embedding": "environment"},
-    "pooled": {"support": "pooled", "p": 1, "metric_coordinates": [0, 1], "barycenter_weights": "return"},
-    "sliced": FORMS["sliced_pooled"],
+    "kl": {"form": "kl", "consensus_coef": 0.3},
+    "table": {"options": {"action_embedding": TABLE, "p": 1}},
+    "array": {"options": {"action_embedding": np.asarray(TABLE)}},
+    "environment": {"options": {"action_embedding": "environment"}},
+    "pooled": {"form": "pooled", "options": {"metric_coordinates": [0, 1], "weights": "return"}},
+    "sliced": {"form": "sliced_pooled", "options": {"n_projections": 5}},
 }
 
 
@@ -121,33 +123,35 @@ def test_training_after_load_equals_training_without_saving(settings, tmp_path):
         model.set_random_seed(5)
         return model.learn(2 * 6 * model.n_envs, reset_num_timesteps=False)
 
-    model = WBC("MlpPolicy", _navigation(heterogeneous="roles"), **{**SMALL, **SAVED[settings]})
+    model = _wbc(_navigation(heterogeneous="roles"), **SAVED[settings])
     _learn(model, 2).save(tmp_path / "model")
     loaded = WBC.load(tmp_path / "model", env=_navigation(heterogeneous="roles"))
     for progress in (1.0, 0.4, 0.0):
         assert loaded.consensus_coef(progress) == model.consensus_coef(progress)
-        assert loaded.reg(progress) == model.reg(progress)
-    for name in ("consensus", "measure", "support", "gradient", "solver", "debiased", "beta", "p", "n_support"):
-        assert getattr(loaded, name) == getattr(model, name), name
-    for name in ("metric_coordinates", "scale_observations", "barycenter_weights"):
-        assert getattr(loaded, name) == getattr(model, name), name
-    assert np.array_equal(np.asarray(loaded.action_embedding), np.asarray(model.action_embedding))
+        assert model.reg is loaded.reg is None or loaded.reg(progress) == model.reg(progress)
+    assert loaded.estimator == model.estimator
+    assert loaded.estimator_kwargs.keys() == model.estimator_kwargs.keys()
+    for name, value in model.estimator_kwargs.items():
+        assert np.array_equal(loaded.estimator_kwargs[name], value), name
     assert _same(go_on(model), go_on(loaded))
 
 
 def test_the_environments_embedding_is_loaded_without_the_environment(tmp_path):
-    model = WBC("MlpPolicy", _navigation(heterogeneous="roles"), action_embedding="environment", **SMALL)
+    model = _wbc(_navigation(heterogeneous="roles"), options={"action_embedding": "environment"})
     model.save(tmp_path / "model")
     loaded = WBC.load(tmp_path / "model")
-    assert np.array_equal(loaded.action_embedding, model.action_embedding)
+    assert np.shape(loaded.options.action_embedding) == (3, 5, 2)
+    assert np.array_equal(loaded.options.action_embedding, model.options.action_embedding)
     observations = np.zeros((6, 8), np.float32)
     assert np.array_equal(*(each.predict(observations, deterministic=True)[0] for each in (model, loaded)))
 
 
 # ---------------------------------------------------------------- logs and schedules
-@pytest.mark.parametrize("form", ["conditional", "expected_pooled", "kl", "sliced_own"])
+@pytest.mark.parametrize("form", ["conditional", "pooled", "kl", "sliced_own"])
 def test_the_log_tells_how_far_apart_the_agents_are(form):
-    model = WBC("MlpPolicy", _navigation(), **{**SMALL, **FORMS[form]}, consensus_coef="lin_0.6", reg="linear_0.5_0.2")
+    has_reg = form in ("conditional", "pooled")
+    settings = {"reg": "linear_0.5_0.2"} if has_reg else {}
+    model = _wbc(_navigation(), form, consensus_coef="lin_0.6", **settings)
     rows = _logged(model)
     assert len(rows) == 3
     keys = {"consensus/max_divergence", *(f"consensus/divergence_{agent}" for agent in range(3))}
@@ -157,11 +161,16 @@ def test_the_log_tells_how_far_apart_the_agents_are(form):
         assert 0.0 < row["time/transport_share"] < 1.0
     # Training after a rollout sees the progress that the rollout made.
     assert [row["consensus/coef"] for row in rows] == pytest.approx([0.4, 0.2, 0.0])
-    assert [row["consensus/reg"] for row in rows] == pytest.approx([0.4, 0.3, 0.2])
+    if has_reg:
+        assert [row["consensus/reg"] for row in rows] == pytest.approx([0.4, 0.3, 0.2])
+        assert all(0.0 < row["consensus/solver_error"] < 1e-3 for row in rows)
+    else:
+        # Closed forms have neither.
+        assert not any({"consensus/reg", "consensus/solver_error"} & row.keys() for row in rows)
 
 
 def test_the_weight_never_becomes_negative_in_a_rollout_that_is_finished():
-    model = WBC("MlpPolicy", _navigation(), consensus_coef="lin_1.0", **SMALL)
+    model = _wbc(_navigation(), consensus_coef="lin_1.0")
     model.learn(3 * 6 * model.n_envs // 2)
     # Whole rollouts are finished, so the last one overshoots; the remaining progress stops at zero.
     assert model.num_timesteps > model._total_timesteps
@@ -170,25 +179,24 @@ def test_the_weight_never_becomes_negative_in_a_rollout_that_is_finished():
 
 
 def test_a_regularisation_that_falls_to_nothing_in_between_is_an_error():
-    model = WBC("MlpPolicy", _navigation(), reg=lambda progress: 0.0 if 0.2 < progress < 0.9 else 0.5, **SMALL)
+    model = _wbc(_navigation(), reg=lambda progress: 0.0 if 0.2 < progress < 0.9 else 0.5)
     before = _bits(model)
-    with pytest.raises(ValueError, match=r"`reg` at the remaining progress \S+ must be .* above 0, got 0\.0"):
+    with pytest.raises(ValueError, match=r"`reg` at the remaining progress \S+ must be .* above 0.*, got 0\.0"):
         _learn(model)
     assert all(th.equal(value, before[name]) for name, value in _bits(model).items())
 
 
 def test_agents_with_higher_rewards_weigh_more_in_the_barycenter():
-    model = WBC("MlpPolicy", _navigation(), barycenter_weights="return", **SMALL)
+    model = _wbc(_navigation(), options={"weights": "return"})
     model.rollout_buffer.rewards.copy_(th.tensor([1.0, 2.0, 3.0]))
     # Standardised: -1, 0 and 1.
     expected = np.exp([-1.0, 0.0, 1.0]) / np.exp([-1.0, 0.0, 1.0]).sum()
     np.testing.assert_allclose(model._barycenter_weights(), expected, rtol=1e-5)
-    model.barycenter_weights = "uniform"
-    np.testing.assert_allclose(model._barycenter_weights(), [1 / 3] * 3, rtol=1e-6)
+    np.testing.assert_allclose(_wbc(_navigation())._barycenter_weights(), [1 / 3] * 3, rtol=1e-6)
 
 
 def test_steps_after_an_agents_departure_do_not_count_against_it():
-    model = WBC("MlpPolicy", _navigation(), barycenter_weights="return", **SMALL)
+    model = _wbc(_navigation(), options={"weights": "return"})
     buffer = model.rollout_buffer
     buffer.rewards.copy_(th.tensor([1.0, 2.0, 3.0]))
     # The third agent leaves half-way; its rows are zero from then on.
@@ -198,6 +206,20 @@ def test_steps_after_an_agents_departure_do_not_count_against_it():
     buffer.all_active = False
     expected = np.exp([-1.0, 0.0, 1.0]) / np.exp([-1.0, 0.0, 1.0]).sum()
     np.testing.assert_allclose(model._barycenter_weights(), expected, rtol=1e-5)
+
+
+@pytest.mark.parametrize("form", ["conditional", "pooled"])
+def test_a_solver_that_stops_early_is_logged_and_warned_of_once_in_a_run(form, monkeypatch):
+    # No solver gets there.
+    monkeypatch.setattr("otbaselines.wbc.conditional.COLD_ERROR", 1e-12)
+    monkeypatch.setattr("otbaselines.wbc.conditional.MAX_COLD_ROUNDS", 1)
+    monkeypatch.setattr("otbaselines.wbc.visitation.TOLERANCE", 1e-30)
+    model = _quarrel(_wbc(_navigation(), form, reg=0.3))
+    for _ in range(2):
+        with pytest.warns(RuntimeWarning, match=r"stopped early.*off by .*raise `reg`.*`consensus/solver_error`") as caught:
+            rows = _logged(model)
+        assert len([warning for warning in caught if warning.category is RuntimeWarning]) == 1
+        assert all(row["consensus/solver_error"] > 0.0 for row in rows)
 
 
 # ---------------------------------------------------------------- agreement (Theorem 3.1)
@@ -219,21 +241,23 @@ def _quarrel(model):
 
 
 AGREEING = {
-    "conditional": {},
-    "conditional_p1": {"p": 1},
-    "gaussian": {},
-    "kl": {"consensus": "kl"},
-    "kl_gaussian": {"consensus": "kl"},
-    "expected_pooled": {"support": "pooled", "p": 1},
-    "reparametrised_pooled": {"support": "pooled"},
+    "conditional": ("conditional", {}),
+    "conditional_p1": ("conditional", {"p": 1}),
+    "gaussian": ("conditional", {}),
+    "kl": ("kl", {}),
+    "kl_gaussian": ("kl", {}),
+    "pooled": ("pooled", {"p": 1}),
+    "reparametrised_pooled": ("pooled", {}),
 }
 
 
 @pytest.mark.parametrize("form", AGREEING)
 def test_without_rewards_the_agents_come_to_agree(form):
     env = SilentNavigation(n_copies=8, max_episode_steps=10, seed=0, continuous_actions="gaussian" in form or "repar" in form)
-    settings = {"n_steps": 10, "batch_size": 120, "n_epochs": 3, "n_support": 24, "learning_rate": 3e-3, "seed": 0}
-    model = _quarrel(WBC("MlpPolicy", env, consensus_coef=1.0, reg=0.5, **{**settings, **AGREEING[form]}))
+    settings = {"n_steps": 10, "batch_size": 120, "n_epochs": 3, "learning_rate": 3e-3, "consensus_coef": 1.0}
+    estimator, options = AGREEING[form]
+    reg = {} if estimator == "kl" else {"reg": 0.5}
+    model = _quarrel(_wbc(env, estimator, options={"n_support": 24, **options}, **settings, **reg))
     divergences = [row["consensus/max_divergence"] for row in _logged(model, 15)]
     assert divergences[0] > 0.01
     assert divergences[-1] < 0.35 * max(divergences[:3])
@@ -243,20 +267,20 @@ def test_without_rewards_the_agents_come_to_agree(form):
 
 def test_without_rewards_and_without_consensus_nothing_moves():
     env = SilentNavigation(n_copies=2, max_episode_steps=10, seed=0)
-    model = _quarrel(WBC("MlpPolicy", env, consensus_coef=0.0, **SMALL))
+    model = _quarrel(_wbc(env, consensus_coef=0.0))
     before = _bits(model)
     _learn(model)
     assert all(th.equal(value, before[name]) for name, value in _bits(model).items())
 
 
 # ---------------------------------------------------------------- what actions do
-@pytest.mark.parametrize("support", ["conditional", "pooled"])
-def test_teams_with_roles_are_compared_by_what_their_actions_do(support):
+@pytest.mark.parametrize("estimator", ["conditional", "pooled"])
+def test_teams_with_roles_are_compared_by_what_their_actions_do(estimator):
     # Everybody mostly goes right, which is another action for each, because their moves are turned.
     results = {}
     for embedding in ("one_hot", "environment"):
         env = _navigation(heterogeneous="roles")
-        model = WBC("MlpPolicy", env, action_embedding=embedding, support=support, p=1, learning_rate=0.0, **SMALL)
+        model = _wbc(env, estimator, options={"action_embedding": embedding, "p": 1}, learning_rate=0.0)
         with th.no_grad():
             model.policy.action_net.weight.zero_()
             moves = th.as_tensor(env.agent_action_vectors, dtype=th.float32)
@@ -268,7 +292,7 @@ def test_teams_with_roles_are_compared_by_what_their_actions_do(support):
 
 def test_a_table_for_every_agent_is_put_on_one_codebook():
     table = [[[0.0], [1.0]], [[1.0], [0.0]]]
-    metric = make_metric(spaces.Discrete(2), vector(2), **{**METRIC, "n_agents": 2, "action_embedding": table})
+    metric = make_metric(TeamSpaces(spaces.Discrete(2), vector(2), 2, th.device("cpu")), beta=0.8, p=2, action_embedding=table)
     probs = th.tensor([[[0.9, 0.1], [0.1, 0.9]]])
     placed = metric.place(probs)
     assert metric.codebook.tolist() == [[0.0], [1.0]]
@@ -300,13 +324,14 @@ def _boxes():
 
 
 @pytest.mark.filterwarnings("ignore:the agents have different")
-@pytest.mark.parametrize("form", ["conditional", "kl", "expected_pooled", "sampled_own_potential"])
+@pytest.mark.parametrize("form", ["conditional", "kl", "pooled", "sampled_own_potential"])
 @pytest.mark.parametrize("team", DIFFERENT)
 def test_padded_teams_and_teams_whose_members_leave_learn(team, form):
-    model = WBC("MlpPolicy", DIFFERENT[team](), **{**SMALL, "n_steps": 12, "batch_size": 24, **FORMS[form]})
+    model = _wbc(DIFFERENT[team](), form, n_steps=12, batch_size=24)
     before = _bits(model)
     rows = _logged(model, 1)
-    assert math.isfinite(rows[0]["consensus/max_divergence"])
+    # Nothing that a table of zeros in place of what an agent lacks could blow up.
+    assert 0.0 <= rows[0]["consensus/max_divergence"] < 10.0
     after = _bits(model)
     assert all(bool(value.isfinite().all()) for value in after.values())
     assert not th.equal(after["action_net.weight"], before["action_net.weight"])
@@ -314,68 +339,41 @@ def test_padded_teams_and_teams_whose_members_leave_learn(team, form):
 
 def test_different_spaces_are_a_warning():
     with pytest.warns(UserWarning, match="different observation or action spaces"):
-        WBC("MlpPolicy", make_vec_env(RelayEnv, 2, seed=0), **SMALL)
+        _wbc(make_vec_env(RelayEnv, 2, seed=0))
 
 
 # ---------------------------------------------------------------- errors
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"consensus": "w2"}, r"`consensus` must be one of 'wasserstein', 'kl', got 'w2'"),
-        ({"measure": "both"}, r"`measure` must be one of 'expected', 'sampled', got 'both'"),
-        ({"support": "all"}, r"`support` must be one of 'conditional', 'pooled', 'own', got 'all'"),
-        ({"gradient": "dual"}, r"`gradient` must be one of 'potential', 'plan', got 'dual'"),
-        ({"solver": "exact"}, r"`solver` must be one of 'sinkhorn', 'sliced', got 'exact'"),
-        ({"barycenter_weights": "best"}, r"`barycenter_weights` must be one of 'uniform', 'return', got 'best'"),
-        ({"n_support": 1}, r"`n_support` must be an integer of at least 2, got 1"),
-        ({"measure": "sampled"}, r"`measure='sampled'` draws state-action pairs; use it with `support='own'` or 'pooled'"),
-        ({"solver": "sliced"}, r"`solver='sliced'` compares samples, but `measure` is 'expected'; use .*`measure='sampled'`"),
-        ({"solver": "sliced", "measure": "sampled"}, r"`measure='sampled'` draws state-action pairs; use it with"),
-        ({"reg": 0.0}, r"`reg` must be a number, or a schedule of numbers, above 0, got 0\.0"),
-        ({"reg": -1}, "`reg` must be .* above 0, got -1"),
-        ({"reg": math.nan}, "`reg` must be .* above 0, got nan"),
-        ({"reg": "0"}, r"`reg` at the remaining progress 1 must be .* above 0, got 0\.0"),
-        ({"reg": "lin_0.5"}, r"`reg` at the remaining progress 0 must be .* above 0, got 0\.0.*'linear_0.5_0.1'"),
+        ({"reg": 0.0}, r"`reg` must be a number, or a schedule of numbers, above 0 or None, got 0\.0"),
+        ({"reg": -1}, "`reg` must be .* above 0 or None, got -1"),
+        ({"reg": math.nan}, "`reg` must be .* above 0 or None, got nan"),
+        ({"reg": "0"}, r"`reg` at the remaining progress 1 must be .* above 0 or None, got 0\.0"),
+        ({"reg": "lin_0.5"}, r"`reg` at the remaining progress 0 must be .* above 0.*, got 0\.0.*'linear_0.5_0.1'"),
         ({"consensus_coef": -0.5}, r"`consensus_coef` must be .* of at least 0, got -0\.5; 0 switches consensus off"),
         (
             {"consensus_coef": "linear_1.0_-1.0"},
             r"`consensus_coef` at the remaining progress 0 must be .* of at least 0, got -1\.0",
         ),
         ({"consensus_coef": "falling"}, r"'falling'"),
-        ({"beta": 0.0}, r"`beta` must be a number above 0, got 0\.0"),
-        ({"beta": math.nan}, r"`beta` must be a number above 0, got nan"),
-        ({"p": 3}, r"`p` must be one of 1, 2, got 3"),
-        ({"action_embedding": "words"}, r"`action_embedding` must be 'one_hot', 'environment' or a table, got 'words'"),
-        ({"action_embedding": [[0.0], [1.0]]}, r"`action_embedding` must have one row for each of the 5.*got shape \(2, 1\)"),
-        ({"action_embedding": np.zeros((2, 5, 2))}, r"for each of the 3 agents, got shape \(2, 5, 2\)"),
-        ({"action_embedding": [[math.nan]] * 5}, r"`action_embedding` holds NaN or infinite entries"),
-        ({"metric_coordinates": [0, 8]}, r"`metric_coordinates` must name entries 0 to 7 of the observation, got \[0, 8\]"),
-        ({"metric_coordinates": [-1]}, r"`metric_coordinates` must name entries 0 to 7 of the observation, got \[-1\]"),
-        ({"metric_coordinates": []}, r"`metric_coordinates` must name entries.*got \[\]"),
     ],
 )
 def test_settings_out_of_range_are_named_before_training(settings, message):
     with pytest.raises(ValueError, match=message):
-        WBC("MlpPolicy", _navigation(), **{**SMALL, **settings})
+        _wbc(_navigation(), **settings)
 
 
-@pytest.mark.parametrize(
-    ("settings", "message"),
-    [
-        ({"p": 1}, r"continuous actions at equal states need the closed form of `p=2`, got `p=1`"),
-        ({"debiased": False}, r"`debiased=False` has no finite barycenter of normals"),
-        ({"action_embedding": [[0.0]] * 5}, r"`action_embedding` is for discrete actions, but the action space is Box"),
-    ],
-)
-def test_settings_that_do_not_go_with_continuous_actions_are_named(settings, message):
-    with pytest.raises(ValueError, match=message):
-        WBC("MlpPolicy", _navigation(continuous=True), **{**SMALL, **settings})
+@pytest.mark.parametrize("estimator", ["kl", "sliced"])
+def test_an_entropic_strength_that_would_be_ignored_is_an_error(estimator):
+    with pytest.raises(TypeError, match=rf"`reg` does not apply to `estimator='{estimator}'`, got 0\.6; leave it out"):
+        _wbc(_navigation(), estimator, reg=0.6)
 
 
 def test_an_environment_without_displacements_is_named():
     env = ParallelVecEnv([WanderersEnv] * 2)
     with pytest.raises(ValueError, match=r"`action_embedding='environment'` needs an environment with an attribute"):
-        WBC("MlpPolicy", env, action_embedding="environment", **SMALL)
+        _wbc(env, options={"action_embedding": "environment"})
 
 
 @pytest.mark.parametrize(
@@ -386,7 +384,7 @@ def test_actions_that_cannot_be_compared_are_named(action):
         return CustomSpacesEnv({"a": vector(3), "b": vector(3)}, {"a": action, "b": action})
 
     with pytest.raises(ValueError, match=r"Discrete or Box actions, but the action space is Multi.*or use IPPO"):
-        WBC("MlpPolicy", ParallelVecEnv(make, 2), **SMALL)
+        _wbc(ParallelVecEnv(make, 2))
 
 
 def test_states_that_cannot_be_compared_are_named():
@@ -395,31 +393,21 @@ def test_states_that_cannot_be_compared_are_named():
     def make():
         return CustomSpacesEnv({"a": observation, "b": observation}, {"a": spaces.Discrete(2), "b": spaces.Discrete(2)})
 
-    with pytest.raises(ValueError, match=r"`support='pooled'` compares observations.*Dict.*use `support='conditional'`"):
-        WBC("MultiInputPolicy", ParallelVecEnv(make, 2), support="pooled", **SMALL)
-    _learn(WBC("MultiInputPolicy", ParallelVecEnv(make, 2), **SMALL), 1)
-
-
-METRIC = {
-    "n_agents": 3,
-    "beta": 0.8,
-    "p": 2,
-    "action_embedding": "one_hot",
-    "metric_coordinates": None,
-    "scale_observations": True,
-    "device": th.device("cpu"),
-}
+    for estimator in ("pooled", "own", "sampled", "sliced"):
+        with pytest.raises(ValueError, match=rf"`estimator='{estimator}'` compares observations.*Dict.*use `estimator='cond"):
+            _wbc(ParallelVecEnv(make, 2), estimator, "MultiInputPolicy")
+    _learn(_wbc(ParallelVecEnv(make, 2), policy="MultiInputPolicy"), 1)
 
 
 def test_a_coordinate_that_never_changes_does_not_divide_by_zero():
-    metric = make_metric(spaces.Discrete(2), vector(2), **METRIC)
+    metric = make_metric(TeamSpaces(spaces.Discrete(2), vector(2), 3, th.device("cpu")), beta=0.8, p=2)
     spread = th.tensor([[1.0, 5.0], [3.0, 5.0]])
     points = metric.state_points(th.tensor([[2.0, 5.0]]), spread)
     assert points.tolist() == [[pytest.approx(2.0 / math.sqrt(2.0)), 5.0]]
 
 
 def test_divergences_that_are_not_finite_stop_training_before_an_update():
-    model = WBC("MlpPolicy", ParallelVecEnv([DiceEnv] * 2), **SMALL)
+    model = _wbc(ParallelVecEnv([DiceEnv] * 2))
     with th.no_grad():
         model.policy.action_net.bias[0] = 1e30
     before = _bits(model)

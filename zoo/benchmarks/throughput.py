@@ -129,7 +129,7 @@ def throughput_contenders(quick: bool = False) -> list[Contender]:
         NATIVE_IPPO: partial(native, many, IPPO),
         "IPPO, shared parameters": partial(native, many, IPPO, share_parameters=True),
         "WBC": partial(native, many, WBC),
-        "WBC, KL consensus": partial(native, many, WBC, consensus="kl"),
+        "WBC, KL consensus": partial(native, many, WBC, estimator="kl"),
     }
     return [Contender(name, build, many.rollout) for name, build in builders.items()]
 
@@ -259,18 +259,15 @@ def growth_table(*, quick: bool = False, rounds: int = 3) -> Table:
 
 #: The forms of consensus whose price is compared.
 FORMS: dict[str, dict[str, Any]] = {
-    "KL": {"consensus": "kl"},
+    "KL": {"estimator": "kl"},
     "conditional (default)": {},
-    "pooled": {"support": "pooled"},
-    "own": {"support": "own"},
-    "own, sampled, plan (as printed)": {"support": "own", "measure": "sampled", "gradient": "plan", "debiased": False},
-    "own, sampled, sliced": {
-        "support": "own",
-        "measure": "sampled",
-        "gradient": "plan",
-        "debiased": False,
-        "solver": "sliced",
+    "pooled": {"estimator": "pooled"},
+    "own": {"estimator": "own"},
+    "own, sampled, plan (as printed)": {
+        "estimator": "sampled",
+        "estimator_kwargs": {"gradient": "plan", "debiased": False},
     },
+    "own, sampled, sliced": {"estimator": "sliced", "estimator_kwargs": {"gradient": "plan"}},
 }
 
 
@@ -290,7 +287,9 @@ def consensus_tables(*, quick: bool = False, rounds: int = 3) -> list[Table]:
         setting = Setting(n_agents=n_agents, n_copies=8 if quick else 80)
         contenders = [_pair(setting)[0]]
         for n in supports:
-            contenders.append(Contender(str(n), partial(native, setting, WBC, n_support=n), setting.rollout))
+            contenders.append(
+                Contender(str(n), partial(native, setting, WBC, estimator_kwargs={"n_support": n}), setting.rollout)
+            )
         records = measure(contenders, rounds=turns, min_seconds=seconds)
         cells = [f"{share_cell(records[str(n)])} / {ratio_cell(records[str(n)], records['IPPO'])}" for n in supports]
         grid.rows.append((str(n_agents), *cells))

@@ -140,6 +140,7 @@ class MaskedCategorical(TeamDistribution):
     """
 
     def __init__(self, logits: th.Tensor, mask: th.Tensor | None = None) -> None:
+        self.mask = mask
         if mask is not None:
             logits = logits.masked_fill(~mask, LOG_ZERO)
         self.mask = mask

@@ -31,11 +31,12 @@ INITIAL_GAIN = 1.5
 RATES = {0.05: 12.0, 0.1: 12.0, 0.2: 12.0, 0.4: 40.0, 0.8: 40.0}
 SUPPORTS: dict[str, dict[str, Any]] = {
     "conditional": {},
-    "pooled": {"support": "pooled", "n_support": 96},
-    "own (paper)": {"support": "own", "n_support": 96},
+    "pooled": {"estimator": "pooled", "n_support": 96},
+    "own (paper)": {"estimator": "own", "n_support": 96},
 }
 # Written out, because WBC's defaults are those that learn best and may move.
-METRIC: dict[str, Any] = {"reg": 0.5, "beta": 0.8, "p": 2, "debiased": True, "action_embedding": "one_hot"}
+REG = 0.5
+METRIC: dict[str, Any] = {"beta": 0.8, "p": 2, "debiased": True, "action_embedding": "one_hot"}
 SUPPORT_RATE, SUPPORT_ITERATIONS = 0.2, 60
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 
@@ -104,9 +105,8 @@ def policy_divergence(model: WBC, generator: th.Generator, n_states: int = 128) 
         distribution = model.policy.policies_at(states)
     assert isinstance(distribution, MaskedCategorical)
     probs = distribution.log_probs.double().softmax(-1)
-    cost = ot.action_cost(ot.one_hot_embedding(probs.shape[-1], dtype=th.float64), beta=model.beta, p=model.p)
-    assert callable(model.reg)
-    return float(ot.pairwise_sinkhorn(probs, cost, reg=model.reg(1.0), debiased=True).value.mean(0).amax())
+    cost = ot.action_cost(ot.one_hot_embedding(probs.shape[-1], dtype=th.float64), beta=METRIC["beta"], p=METRIC["p"])
+    return float(ot.pairwise_sinkhorn(probs, cost, reg=REG, debiased=True).value.mean(0).amax())
 
 
 def consensus_only(
@@ -117,7 +117,7 @@ def consensus_only(
     n_agents: int = 3,
     n_support: int = 512,
     net_arch: Sequence[int] = (64, 64),
-    **options: Any,
+    estimator: str = "conditional",
 ) -> WBC:
     r"""
     A team whose every update is one plain gradient step on consensus.
@@ -132,7 +132,7 @@ def consensus_only(
     :param n_agents: N
     :param n_support: states on which the agents are compared
     :param net_arch: hidden widths of the policies; empty makes them linear in the observation
-    :param options: further arguments of WBC
+    :param estimator: of the disagreement
     :return: a model whose agents disagree
     """
     env = UnrewardedNavigation(n_copies=64, n_agents=n_agents, seed=seed)
@@ -151,8 +151,9 @@ def consensus_only(
         consensus_coef=consensus_coef,
         policy_kwargs={"optimizer_class": th.optim.SGD, "net_arch": list(net_arch)},
         seed=seed,
-        n_support=n_support,
-        **{**METRIC, **options},
+        reg=REG,
+        estimator=estimator,
+        estimator_kwargs={"n_support": n_support, **METRIC},
     )
     with th.no_grad():
         model.policy.value_net.weight.zero_()

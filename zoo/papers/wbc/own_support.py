@@ -15,6 +15,7 @@ import torch as th
 
 from otbaselines import WBC, make_vec_env
 from otbaselines.common.multi_agent.distributions import MaskedCategorical
+from otbaselines.wbc.estimators import TransportEstimator
 from zoo.config.entries import merge, read_entry, split_entry
 from zoo.drawing.tables import Table
 from zoo.runs.job import NAVIGATION
@@ -103,6 +104,7 @@ def distances(model: WBC, n_states: int = 32, n_draws: int = 20) -> tuple[float,
     agents = observations.flatten(3).permute(2, 0, 1, 3).flatten(1, 2)
     spread = agents.flatten(0, 1).std(0)
     points = agents / th.where(spread > 1e-6, spread, 1.0)
+    assert isinstance(model.options, TransportEstimator)
     generator = th.Generator().manual_seed(0)
     nearest, mean = [], []
     for _ in range(n_draws):
@@ -110,7 +112,7 @@ def distances(model: WBC, n_states: int = 32, n_draws: int = 20) -> tuple[float,
         between = th.cdist(first, second)
         nearest.append(float(between.min(1).values.mean()))
         mean.append(float(between.mean()))
-    return float(np.mean(nearest)), float(np.mean(mean)), model.beta * 2**0.5
+    return float(np.mean(nearest)), float(np.mean(mean)), model.options.beta * 2**0.5
 
 
 def support_tables(*, n_seeds: int, quick: bool = False) -> list[Table]:
