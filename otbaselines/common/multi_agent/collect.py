@@ -26,7 +26,7 @@ class TeamRollouts(OnPolicyAlgorithm):
     policy: Any
     rollout_buffer: AgentRolloutBuffer  # type: ignore[assignment]
     layout: TeamLayout
-    _statistics: DeviceEpisodeStatistics | None
+    _statistics: DeviceEpisodeStatistics | None = None
 
     @property
     def team_policy(self) -> TeamRowPolicy:

@@ -1,6 +1,7 @@
 """The loop that every on-policy team algorithm shares: collect a rollout of all agents, then train on it."""
 
 import os
+from functools import cached_property
 from typing import Any, ClassVar, Self
 
 import torch as th
@@ -172,6 +173,13 @@ class MultiAgentOnPolicyAlgorithm(JsonSaveMixin, TeamRollouts):
                 f"`env` has the agents {list(layout.possible_agents)}, but the model was built for "
                 f"{list(self.layout.possible_agents)}"
             )
+        for agent in layout.possible_agents:
+            for kind in ("observation", "action"):
+                theirs, ours = (getattr(each, f"agent_{kind}_spaces")[agent] for each in (layout, self.layout))
+                if theirs != ours:
+                    raise ValueError(
+                        f"`env` gives agent {agent!r} the {kind} space {theirs}, but the model was built for {ours}"
+                    )
         return layout
 
     def _check_env(self, env: VecEnv) -> None:
@@ -191,16 +199,7 @@ class MultiAgentOnPolicyAlgorithm(JsonSaveMixin, TeamRollouts):
         if self.n_steps is None:
             self.n_steps = self._automatic["n_steps"] = max(MIN_STEPS, JOINT_STEPS // n_copies)
         self._check_setup(n_copies)
-        self.rollout_buffer = AgentRolloutBuffer(
-            self.n_steps,
-            n_copies,
-            self.layout.n_agents,
-            self.observation_space,
-            self.action_space,
-            device=self.device,
-            gamma=self.gamma,
-            gae_lambda=self.gae_lambda,
-        )
+        vars(self).pop("rollout_buffer", None)
         policy_class: Any = self.policy_class
         self.policy = policy_class(
             self.observation_space,
@@ -211,6 +210,20 @@ class MultiAgentOnPolicyAlgorithm(JsonSaveMixin, TeamRollouts):
             **({"use_sde": True} if self.use_sde else {}),
             **self.policy_kwargs,
         ).to(self.device)
+
+    @cached_property
+    def rollout_buffer(self) -> AgentRolloutBuffer:  # type: ignore[override]
+        """Made when it is first used: a model that only predicts needs none, and a file must not ask for its memory."""
+        return AgentRolloutBuffer(
+            self.n_steps,
+            max(1, self.n_envs // self.layout.n_agents),
+            self.layout.n_agents,
+            self.observation_space,
+            self.action_space,
+            device=self.device,
+            gamma=self.gamma,
+            gae_lambda=self.gae_lambda,
+        )
 
     def _setup_learn(
         self,
@@ -307,25 +320,15 @@ class MultiAgentOnPolicyAlgorithm(JsonSaveMixin, TeamRollouts):
         """Raise for settings that only make sense together; called before anything is built."""
 
     def _extra_data(self) -> dict[str, Any]:
-        layout = self.layout
-        return {
-            **super()._extra_data(),
-            "automatic": dict(self._automatic),
-            "possible_agents": list(layout.possible_agents),
-            "agent_observation_spaces": dict(layout.agent_observation_spaces),
-            "agent_action_spaces": dict(layout.agent_action_spaces),
-        }
+        return {**super()._extra_data(), "automatic": dict(self._automatic), **self.layout.to_data()}
 
     def _load_extra_data(self, data: dict[str, Any]) -> None:
         super()._load_extra_data(data)
-        self._automatic = dict(data.get("automatic", {}))
-        agents = tuple(data["possible_agents"])
-        self.layout = TeamLayout(
-            agents,
-            max(1, self.n_envs // len(agents)),
-            dict(data["agent_observation_spaces"]),
-            dict(data["agent_action_spaces"]),
-        )
+        automatic = data.get("automatic", {})
+        if not isinstance(automatic, dict) or not set(automatic) <= {"n_steps", "batch_size"}:
+            raise ValueError(f"`automatic` must be numbers of steps, got {str(automatic)[:100]}")
+        self._automatic = automatic
+        self.layout = TeamLayout.from_data(data, self.n_envs, self.action_space)
 
 
 def _as_vec_env(env: Any) -> VecEnv | Any:

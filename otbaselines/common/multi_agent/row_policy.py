@@ -7,11 +7,11 @@ from typing import Any
 import numpy as np
 import torch as th
 from gymnasium import spaces
-from stable_baselines3.common.policies import BasePolicy
 from stable_baselines3.common.type_aliases import PyTorchObs
 from stable_baselines3.common.utils import obs_as_tensor
 
 from otbaselines.common.multi_agent.distributions import TeamDistribution
+from otbaselines.common.saving.policy import JsonPolicyMixin
 from otbaselines.common.vec_env.agent_dicts import native_actions, rows_of_agents
 from otbaselines.common.vec_env.layout import TeamLayout
 
@@ -35,7 +35,7 @@ class TeamActionEvaluation:
     common: TeamDistribution | None = None
 
 
-class TeamRowPolicy(BasePolicy):
+class TeamRowPolicy(JsonPolicyMixin):
     """
     What SB3's algorithms, callbacks and evaluation call, in terms of what a team's policy computes.
 

@@ -1,70 +1,47 @@
 """Saving and loading of algorithms without pickles: SB3's ``save`` and ``load`` over plain JSON and tensors."""
 
-import inspect
-import os
-import pathlib
-import warnings
-from collections import deque
-from collections.abc import Iterable
-from typing import Any, ClassVar, Self, cast
+from collections.abc import Iterable, Mapping
+from typing import Any, Self, cast
 
-import numpy as np
 import torch as th
 from gymnasium import spaces
-from stable_baselines3.common.base_class import BaseAlgorithm
-from stable_baselines3.common.save_util import recursive_getattr, recursive_setattr
-from stable_baselines3.common.type_aliases import GymEnv
+from stable_baselines3.common.save_util import recursive_getattr
+from stable_baselines3.common.type_aliases import GymEnv, TensorDict
 from stable_baselines3.common.utils import check_for_correct_spaces, get_system_info
 from stable_baselines3.common.vec_env import VecEnv, unwrap_vec_normalize
 
-from otbaselines.common.saving.archive import Archive, SavePath, atomic_write, describe, read_zip, versions, write_zip
-from otbaselines.common.saving.arrays import MAX_ELEMENTS
-from otbaselines.common.saving.values import decode_value, encode_value
+from otbaselines.common.saving.archive import (
+    Archive,
+    SavePath,
+    atomic_write,
+    describe,
+    has_suffix,
+    naming_damage,
+    read_zip,
+    write_zip,
+)
+from otbaselines.common.saving.contents import BESIDE, JsonContents, ask_again, check_manifest
+from otbaselines.common.saving.description import (
+    LAST_STEP,
+    REQUIRED,
+    check_arguments,
+    check_sizes,
+    check_state,
+    names_of,
+    portable_log,
+)
+from otbaselines.common.saving.random_state import set_random_state
+from otbaselines.common.saving.replay_buffer import load_buffer, save_buffer
+from otbaselines.common.saving.tensors import MemoryBudget, building_budget, restore
+from otbaselines.common.saving.values import decode_value
 
 __all__ = ["JsonSaveMixin", "atomic_write", "read_zip", "write_zip"]
 
-# Raised by one whenever an older otbaselines could no longer read the file.
-_FORMAT = 1
-_REQUIRED = ("policy_class", "observation_space", "action_space", "n_envs")
-_NEVER_STORED = ("self", "policy", "env", "device", "_init_setup_model")
-# The state of an unfinished rollout, for `load(..., force_reset=False)`.
-_LAST_STEP = ("_last_obs", "_last_episode_starts", "_last_original_obs")
-_EPISODES = ("ep_info_buffer", "ep_success_buffer")
-# Stored beside the constructor's parameters and `_json_state`.
-_BESIDE = (*_REQUIRED, *_EPISODES, *_LAST_STEP, "_extra_data")
+_NEVER_GIVEN = ("self", "policy", "env", "device", "_init_setup_model")
 _VARIABLES = "pytorch_variables"
 
 
-def _portable_log(path: Any) -> str | None:
-    """A log directory below the working directory; others name somebody's machine, or write where nobody expects it."""
-    if path is None or os.path.isabs(str(path)) or ".." in pathlib.PurePath(str(path)).parts:
-        return None
-    return str(path)
-
-
-def _ask_again(missing: list[str]) -> str:
-    """The ``custom_objects`` that would supply what a file lacks."""
-    names = sorted({item.split(" ")[0].split("[")[0] for item in missing})
-    return "custom_objects={" + ", ".join(f"'{name}': ..." for name in names) + "}"
-
-
-def _is_small(value: Any) -> bool:
-    if isinstance(value, dict):
-        return all(_is_small(item) for item in value.values())
-    return not isinstance(value, (np.ndarray, th.Tensor)) or int(np.prod(value.shape)) <= MAX_ELEMENTS
-
-
-def _encode_episodes(buffer: Any) -> Any:
-    """The statistics of the last episodes; what a wrapper has added beyond reward, length and time may be unstorable."""
-    episodes: deque[Any] = deque(maxlen=buffer.maxlen)
-    for episode in buffer:
-        lost: list[str] = []
-        encode_value(episode, missing=lost)
-        episodes.append({key: episode[key] for key in ("r", "l", "t") if key in episode} if lost else episode)
-    return encode_value(episodes, name="ep_info_buffer")
-
-
-class JsonSaveMixin(BaseAlgorithm):
+class JsonSaveMixin(JsonContents):
     """
     ``save`` and ``load`` with SB3's signatures and zip layout, in which every entry is plain JSON or a state dict.
 
@@ -77,185 +54,18 @@ class JsonSaveMixin(BaseAlgorithm):
     - tensors that must survive are named by ``_get_torch_save_params``, best as parts of the policy module;
     - further plain attributes that must survive are named in ``_json_state``.
 
+    - ``_setup_model`` builds networks, and buffers that take memory when they are first used: ``load`` grants it memory in
+      proportion to the file.
+
     The logger, the environment, buffers and a ``tensorboard_log`` outside the working directory are not stored. Attributes
-    that are named nowhere are not stored either, unless ``save(include=...)`` names them.
+    that are named nowhere are not stored either, unless ``save(include=...)`` and ``load(include=...)`` name them.
 
     :cvar _json_state: names of plain attributes that survive, merged over the class's ancestors
     :cvar _json_skip: names of constructor parameters that are never stored (datasets, clients), merged likewise; ``load``
         leaves them at their defaults or takes them as keywords
+    :cvar _saves_random_state: store where the random streams stand. For learners without an environment, which then resume
+        to the bit; the state of an environment is never stored
     """
-
-    _json_state: ClassVar[tuple[str, ...]] = (
-        "num_timesteps",
-        "_total_timesteps",
-        "_num_timesteps_at_start",
-        "_episode_num",
-        "_n_updates",
-        "_current_progress_remaining",
-    )
-    _json_skip: ClassVar[tuple[str, ...]] = ()
-
-    # ------------------------------------------------------------ hooks
-
-    def _extra_data(self) -> dict[str, Any]:
-        """
-        What else ``_setup_model`` needs when there is no environment, e.g. the agents and their own spaces.
-
-        :return: names and values that :func:`~otbaselines.common.saving.values.encode_value` takes
-        """
-        return {}
-
-    def _load_extra_data(self, extra: dict[str, Any]) -> None:
-        """
-        Take back what ``_extra_data`` gave. Called after the spaces are set, and before the environment is checked and
-        ``_setup_model`` runs.
-
-        :param extra: the decoded values
-        """
-
-    def _check_env(self, env: VecEnv) -> None:
-        """
-        Refuse an environment that does not fit the loaded model.
-
-        :param env: the wrapped environment
-        :raises ValueError: if its spaces are not the model's
-        """
-        check_for_correct_spaces(cast(GymEnv, env), self.observation_space, self.action_space)
-
-    def _get_torch_save_params(self) -> tuple[list[str], list[str]]:
-        names, variables = super()._get_torch_save_params()
-        if names == ["policy"] and hasattr(self.policy, "optimizer"):
-            # SB3's base class forgets the optimizer, which `load` would then silently start afresh.
-            names = ["policy", "policy.optimizer"]
-        return names, variables
-
-    # ------------------------------------------------------------ what is stored
-
-    @classmethod
-    def _merged(cls, attribute: str) -> tuple[str, ...]:
-        names = (name for base in reversed(cls.__mro__) for name in vars(base).get(attribute, ()))
-        return tuple(dict.fromkeys(names))
-
-    @classmethod
-    def _constructor_parameters(cls) -> tuple[str, ...]:
-        """
-        The names that the constructor takes as keywords, through ``**kwargs`` into its ancestors.
-
-        :return: the names, without the policy, the environment and the device
-        """
-        names: list[str] = []
-        for base in cls.__mro__:
-            if "__init__" not in vars(base):
-                continue
-            parameters = inspect.signature(vars(base)["__init__"]).parameters.values()
-            keywords = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
-            names += [parameter.name for parameter in parameters if parameter.kind in keywords]
-            if not any(parameter.kind is inspect.Parameter.VAR_KEYWORD for parameter in parameters):
-                break
-        return tuple(name for name in dict.fromkeys(names) if name not in _NEVER_STORED)
-
-    @classmethod
-    def _is_free(cls, name: Any) -> bool:
-        """Whether a file may set an attribute of this name: it must not hide what the class defines."""
-        defined = inspect.getattr_static(cls, str(name), None)
-        return str(name).isidentifier() and not callable(defined) and not hasattr(defined, "__get__")
-
-    def _parameter_value(self, name: str) -> Any:
-        for attribute in (name, f"_{name}"):
-            if hasattr(self, attribute):
-                value = getattr(self, attribute)
-                if name == "policy_kwargs":
-                    return {key: item for key, item in (value or {}).items() if key != "device"}
-                return _portable_log(value) if name == "tensorboard_log" else value
-        raise TypeError(
-            f"`{type(self).__name__}` keeps no attribute for its constructor parameter `{name}`, so it cannot be saved; "
-            f"set `self.{name}`, or name it in `_json_skip`"
-        )
-
-    def _stored_policy(self) -> str | type:
-        aliases = (alias for alias, policy in self.policy_aliases.items() if policy is self.policy_class)
-        return next(aliases, self.policy_class)
-
-    def _encode_state(self, include: Iterable[str]) -> dict[str, Any]:
-        state = {}
-        for name in dict.fromkeys((*self._merged("_json_state"), *include)):
-            if not hasattr(self, name):
-                raise TypeError(
-                    f"`{type(self).__name__}` has no attribute `{name}` to save; correct `_json_state` or `include`"
-                )
-            state[name] = encode_value(getattr(self, name), name=name)
-        for name in _EPISODES:
-            buffer = getattr(self, name)
-            state[name] = None if buffer is None else _encode_episodes(buffer)
-        for name in _LAST_STEP:
-            value = getattr(self, name)
-            state[name] = encode_value(value if _is_small(value) else None, name=name)
-        return state
-
-    def _encode_data(self, exclude: set[str], include: set[str]) -> dict[str, Any]:
-        required = exclude.intersection(_REQUIRED)
-        if required:
-            raise ValueError(
-                f"`exclude` names {sorted(required)}, without which nothing can be loaded; leave it out of `exclude`"
-            )
-        defined = sorted(name for name in include if not self._is_free(name))
-        if defined:
-            raise ValueError(
-                f"`include` names {defined}, which {type(self).__name__} itself defines; name plain attributes only"
-            )
-        missing: list[str] = []
-        data: dict[str, Any] = {
-            "policy_class": encode_value(self._stored_policy(), name="policy_class", missing=missing),
-            "observation_space": encode_value(self.observation_space, name="observation_space"),
-            "action_space": encode_value(self.action_space, name="action_space"),
-            "n_envs": int(self.n_envs),
-        }
-        skipped = exclude.union(self._merged("_json_skip")).difference(include)
-        parameters = [name for name in self._constructor_parameters() if name not in skipped]
-        for name in parameters:
-            data[name] = encode_value(self._parameter_value(name), name=name, missing=missing)
-        others = include.difference(data, _EPISODES, _LAST_STEP)
-        data |= {name: value for name, value in self._encode_state(sorted(others)).items() if name not in exclude - include}
-        data["_extra_data"] = encode_value(self._extra_data(), name="_extra_data")
-        if missing:
-            warnings.warn(
-                f"{type(self).__name__}.save: JSON cannot hold {', '.join(missing)}, so the file is written without. "
-                f"Give it again at load: {type(self).__name__}.load(path, {_ask_again(missing)}). A schedule can be "
-                "stored as a number, as 'lin_<start>', or as stable_baselines3.common.utils.LinearSchedule.",
-                UserWarning,
-                stacklevel=3,
-            )
-        return data
-
-    def _manifest(self, data: dict[str, Any], included: Iterable[str]) -> dict[str, Any]:
-        schedules = [name for name in data if callable(getattr(self, name, None)) and name in self._constructor_parameters()]
-        schedules = [
-            name for name in ("learning_rate", *schedules) if name in data and not isinstance(getattr(self, name), type)
-        ]
-        return {
-            "format": _FORMAT,
-            "class": f"{type(self).__module__}.{type(self).__qualname__}",
-            "lineage": [base.__name__ for base in type(self).__mro__ if issubclass(base, JsonSaveMixin)],
-            "policy": data["policy_class"],
-            "observation_space": data["observation_space"],
-            "action_space": data["action_space"],
-            "policy_kwargs": data.get("policy_kwargs", {}),
-            "schedules": {name: data[name] for name in dict.fromkeys(schedules)},
-            "included": sorted(included),
-            "versions": versions(),
-        }
-
-    def unsaved_attributes(self) -> set[str]:
-        """
-        Attributes that ``save`` does not write. A state that must survive and appears here belongs in ``_json_state``.
-
-        :return: names of instance attributes
-        """
-        names, variables = self._get_torch_save_params()
-        parameters = set(self._constructor_parameters()).difference(self._merged("_json_skip"))
-        stored = {*_BESIDE, *self._merged("_json_state"), *parameters, *(f"_{name}" for name in parameters)}
-        modules = {name.split(".")[0] for name in (*names, *variables)}
-        return set(vars(self)).difference(stored, modules, self._excluded_save_params(), ("start_time", "lr_schedule"))
 
     def save(self, path: SavePath, exclude: Iterable[str] | None = None, include: Iterable[str] | None = None) -> None:
         """
@@ -273,60 +83,70 @@ class JsonSaveMixin(BaseAlgorithm):
         variables = self._get_torch_save_params()[1]
         if variables:
             tensors[_VARIABLES] = {name: recursive_getattr(self, name) for name in variables}
-        write_zip(path, data=data, tensors=tensors, manifest=self._manifest(data, included))
+        write_zip(path, data=data, tensors=tensors, manifest=self._manifest(data))
+
+    def save_replay_buffer(self, path: SavePath) -> None:
+        """
+        Save the replay buffer as ``.npz``, whole or not at all.
+
+        :param path: where to save; ``.npz`` is added to a path without a suffix
+        :raises TypeError: if the algorithm has none, or one that only a pickle could hold, such as ``HerReplayBuffer``
+        """
+        save_buffer(self._replay_buffer(), path, suffix="" if has_suffix(path) else ".npz")
+
+    def load_replay_buffer(self, path: SavePath, truncate_last_traj: bool = True) -> None:
+        """
+        Fill the replay buffer from what :meth:`save_replay_buffer` has written. Nothing in the file is executed.
+
+        :param path: the file, with or without ``.npz``
+        :param truncate_last_traj: part of SB3's signature, and about ``HerReplayBuffer`` alone, which is refused
+        :raises ValueError: if the file is damaged, or of a buffer of other size or spaces
+        """
+        del truncate_last_traj
+        load_buffer(self._replay_buffer(), path)
+
+    def _replay_buffer(self) -> Any:
+        buffer = getattr(self, "replay_buffer", None)
+        if buffer is None:
+            raise TypeError(f"{type(self).__name__} has no replay buffer")
+        return buffer
 
     # ------------------------------------------------------------ loading
 
     @classmethod
-    def _check_manifest(cls, manifest: dict[str, Any], label: str) -> None:
-        if not isinstance(manifest.get("format"), int) or manifest["format"] > _FORMAT:
-            raise ValueError(
-                f"`path` {label} has the format {manifest.get('format')!r}, this otbaselines reads up to {_FORMAT}; update it"
-            )
-        # Bare names, so that a class may move to another module. A file of an ancestor or a descendant is let through.
-        lineage = manifest.get("lineage")
-        if not isinstance(lineage, list) or not lineage or not isinstance(manifest.get("included"), list):
-            raise ValueError(f"`path` {label} does not say which class it holds; save the model again")
-        if lineage[0] not in [base.__name__ for base in cls.__mro__] and cls.__name__ not in lineage:
-            raise ValueError(f"`path` {label} holds a {lineage[0]}, not a {cls.__name__}; load it with {lineage[0]}.load")
-
-    @classmethod
-    def _decode_data(cls, saved: Archive, given: dict[str, Any], label: str) -> dict[str, Any]:
+    def _decode_data(cls, saved: Archive, given: dict[str, Any], include: set[str], label: str) -> dict[str, Any]:
         """The stored values, with those that the caller gives in their place."""
-        absent = [name for name in _REQUIRED if name not in saved.data]
+        absent = [name for name in REQUIRED if name not in saved.data]
         if absent:
             raise ValueError(f"`path` {label} holds no {', '.join(absent)}; save the model again")
-        included = [name for name in saved.manifest["included"] if cls._is_free(name)]
-        known = {*_BESIDE, *cls._constructor_parameters(), *cls._merged("_json_state"), *included}
-        unknown = sorted(set(saved.data) - known)
-        if unknown:
+        # The class and the caller say what may be set; the file does not.
+        known = {*BESIDE, *cls._constructor_parameters(), *cls._merged("_json_state"), *filter(cls._is_free, include)}
+        if unknown := sorted(set(saved.data) - known):
             raise ValueError(
-                f"`path` {label} holds {', '.join(unknown)}, which {cls.__name__} does not know; it was saved by another "
-                "class or by a newer otbaselines"
+                f"`path` {label} holds {names_of(unknown)}, which {cls.__name__} does not know; it was saved by another class "
+                "or by a newer otbaselines, or with `save(include=...)`, in which case name it in `load(include=...)` too"
             )
+        check_sizes(saved.data, given)
         missing: list[str] = []
-        values = {}
-        for name, stored in saved.data.items():
-            try:
-                values[name] = given[name] if name in given else decode_value(stored, name=name, missing=missing)
-            except ValueError as error:
-                raise ValueError(f"`path` {label} cannot be loaded: {error}; save the model again") from error
+        values = {
+            name: given[name] if name in given else decode_value(stored, name=name, missing=missing)
+            for name, stored in saved.data.items()
+        }
         if missing:
             raise ValueError(
-                f"`path` {label} could not store {', '.join(missing)}; give it at load: "
-                f"{cls.__name__}.load(path, {_ask_again(missing)})"
+                f"`path` {label} could not store {names_of(missing)}; give it at load: "
+                f"{cls.__name__}.load(path, {ask_again(missing)})"
             )
         if "tensorboard_log" in values and "tensorboard_log" not in given:
-            values["tensorboard_log"] = _portable_log(values["tensorboard_log"])
+            values["tensorboard_log"] = portable_log(values["tensorboard_log"])
         return {**{name: given[name] for name in cls._constructor_parameters() if name in given}, **values}
 
     @classmethod
-    def _resolve(cls, saved: Archive, custom: dict[str, Any], kwargs: dict[str, Any], label: str) -> dict[str, Any]:
+    def _resolve(
+        cls, saved: Archive, custom: dict[str, Any], kwargs: dict[str, Any], include: set[str], label: str
+    ) -> dict[str, Any]:
         """Decoded data with the caller's replacements, and SB3's check that ``policy_kwargs`` are not contradicted."""
-        forbidden = sorted(set(kwargs).intersection(_NEVER_STORED))
-        if forbidden:
-            raise TypeError(f"`load` cannot take {', '.join(forbidden)} as keywords; use `env`, `device` or `policy_class`")
-        values = cls._decode_data(saved, {**kwargs, **custom} if custom else kwargs, label)
+        values = cls._decode_data(saved, {**kwargs, **custom}, include, label)
         if "policy_kwargs" in kwargs:
             lost: list[str] = []
             stored = custom.get("policy_kwargs", decode_value(saved.data.get("policy_kwargs", {}), missing=lost))
@@ -336,7 +156,18 @@ class JsonSaveMixin(BaseAlgorithm):
                     "The specified policy kwargs do not equal the stored policy kwargs. "
                     f"Stored kwargs: {stored}, specified kwargs: {kwargs['policy_kwargs']}; leave out `policy_kwargs`"
                 )
-        return {**values, **{name: value for name, value in kwargs.items() if name in cls._constructor_parameters()}}
+        values |= {name: value for name, value in kwargs.items() if name in cls._constructor_parameters()}
+        check_arguments({name: value for name, value in values.items() if name not in kwargs and name not in custom}, cls)
+        return values
+
+    def _check_env(self, env: VecEnv) -> None:
+        """
+        Refuse an environment that does not fit the loaded model.
+
+        :param env: the wrapped environment
+        :raises ValueError: if its spaces are not the model's
+        """
+        check_for_correct_spaces(cast(GymEnv, env), self.observation_space, self.action_space)
 
     def _attach(self, env: GymEnv) -> None:
         wrapped = self._wrap_env(env, self.verbose)
@@ -345,22 +176,53 @@ class JsonSaveMixin(BaseAlgorithm):
         self.n_envs = wrapped.num_envs
         self._vec_normalize_env = unwrap_vec_normalize(wrapped)
 
+    def set_parameters(
+        self, load_path_or_dict: SavePath | TensorDict, exact_match: bool = True, device: th.device | str = "auto"
+    ) -> None:
+        """
+        Take over parameters and optimizer states: all of them, or none if one does not fit. Nothing is executed, and SB3's
+        own files will do, of which nothing but the tensors is read.
+
+        :param load_path_or_dict: a saved model, or state dicts by name as ``get_parameters`` returns them
+        :param exact_match: every module and every one of its parameters has to be given
+        :param device: part of SB3's signature; the model stays on its device
+        :raises ValueError: if a name is no module or optimizer of the model, or a state does not fit it in shape, order or
+            settings, or has NaN entries
+        """
+        del device
+        names = self._get_torch_save_params()[0]
+        states: Mapping[str, Any]
+        if isinstance(load_path_or_dict, dict):
+            states = load_path_or_dict
+        else:
+            # What goes by names that the class does not give is left out, as the tensors beside SB3's modules are.
+            tensors = read_zip(load_path_or_dict, tensors_only=True).tensors
+            states = {name: state for name, state in tensors.items() if name != _VARIABLES}
+            if unknown := sorted(set(states).difference(names)):
+                raise ValueError(f"`path` {describe(load_path_or_dict)!r} holds {names_of(unknown)}, expected {names}")
+        targets = {}
+        for name in states:
+            try:
+                targets[name] = recursive_getattr(self, name)
+            except (AttributeError, TypeError) as error:
+                raise ValueError(f"Key {name} is an invalid object name.") from error
+            if not isinstance(targets[name], (th.nn.Module, th.optim.Optimizer)):
+                raise ValueError(f"Key {name} names a {type(targets[name]).__name__}, not a module or an optimizer.")
+        if exact_match and set(states) != set(names):
+            raise ValueError(f"Names of parameters do not match agents' parameters: expected {set(names)}, got {set(states)}")
+        restore(states, targets, exact_match=exact_match)
+
     def _restore_tensors(self, tensors: dict[str, Any], label: str) -> None:
         names, variables = self._get_torch_save_params()
         expected = {*names, *([_VARIABLES] if variables else [])}
-        if set(tensors) != expected or set(tensors.get(_VARIABLES, {})) != set(variables):
+        loose = tensors.get(_VARIABLES, {})
+        if set(tensors) != expected or not isinstance(loose, dict) or set(loose) != set(variables):
             raise ValueError(
-                f"`path` {label} holds the tensors {sorted(tensors)}, expected {sorted(expected)}; save the model again"
+                f"`path` {label} holds the tensors {names_of(sorted(tensors))}, expected {sorted(expected)}; save the model "
+                "again"
             )
-        try:
-            self.set_parameters({name: tensors[name] for name in names}, exact_match=True, device=self.device)
-            for name in variables:
-                # The data alone: an optimizer may already hold the tensor itself.
-                recursive_setattr(self, f"{name}.data", tensors[_VARIABLES][name].data)
-        except (RuntimeError, KeyError, TypeError, AttributeError) as error:
-            if isinstance(error, th.OutOfMemoryError):
-                raise
-            raise ValueError(f"`path` {label} does not fit the model that it describes: {error}") from error
+        states = {name: tensors[name] for name in names} | loose
+        restore(states, {name: recursive_getattr(self, name) for name in states})
 
     @classmethod
     def load(
@@ -371,7 +233,7 @@ class JsonSaveMixin(BaseAlgorithm):
         custom_objects: dict[str, Any] | None = None,
         print_system_info: bool = False,
         force_reset: bool = True,
-        trust_pickle: bool = False,
+        include: Iterable[str] = (),
         **kwargs: Any,
     ) -> Self:
         """
@@ -385,7 +247,7 @@ class JsonSaveMixin(BaseAlgorithm):
         :param custom_objects: values by name that take the place of stored ones, above all those that ``save`` could not store
         :param print_system_info: print the system of the file and the present one
         :param force_reset: reset the environment before training. Without it, the stored last observation is used
-        :param trust_pickle: allow a file of SB3's own, with pickled entries. They execute whatever their author wished
+        :param include: names of further attributes to take from the file, as ``save(include=...)`` stored them
         :param kwargs: constructor parameters and attributes to change
         :return: the model
         :raises FileNotFoundError: if there is no such file
@@ -394,48 +256,66 @@ class JsonSaveMixin(BaseAlgorithm):
         """
         if custom_objects is not None and not isinstance(custom_objects, dict):
             raise ValueError("custom_objects argument must be a dict or None")
+        custom = custom_objects or {}
+        if forbidden := sorted(set(kwargs).intersection(_NEVER_GIVEN)):
+            raise TypeError(f"`load` cannot take {', '.join(forbidden)} as keywords; use `env`, `device` or `policy_class`")
         if print_system_info:
             print("== CURRENT SYSTEM INFO ==")
             get_system_info()
-        saved = read_zip(path, device=device, trust_pickle=trust_pickle)
-        if saved.pickled:
-            return super().load(path, env, device, custom_objects, print_system_info, force_reset, **kwargs)
+        saved = read_zip(path)
         if print_system_info:
             print("== SAVED MODEL SYSTEM INFO ==")
             print(saved.system_info)
-        label = repr(describe(path))
-        cls._check_manifest(saved.manifest, label)
-        values = cls._resolve(saved, custom_objects or {}, kwargs, label)
-        if env is not None and force_reset:
-            values["_last_obs"] = None
-        parameters = {name: values.pop(name) for name in cls._constructor_parameters() if name in values}
-        model = cls(policy=values.pop("policy_class"), env=None, device=device, _init_setup_model=False, **parameters)  # type: ignore[call-arg]
-        model._rebuild(values, {name: value for name, value in kwargs.items() if name not in parameters}, env)
-        model._restore_tensors(saved.tensors, label)
-        if model.use_sde:
-            # The exploration matrix is no parameter, and must be on the right device.
-            model.policy.reset_noise()  # type: ignore[operator]
+        label, given = repr(describe(path)), {*custom, *kwargs}
+        check_manifest(saved.manifest, cls, label)
+        with naming_damage(label, given, "its values"):
+            values = cls._resolve(saved, custom, kwargs, set(include), label)
+            if env is not None and force_reset:
+                values["_last_obs"] = None
+            parameters = {name: values.pop(name) for name in cls._constructor_parameters() if name in values}
+            streams = values.pop("_random_state", None)
+            model = cls(
+                policy=values.pop("policy_class"),
+                env=None,
+                device=device,
+                _init_setup_model=False,
+                **parameters,  # type: ignore[call-arg]
+            )
+            state = model._take_description(values, {name: kwargs[name] for name in kwargs if name not in parameters})
+        if env is not None:
+            model._attach(env)
+        with naming_damage(label, given, "`policy_kwargs`, spaces or sizes, from which no model can be built"):
+            check_arguments(model.policy_kwargs, model.policy_class)
+            with MemoryBudget(building_budget(saved.tensors.values())):
+                model._setup_model()
+            # Once more: the counters are there for `_setup_model`, and it must not have reset them.
+            vars(model).update(state)
+            model._restore_tensors(saved.tensors, label)
+            if model.use_sde:
+                # The exploration matrix is no parameter, and must be on the right device.
+                model.policy.reset_noise()  # type: ignore[operator]
+            if streams is not None:
+                set_random_state(model, streams)
         return model
 
-    def _rebuild(self, values: dict[str, Any], changes: dict[str, Any], env: GymEnv | None) -> None:
-        """Set what the constructor could not know, and build the networks."""
-        unknown = sorted(name for name in changes if not hasattr(self, name) and name not in _REQUIRED)
+    def _take_description(self, values: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
+        """Set what the constructor could not know, and return what ``_setup_model`` must not change."""
+        unknown = sorted(name for name in changes if not hasattr(self, name) and name not in REQUIRED)
         if unknown:
             raise ValueError(f"`load` got {', '.join(unknown)}, which {type(self).__name__} does not have; check the spelling")
         for name in ("observation_space", "action_space"):
             if not isinstance(values[name], spaces.Space):
-                raise ValueError(f"`{name}` must be a Gymnasium space, got {values[name]!r}")
+                raise ValueError(f"`{name}` must be a Gymnasium space, got {str(values[name])[:100]!r}")
+        extra = values.pop("_extra_data", {})
+        if not isinstance(extra, dict):
+            raise ValueError(f"`_extra_data` must be a dictionary, got {str(extra)[:100]!r}")
+        check_state({name: value for name, value in values.items() if name not in changes}, self)
         self.observation_space, self.action_space = values.pop("observation_space"), values.pop("action_space")
         self.n_envs = values.pop("n_envs")
-        extra = values.pop("_extra_data", {})
         state = {**values, **changes}
+        for name in LAST_STEP:
+            if isinstance(value := state.get(name), th.Tensor):
+                state[name] = value.to(self.device)
         vars(self).update(state)
         self._load_extra_data(extra)
-        if env is not None:
-            self._attach(env)
-        self._setup_model()
-        # Once more: the counters are there for `_setup_model`, and it must not have reset them.
-        vars(self).update(state)
-        for name in _LAST_STEP:
-            if isinstance(value := getattr(self, name), th.Tensor):
-                setattr(self, name, value.to(self.device))
+        return state

@@ -4,7 +4,6 @@ import io
 import json
 import os
 import pathlib
-import pickle
 import platform
 import re
 import secrets
@@ -13,7 +12,7 @@ import struct
 import warnings
 import zipfile
 import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from importlib import metadata
@@ -23,7 +22,8 @@ import gymnasium as gym
 import numpy as np
 import stable_baselines3 as sb3
 import torch as th
-from stable_baselines3.common.utils import get_device
+
+from otbaselines.common.saving.tensors import read_tensors
 
 SavePath = str | pathlib.Path | io.BufferedIOBase
 
@@ -33,18 +33,12 @@ _VERSION: Final = "_stable_baselines3_version"
 _SYSTEM_INFO: Final = "system_info.txt"
 _TEXT_ENTRIES: Final = (DATA, MANIFEST, _VERSION, _SYSTEM_INFO)
 _TENSOR_ENTRY: Final = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*\.pth", flags=re.ASCII)
-# Far above what any model writes; a text entry that unpacks to more is not one of ours.
-_MAX_TEXT_BYTES: Final = 64 * 2**20
-_DAMAGE: Final = (
-    zipfile.BadZipFile,
-    zlib.error,
-    EOFError,
-    NotImplementedError,
-    RuntimeError,
-    ValueError,
-    struct.error,
-    OSError,
-)
+# Tensors are not compressed, and text is compressed about threefold; more than this says that somebody packed a bomb.
+_FREE_BYTES: Final = 4 * 2**20
+_MAX_RATIO: Final = 8
+_MAX_SYSTEM_INFO: Final = 10_000
+# What Python's zip and JSON readers raise about damaged files.
+_DAMAGE: Final = (zlib.error, EOFError, RuntimeError, ValueError, KeyError, IndexError, OverflowError, struct.error, OSError)
 
 
 @dataclass(frozen=True)
@@ -56,14 +50,12 @@ class Archive:
     :param tensors: the state dicts by name
     :param manifest: class, policy, spaces and versions, for people and tools
     :param system_info: the system that wrote the file, as text
-    :param pickled: names of entries that only unpickling could read; empty for every file of otbaselines
     """
 
     data: dict[str, Any]
     tensors: dict[str, Any] = field(default_factory=dict)
     manifest: dict[str, Any] = field(default_factory=dict)
     system_info: str = ""
-    pickled: tuple[str, ...] = ()
 
 
 # ---------------------------------------------------------------- writing
@@ -151,13 +143,13 @@ def _check_loadable(value: Any, name: str) -> None:
         )
 
 
-def _dump_json(value: Any) -> str:
-    return json.dumps(value, allow_nan=False, indent=1)
-
-
 def _write_entries(file: BinaryIO, data: dict[str, Any], tensors: Mapping[str, Any], manifest: dict[str, Any]) -> None:
     # The JSON is made before the first byte is written, so that a value it cannot hold leaves nothing behind.
-    texts = {DATA: _dump_json(data), MANIFEST: _dump_json(manifest), _VERSION: sb3.__version__}
+    texts = {
+        DATA: json.dumps(data, allow_nan=False),
+        MANIFEST: json.dumps(manifest, allow_nan=False, indent=1),
+        _VERSION: sb3.__version__,
+    }
     system = {"OS": f"{platform.system()} {platform.machine()}", **versions(), "GPU Enabled": str(th.cuda.is_available())}
     texts[_SYSTEM_INFO] = "".join(f"- {key}: {value}\n" for key, value in system.items())
     for name, value in tensors.items():
@@ -168,15 +160,16 @@ def _write_entries(file: BinaryIO, data: dict[str, Any], tensors: Mapping[str, A
         for name, value in tensors.items():
             with archive.open(f"{name}.pth", mode="w", force_zip64=True) as entry:
                 th.save(value, entry)
+        _check_sizes(archive.infolist())
 
 
-def _target_path(path: str | pathlib.Path) -> pathlib.Path:
-    # SB3 looks for any suffix, so that "wbc-mpe2.simple_spread" gets none; only ".zip" counts here.
+def _target_path(path: str | pathlib.Path, suffix: str) -> pathlib.Path:
+    # SB3 looks for any suffix, so that "wbc-mpe2.simple_spread" gets none; only this one counts here.
     target = pathlib.Path(path)
-    if target.suffix != ".zip":
-        target = target.with_name(f"{target.name}.zip")
+    if not target.name.endswith(suffix):
+        target = target.with_name(f"{target.name}{suffix}")
     if not target.parent.exists():
-        warnings.warn(f"Path '{target.parent}' does not exist. Will create it.", UserWarning, stacklevel=4)
+        warnings.warn(f"Path '{target.parent}' does not exist. Will create it.", UserWarning, stacklevel=6)
         target.parent.mkdir(parents=True, exist_ok=True)
     return target
 
@@ -193,48 +186,74 @@ def _check_buffer(path: Any, operation: str) -> BinaryIO:
     return cast(BinaryIO, path)
 
 
-def write_zip(path: SavePath, *, data: dict[str, Any], tensors: Mapping[str, Any], manifest: dict[str, Any]) -> None:
+def has_suffix(path: SavePath) -> bool:
+    """
+    :param path: a path, or a binary file
+    :return: whether a path says what kind of file it is
+    """
+    return isinstance(path, (str, pathlib.Path)) and bool(pathlib.Path(path).suffix)
+
+
+@contextmanager
+def open_target(path: SavePath, suffix: str) -> Iterator[BinaryIO]:
+    """
+    :param path: a path, whose missing directories are created; or a binary file
+    :param suffix: added to a path that does not end so
+    :return: a file to write into; what the block has written arrives whole or not at all
+    """
+    if isinstance(path, (str, pathlib.Path)):
+        with atomic_write(_target_path(path, suffix)) as file:
+            yield file
+        return
+    buffer = _check_buffer(path, "writable")
+    # A buffer cannot be renamed into place, so everything is finished before the first byte goes out.
+    whole = io.BytesIO()
+    yield whole
+    buffer.write(whole.getvalue())
+
+
+def write_zip(
+    path: SavePath, *, data: dict[str, Any], tensors: Mapping[str, Any], manifest: dict[str, Any], suffix: str = ".zip"
+) -> None:
     """
     Write a model in SB3's zip layout with plain JSON.
 
-    :param path: a path, to which ``.zip`` is added if it does not end so, with missing directories created; or a binary file
+    :param path: a path, with missing directories created; or a binary file
     :param data: the entry ``data``, strict JSON
     :param tensors: state dicts, each written as ``<name>.pth``
     :param manifest: the entry ``otbaselines.json``, strict JSON
+    :param suffix: added to a path that does not end so
     :raises TypeError: if a state dict holds what ``weights_only`` loading refuses, or JSON cannot hold a value
     """
-    if isinstance(path, (str, pathlib.Path)):
-        with atomic_write(_target_path(path)) as file:
-            _write_entries(file, data, tensors, manifest)
-        return
-    buffer = _check_buffer(path, "writable")
-    # A buffer cannot be renamed into place, so the zip is finished before the first byte goes out.
-    whole = io.BytesIO()
-    _write_entries(whole, data, tensors, manifest)
-    buffer.write(whole.getvalue())
+    with open_target(path, suffix) as file:
+        _write_entries(file, data, tensors, manifest)
 
 
 # ---------------------------------------------------------------- reading
 
 
-def _find_file(path: str | pathlib.Path) -> pathlib.Path:
+def _find_file(path: str | pathlib.Path, suffix: str) -> pathlib.Path:
     given = pathlib.Path(path)
-    candidates = [given] if given.suffix == ".zip" else [given, given.with_name(f"{given.name}.zip")]
+    candidates = [given] if given.suffix == suffix else [given, given.with_name(f"{given.name}{suffix}")]
     # A directory of that name may stand beside the zip, as in the zoo.
     for candidate in candidates:
         if candidate.is_file():
             return candidate
     tried = " and ".join(f"'{candidate}'" for candidate in candidates)
-    raise FileNotFoundError(f"No saved model at {tried}; check the path, or save the model first")
+    raise FileNotFoundError(f"There is no file at {tried}; check the path, or save first")
 
 
 def _refuse_constant(name: str) -> Any:
     raise ValueError(f"{name} is not JSON")
 
 
+def _check_sizes(entries: list[zipfile.ZipInfo]) -> None:
+    packed, unpacked = sum(entry.compress_size for entry in entries), sum(entry.file_size for entry in entries)
+    if unpacked > _FREE_BYTES + _MAX_RATIO * packed:
+        raise ValueError(f"its entries of {packed} bytes would unpack to {unpacked}")
+
+
 def _parse_json(archive: zipfile.ZipFile, name: str) -> dict[str, Any]:
-    if archive.getinfo(name).file_size > _MAX_TEXT_BYTES:
-        raise ValueError(f"the entry {name!r} is larger than {_MAX_TEXT_BYTES} bytes")
     try:
         value = json.loads(archive.read(name).decode(), parse_constant=_refuse_constant)
     except RecursionError:
@@ -244,43 +263,61 @@ def _parse_json(archive: zipfile.ZipFile, name: str) -> dict[str, Any]:
     return value
 
 
-def _has_pickle(value: Any) -> bool:
-    if isinstance(value, dict):
-        return ":serialized:" in value or any(_has_pickle(item) for item in value.values())
-    return isinstance(value, list) and any(_has_pickle(item) for item in value)
+def _check_names(names: list[str], data: dict[str, Any]) -> None:
+    if len(set(names)) != len(names):
+        raise ValueError("two entries have the same name")
+    pickled = [key for key, value in data.items() if isinstance(value, dict) and ":serialized:" in value]
+    pickled += [name for name in names if name not in _TEXT_ENTRIES and not _TENSOR_ENTRY.fullmatch(name)]
+    if pickled:
+        raise ValueError(
+            f"the entries {', '.join(map(repr, pickled[:20]))} are pickled or unknown, and reading them can execute code. "
+            "Where SB3 itself saved the model, build one and take over the tensors alone with `set_parameters`"
+        )
+    if MANIFEST not in names:
+        raise ValueError(f"the entry {MANIFEST!r} is missing: it was not saved by otbaselines")
 
 
-def _pickled_entries(names: list[str], data: dict[str, Any]) -> tuple[str, ...]:
-    unknown = [name for name in names if name not in _TEXT_ENTRIES and not _TENSOR_ENTRY.fullmatch(name)]
-    return (*(key for key, value in data.items() if _has_pickle(value)), *unknown)
-
-
-def _read_entries(file: BinaryIO, device: th.device, trust_pickle: bool) -> Archive:
+def _read_entries(file: BinaryIO, *, tensors_only: bool) -> Archive:
+    size = file.seek(0, io.SEEK_END)
+    file.seek(0)
     with zipfile.ZipFile(file) as archive:
         names = archive.namelist()
-        if len(set(names)) != len(names):
-            raise ValueError("two entries have the same name")
-        if DATA not in names:
-            raise ValueError(f"the entry {DATA!r} is missing")
-        data = _parse_json(archive, DATA)
-        pickled = _pickled_entries(names, data)
-        if pickled and not trust_pickle:
-            raise ValueError(
-                f"the entries {', '.join(map(repr, pickled))} are pickled or unknown, and reading them can execute code; "
-                "if you trust whoever made the file, pass `trust_pickle=True`"
-            )
-        system_info = archive.read(_SYSTEM_INFO).decode() if _SYSTEM_INFO in names else ""
-        if pickled:
-            return Archive(data, system_info=system_info, pickled=pickled)
-        if MANIFEST not in names:
-            raise ValueError(f"the entry {MANIFEST!r} is missing: it was not saved by otbaselines")
+        _check_sizes(archive.infolist())
+        if sum(entry.compress_size for entry in archive.infolist()) > size:
+            raise ValueError("its entries overlap")
+        data, manifest, system_info = {}, {}, ""
+        if not tensors_only:
+            if DATA not in names:
+                raise ValueError(f"the entry {DATA!r} is missing")
+            data = _parse_json(archive, DATA)
+            _check_names(names, data)
+            manifest = _parse_json(archive, MANIFEST)
+        if _SYSTEM_INFO in names:
+            text = archive.read(_SYSTEM_INFO)[:_MAX_SYSTEM_INFO].decode()
+            # It is printed on demand, and a terminal obeys control characters.
+            system_info = "".join(letter for letter in text if letter.isprintable() or letter == "\n")
         tensors = {}
         for name in names:
-            if name.endswith(".pth"):
-                # Read whole, so that zipfile compares the checksum before torch parses anything.
-                content = io.BytesIO(archive.read(name))
-                tensors[name.removesuffix(".pth")] = th.load(content, map_location=device, weights_only=True)
-        return Archive(data, tensors, _parse_json(archive, MANIFEST), system_info)
+            if _TENSOR_ENTRY.fullmatch(name):
+                # Read whole, so that zipfile compares the checksum before anything is parsed.
+                tensors[name.removesuffix(".pth")] = _read_tensors(archive.read(name), name)
+        return Archive(data, tensors, manifest, system_info)
+
+
+def _read_tensors(content: bytes, name: str) -> Any:
+    try:
+        return read_tensors(content)
+    except Exception as error:
+        raise ValueError(f"the entry {name!r} is no file of tensors: {brief(error)}") from error
+
+
+def brief(error: BaseException) -> str:
+    """
+    :param error: what reading a file led to
+    :return: its message, which may quote the file at length, cut short
+    """
+    text = str(error) if isinstance(error, ValueError) else f"{type(error).__name__}: {error}"
+    return text if len(text) <= 500 else f"{text[:500]}..."
 
 
 def describe(path: SavePath) -> str:
@@ -293,33 +330,63 @@ def describe(path: SavePath) -> str:
     return str(path) if isinstance(path, (str, pathlib.Path)) else str(getattr(path, "name", type(path).__name__))
 
 
-def read_zip(path: SavePath, *, device: th.device | str = "auto", trust_pickle: bool = False) -> Archive:
+@contextmanager
+def open_source(path: SavePath, suffix: str) -> Iterator[BinaryIO]:
     """
-    Read what :func:`write_zip` wrote. Nothing is ever unpickled; tensors are loaded with ``weights_only=True``.
-
-    :param path: a path, tried as it is and with ``.zip`` added; or a binary file
-    :param device: where the tensors go
-    :param trust_pickle: let a file with pickled entries (SB3's own) pass: their names are then in
-        ``Archive.pickled``, and nothing but ``data`` is read
-    :return: the entries
+    :param path: a path, tried as it is (if it is not one of another kind) and with the suffix added; or a binary file
+    :param suffix: with its dot
+    :return: the open file; any damage that the block meets in it becomes a ``ValueError`` that names it
     :raises FileNotFoundError: if there is no such file
-    :raises ValueError: if the file is not a zip, is damaged or incomplete, or holds pickled entries and
-        ``trust_pickle`` is off
     """
     if isinstance(path, (str, pathlib.Path)):
-        path = _find_file(path)
+        path = _find_file(path, suffix)
         file: BinaryIO = path.open("rb")
     else:
         file = _check_buffer(path, "readable")
     label = describe(path)
     try:
-        return _read_entries(file, get_device(device), trust_pickle)
+        yield file
     except zipfile.BadZipFile as error:
         raise ValueError(f"`path` {label!r} is not a whole zip file ({error}); copy, download or save it again") from error
-    except (*_DAMAGE, pickle.UnpicklingError, KeyError, TypeError, AttributeError, IndexError, AssertionError) as error:
-        if isinstance(error, th.OutOfMemoryError):
-            raise
-        raise ValueError(f"`path` {label!r} cannot be loaded: {error}; copy, download or save it again") from error
+    except _DAMAGE as error:
+        raise ValueError(f"`path` {label!r} cannot be loaded: {brief(error)}; copy, download or save it again") from error
     finally:
         if isinstance(path, (str, pathlib.Path)):
             file.close()
+
+
+@contextmanager
+def naming_damage(label: str, given: Iterable[str], place: str) -> Iterator[None]:
+    """
+    Whatever a wrong description leads to becomes one kind of error, which names the file.
+
+    :param label: the file
+    :param given: arguments of the caller's, whose errors are theirs
+    :param place: the part of the file that is being used
+    """
+    try:
+        yield
+    except th.OutOfMemoryError:
+        raise
+    except Exception as error:
+        text = brief(error)
+        if isinstance(error, ValueError) and text.startswith("`path`"):
+            raise
+        if isinstance(error, (ValueError, TypeError)) and any(f"`{name}`" in text for name in given):
+            raise
+        where = "" if "`" in text else f" (in {place})"
+        raise ValueError(f"`path` {label} cannot be loaded: {text}{where}; save the model again") from error
+
+
+def read_zip(path: SavePath, *, tensors_only: bool = False) -> Archive:
+    """
+    Read what :func:`write_zip` wrote. Nothing is ever unpickled, and no more memory is taken than the file has bytes for.
+
+    :param path: a path, tried as it is and with ``.zip`` added; or a binary file
+    :param tensors_only: look at nothing but the tensors, so that SB3's own files will do
+    :return: the entries; tensors are on the CPU
+    :raises FileNotFoundError: if there is no such file
+    :raises ValueError: if the file is not a zip, is damaged or incomplete, or holds pickled entries
+    """
+    with open_source(path, ".zip") as file:
+        return _read_entries(file, tensors_only=tensors_only)

@@ -46,10 +46,10 @@ def class_from_name(name: str) -> type:
         distribution class that was defined there
     """
     refusal = (
-        f"The class name {name!r} is refused: only network, optimizer, buffer and distribution classes of "
+        f"The class name {str(name)[:100]!r} is refused: only network, optimizer, buffer and distribution classes of "
         f"{', '.join(_PACKAGES)} are loaded by name; give your own through `custom_objects`"
     )
-    if not re.fullmatch(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)+", name, flags=re.ASCII):
+    if not isinstance(name, str) or not re.fullmatch(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)+", name, flags=re.ASCII):
         raise ValueError(refusal)
     module_name, _, class_name = name.rpartition(".")
     if not _in_packages(module_name):

@@ -8,7 +8,9 @@ from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.running_mean_std import RunningMeanStd
 from stable_baselines3.common.vec_env import VecEnv, VecNormalize
 
-from otbaselines.common.saving.archive import atomic_write
+from otbaselines.common.saving.archive import naming_damage
+from otbaselines.common.saving.arrays import load_npz, save_npz
+from otbaselines.common.saving.description import check_arguments
 
 FILE_NAME = "vecnormalize.npz"
 _SETTINGS = ("norm_obs", "norm_reward", "clip_obs", "clip_reward", "gamma", "epsilon")
@@ -31,8 +33,7 @@ def save_normalizer(normalizer: VecNormalize, path: str | Path) -> None:
     for prefix, statistics in (("obs", obs_rms), ("ret", normalizer.ret_rms)):
         if statistics is not None:
             arrays.update({f"{prefix}_{name}": getattr(statistics, name) for name in _MOMENTS})
-    with atomic_write(path) as file:
-        np.savez(file, **arrays)
+    save_npz(path, arrays)
 
 
 def load_normalizer(venv: VecEnv, path: str | Path, *, training: bool) -> VecNormalize:
@@ -43,18 +44,36 @@ def load_normalizer(venv: VecEnv, path: str | Path, *, training: bool) -> VecNor
     :param path: what :func:`save_normalizer` wrote
     :param training: go on learning the statistics, and normalise rewards; neither is wanted for an evaluation
     :return: the wrapper
+    :raises ValueError: if the file is damaged, or its statistics do not fit the observations
     """
-    with np.load(path, allow_pickle=False) as stored:
+    stored = load_npz(path)
+    with naming_damage(repr(str(path)), (), "its statistics"):
         settings = {name: stored[name].item() for name in _SETTINGS}
+        check_arguments(settings, VecNormalize)
+        if not (settings["clip_obs"] > 0 and settings["clip_reward"] > 0 and settings["epsilon"] > 0):
+            raise ValueError("`clip_obs`, `clip_reward` and `epsilon` must be positive")
         if not training:
             settings["norm_reward"] = False
         normalizer = VecNormalize(venv, training=training, **settings)
-        for prefix in ("obs", "ret"):
-            if f"{prefix}_mean" in stored:
-                statistics: RunningMeanStd = getattr(normalizer, f"{prefix}_rms")
-                statistics.mean, statistics.var = stored[f"{prefix}_mean"], stored[f"{prefix}_var"]
-                statistics.count = stored[f"{prefix}_count"].item()
+        _restore_moments(normalizer.ret_rms, stored, "ret")
+        if settings["norm_obs"]:
+            assert isinstance(normalizer.obs_rms, RunningMeanStd)
+            _restore_moments(normalizer.obs_rms, stored, "obs")
     return normalizer
+
+
+def _restore_moments(statistics: RunningMeanStd, stored: dict[str, Any], prefix: str) -> None:
+    mean, var, count = (stored[f"{prefix}_{name}"] for name in _MOMENTS)
+    for name, array, shape in (
+        ("mean", mean, np.shape(statistics.mean)),
+        ("var", var, np.shape(statistics.mean)),
+        ("count", count, ()),
+    ):
+        if array.shape != shape or array.dtype.kind not in "fiu" or not np.isfinite(array).all():
+            raise ValueError(f"`{prefix}_{name}` must be finite numbers of shape {shape}")
+    if (var < 0).any() or count <= 0:
+        raise ValueError(f"`{prefix}_var` must not be negative, nor `{prefix}_count` zero")
+    statistics.mean, statistics.var, statistics.count = mean, var, count.item()
 
 
 class SaveNormalizer(BaseCallback):

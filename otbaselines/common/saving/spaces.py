@@ -2,14 +2,17 @@
 
 import math
 from collections import OrderedDict
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
 from gymnasium import spaces
 from gymnasium.spaces.box import array_short_repr
 
-from otbaselines.common.saving.arrays import ARRAY_DTYPES, elements_from_json, elements_to_json
+from otbaselines.common.saving.arrays import ARRAY_DTYPES, elements_from_json, elements_to_json, is_integer, shape_from_json
+
+# Where all bounds are equal, a few bytes of a file describe a box of any size. An image of a megapixel has half of this.
+MAX_BOX_ELEMENTS: Final = 2**22
 
 
 def _bound_to_json(bound: npt.NDArray[Any], bounded: npt.NDArray[np.bool_], infinity: str) -> Any:
@@ -24,12 +27,15 @@ def _bound_to_json(bound: npt.NDArray[Any], bounded: npt.NDArray[np.bool_], infi
 
 
 def _bound_from_json(stored: Any, shape: tuple[int, ...], dtype: np.dtype[Any], infinity: str) -> Any:
-    elements = stored if isinstance(stored, list) else [stored] * math.prod(shape)
-    bounded = np.array([element != infinity for element in elements], dtype=bool).reshape(shape)
+    elements = stored if isinstance(stored, list) else [stored]
+    bounded = np.array([element != infinity for element in elements], dtype=bool)
     if dtype.kind in "iu":
         extreme = np.iinfo(dtype).min if infinity == "-inf" else np.iinfo(dtype).max
         elements = [extreme if element == infinity else element for element in elements]
-    return elements_from_json(elements, dtype.name).reshape(shape), bounded
+    bound = elements_from_json(elements, dtype.name)
+    if isinstance(stored, list):
+        return bound.reshape(shape), bounded.reshape(shape)
+    return np.full(shape, bound[0], dtype), np.full(shape, bounded[0])
 
 
 def _box_to_json(space: spaces.Box[Any]) -> dict[str, Any]:
@@ -45,7 +51,9 @@ def _box_from_json(stored: dict[str, Any]) -> spaces.Box[Any]:
     if stored["dtype"] not in ARRAY_DTYPES:
         raise ValueError(f"The dtype {stored['dtype']!r} is unknown")
     dtype: np.dtype[Any] = np.dtype(stored["dtype"])
-    shape = tuple(int(size) for size in stored["shape"])
+    shape = shape_from_json(stored["shape"])
+    if math.prod(shape) > MAX_BOX_ELEMENTS:
+        raise ValueError(f"a box of shape {shape} has more than {MAX_BOX_ELEMENTS} elements")
     low, bounded_below = _bound_from_json(stored["low"], shape, dtype, "-inf")
     high, bounded_above = _bound_from_json(stored["high"], shape, dtype, "inf")
     if np.isnan(low).any() or np.isnan(high).any() or (low > high).any():
@@ -67,6 +75,8 @@ def space_to_json(space: spaces.Space[Any]) -> dict[str, Any]:
     :raises TypeError: if it is another kind of space
     """
     if isinstance(space, spaces.Box):
+        if math.prod(space.shape) > MAX_BOX_ELEMENTS:
+            raise TypeError(f"A box of shape {space.shape} cannot be saved: it has more than {MAX_BOX_ELEMENTS} elements")
         return {"type": "Box", **_box_to_json(space)}
     if isinstance(space, spaces.Discrete):
         return {"type": "Discrete", "n": int(space.n), "start": int(space.start), "dtype": np.dtype(space.dtype).name}
@@ -77,6 +87,8 @@ def space_to_json(space: spaces.Space[Any]) -> dict[str, Any]:
         return {"type": "MultiBinary", "n": [int(size) for size in space.n] if isinstance(space.n, tuple) else int(space.n)}
     if isinstance(space, spaces.Dict):
         # The order of the keys is part of the space: policies flatten by it.
+        if not all(isinstance(key, str) for key in space.spaces):
+            raise TypeError(f"A Dict space whose keys are not text cannot be saved, got {list(space.spaces)}")
         return {
             "type": "Dict",
             "spaces": [[key, space_to_json(value)] for key, value in space.spaces.items()],
@@ -102,16 +114,43 @@ def space_from_json(stored: dict[str, Any]) -> spaces.Space[Any]:
     if kind in ("Discrete", "MultiDiscrete") and stored["dtype"] not in ARRAY_DTYPES:
         raise ValueError(f"The dtype {stored['dtype']!r} is unknown")
     if kind == "Discrete":
+        if not (is_integer(stored["n"]) and is_integer(stored["start"])):
+            raise ValueError(f"a Discrete space needs whole numbers, got n={stored['n']!r} and start={stored['start']!r}")
         # Older Gymnasium knows no dtype here, so it is passed only where it differs from the default.
         options: dict[str, Any] = {} if stored["dtype"] == "int64" else {"dtype": np.dtype(stored["dtype"]).type}
-        return spaces.Discrete(int(stored["n"]), start=int(stored["start"]), **options)
+        return spaces.Discrete(stored["n"], start=stored["start"], **options)
     if kind == "MultiDiscrete":
-        dtype = np.dtype(stored["dtype"]).type
-        return spaces.MultiDiscrete(np.array(stored["nvec"], dtype), dtype=dtype, start=np.array(stored["start"], dtype))
+        dtype = np.dtype(stored["dtype"])
+        nvec, start = (_whole_numbers(stored[name], dtype) for name in ("nvec", "start"))
+        return spaces.MultiDiscrete(nvec, dtype=dtype.type, start=start)
     if kind == "MultiBinary":
-        return spaces.MultiBinary(stored["n"])
+        return spaces.MultiBinary(stored["n"] if is_integer(stored["n"]) else shape_from_json(stored["n"]))
     if kind == "Dict":
+        keys = [key for key, _ in stored["spaces"]]
+        if not all(isinstance(key, str) for key in keys) or len(set(keys)) != len(keys):
+            raise ValueError(f"the keys of a Dict space must be different texts, got {keys!r}")
         return spaces.Dict(OrderedDict((key, space_from_json(value)) for key, value in stored["spaces"]))
     if kind == "Tuple":
         return spaces.Tuple([space_from_json(value) for value in stored["spaces"]])
     raise ValueError(f"The space type {kind!r} is unknown")
+
+
+def _whole_numbers(stored: Any, dtype: np.dtype[Any]) -> npt.NDArray[Any]:
+    array = np.array(stored)
+    if array.dtype.kind not in "iu" or (array != array.astype(dtype)).any():
+        raise ValueError(f"whole numbers of {dtype} are expected, got {stored!r}")
+    return array.astype(dtype)
+
+
+def count_elements(stored: Any) -> int:
+    """
+    :param stored: parsed JSON
+    :return: elements of all the boxes that it describes
+    """
+    if isinstance(stored, list):
+        return sum(map(count_elements, stored))
+    if not isinstance(stored, dict):
+        return 0
+    if stored.get("type") == "Box" and isinstance(stored.get("shape"), list):
+        return math.prod(shape_from_json(stored["shape"]))
+    return sum(map(count_elements, stored.values()))

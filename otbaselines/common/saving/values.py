@@ -14,8 +14,10 @@ from typing import Any, Final
 import numpy as np
 import torch as th
 from gymnasium import spaces
+from stable_baselines3.common.noise import ActionNoise
 from stable_baselines3.common.type_aliases import TrainFreq
 
+from otbaselines.common.saving.archive import brief
 from otbaselines.common.saving.arrays import (
     ARRAY_DTYPES,
     MAX_ELEMENTS,
@@ -26,8 +28,9 @@ from otbaselines.common.saving.arrays import (
     tensor_to_json,
 )
 from otbaselines.common.saving.classes import class_from_name, class_to_name
+from otbaselines.common.saving.noise import noise_from_json, noise_to_json
 from otbaselines.common.saving.spaces import space_from_json, space_to_json
-from otbaselines.common.schedules import schedule_from_json, schedule_to_json
+from otbaselines.common.schedules import Schedule, schedule_from_json, schedule_to_json
 
 KIND: Final = ":kind:"
 
@@ -50,6 +53,9 @@ def _encode_tagged(value: Any) -> dict[str, Any] | None:
         return {KIND: "tuple", "items": [int(value.frequency), str(value.unit.value)]}
     if isinstance(value, type) and (class_name := class_to_name(value)) is not None:
         return {KIND: "class", "name": class_name}
+    if isinstance(value, ActionNoise):
+        noise = noise_to_json(value)
+        return None if noise is None else {KIND: "noise", **noise}
     if callable(value) and isinstance(schedule := schedule_to_json(value), dict):
         return {KIND: "schedule", **schedule}
     return None
@@ -104,6 +110,14 @@ def _scalar_from_json(stored: dict[str, Any]) -> Any:
     return array_from_json(stored)[()]
 
 
+def _schedule_from_json(stored: dict[str, Any]) -> Schedule:
+    schedule = schedule_from_json(stored)
+    # Damaged numbers show themselves in a value: they are NaN, divide by zero, or are no numbers at all.
+    if not all(math.isfinite(schedule(progress)) for progress in (1.0, 0.5, 0.0)):
+        raise ValueError(f"the schedule {stored} is not finite")
+    return schedule
+
+
 _LEAF_DECODERS: Final[dict[str, Callable[[dict[str, Any]], Any]]] = {
     "float": lambda stored: float(stored["value"]),
     "array": array_from_json,
@@ -112,8 +126,14 @@ _LEAF_DECODERS: Final[dict[str, Callable[[dict[str, Any]], Any]]] = {
     "space": space_from_json,
     "torch_dtype": lambda stored: TENSOR_DTYPES[stored["name"]],
     "class": lambda stored: class_from_name(stored["name"]),
-    "schedule": schedule_from_json,
+    "schedule": _schedule_from_json,
+    "noise": noise_from_json,
 }
+
+
+def _part(name: str, key: Any) -> str:
+    # Cut short, because the keys are a file's, and each level of nesting carries those above it.
+    return f"{name}[{str(key)[:60]!r}]"[:300]
 
 
 def _decode_tagged(stored: dict[str, Any], name: str, missing: list[str] | None) -> Any:
@@ -125,11 +145,13 @@ def _decode_tagged(stored: dict[str, Any], name: str, missing: list[str] | None)
         return None
     if kind in ("dict", "ordered_dict"):
         pairs = [
-            (decode_value(key), decode_value(item, name=f"{name}[{key!r}]", missing=missing)) for key, item in stored["items"]
+            (decode_value(key), decode_value(item, name=_part(name, key), missing=missing)) for key, item in stored["items"]
         ]
         return OrderedDict(pairs) if kind == "ordered_dict" else dict(pairs)
     if kind in ("tuple", "deque"):
-        items = decode_value(list(stored["items"]), name=name, missing=missing)
+        if not isinstance(stored["items"], list):
+            raise ValueError(f"its items must be a list, got {stored['items']!r}")
+        items = decode_value(stored["items"], name=name, missing=missing)
         return tuple(items) if kind == "tuple" else deque(items, maxlen=stored["maxlen"])
     raise ValueError(f"the form {kind!r} is unknown")
 
@@ -149,10 +171,10 @@ def decode_value(stored: Any, *, name: str = "value", missing: list[str] | None 
     if not isinstance(stored, dict):
         return stored
     if KIND not in stored:
-        return {key: decode_value(item, name=f"{name}[{key!r}]", missing=missing) for key, item in stored.items()}
+        return {key: decode_value(item, name=_part(name, key), missing=missing) for key, item in stored.items()}
     try:
         return _decode_tagged(stored, name, missing)
-    except (KeyError, TypeError, AttributeError, OverflowError, ValueError, AssertionError) as error:
+    except (LookupError, TypeError, AttributeError, ArithmeticError, ValueError, AssertionError) as error:
         if isinstance(error, ValueError) and str(error).startswith("`"):
             raise  # An inner value has already said where it stands.
-        raise ValueError(f"`{name}` cannot be read: {error}") from error
+        raise ValueError(f"`{name}` cannot be read: {brief(error)}") from error

@@ -29,6 +29,45 @@ class TeamLayout:
         """Agents in the team."""
         return len(self.possible_agents)
 
+    def to_data(self) -> dict[str, Any]:
+        """What a saved file holds of the team; the copies are those of the next environment."""
+        return {
+            "possible_agents": list(self.possible_agents),
+            "agent_observation_spaces": dict(self.agent_observation_spaces),
+            "agent_action_spaces": dict(self.agent_action_spaces),
+        }
+
+    @classmethod
+    def from_data(cls, data: dict[str, Any], n_envs: int, action_space: spaces.Space[Any]) -> "TeamLayout":
+        """
+        The inverse of :meth:`to_data`.
+
+        :param data: what a file holds
+        :param n_envs: slots, copies times agents
+        :param action_space: the team's common action space
+        :return: the team
+        :raises ValueError: if the agents are not distinct, or have no spaces, or actions that do not fit the common space
+        """
+        agents = data["possible_agents"]
+        if not isinstance(agents, list) or not agents or len(set(agents)) != len(agents):
+            raise ValueError(f"`possible_agents` must be a list of distinct names, got {str(agents)[:100]}")
+        for name in ("agent_observation_spaces", "agent_action_spaces"):
+            own = data[name]
+            if not isinstance(own, dict) or set(own) != set(agents):
+                raise ValueError(f"`{name}` must have an entry for each of the agents {str(agents)[:100]}")
+            if not all(isinstance(space, spaces.Space) for space in own.values()):
+                raise ValueError(f"`{name}` holds something that is no space")
+        layout = cls(
+            tuple(agents),
+            max(1, n_envs // len(agents)),
+            dict(data["agent_observation_spaces"]),
+            dict(data["agent_action_spaces"]),
+        )
+        for agent, space in layout.agent_action_spaces.items():
+            if type(space) is not type(action_space) or _width(space) > _width(action_space):
+                raise ValueError(f"`agent_action_spaces` gives {agent!r} {space}, which does not fit into {action_space}")
+        return layout
+
     def action_mask(self, action_space: spaces.Space[Any]) -> np.ndarray | None:
         """
         Which entries of the padded action head each agent really has.
@@ -50,6 +89,10 @@ class TeamLayout:
             return None
         mask: np.ndarray = np.arange(width)[None, :] < np.array(sizes)[:, None]
         return mask
+
+
+def _width(space: spaces.Space[Any]) -> int:
+    return int(space.n) if isinstance(space, spaces.Discrete) else int(np.prod(space.shape or ()))
 
 
 def team_layout(env: VecEnv) -> TeamLayout:

@@ -264,7 +264,9 @@ def test_exclude_and_include_choose_what_is_stored(trained: JsonPPO, tmp_path: p
     trained.note = {"run": (1, 2)}
     try:
         trained.save(tmp_path / "chosen", exclude=["gamma", "num_timesteps"], include=["note"])
-        loaded = JsonPPO.load(tmp_path / "chosen", device="cpu")
+        with pytest.raises(ValueError, match=r"holds note, .*`load\(include=...\)`"):
+            JsonPPO.load(tmp_path / "chosen", device="cpu")
+        loaded = JsonPPO.load(tmp_path / "chosen", device="cpu", include=["note"])
         assert loaded.note == {"run": (1, 2)}
         assert loaded.num_timesteps == 0
         trained.note = object()

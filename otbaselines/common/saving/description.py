@@ -1,0 +1,220 @@
+"""What a saved file says of a model beside its tensors: which values belong to a class, and whether they can be right."""
+
+import collections.abc
+import inspect
+import math
+import numbers
+import os
+import pathlib
+import types
+import typing
+from collections import deque
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+import numpy as np
+import torch as th
+from gymnasium import spaces
+
+from otbaselines.common.saving.arrays import MAX_ELEMENTS, is_integer
+from otbaselines.common.saving.spaces import MAX_BOX_ELEMENTS, count_elements
+from otbaselines.common.saving.values import encode_value
+from otbaselines.common.schedules import parse_schedule
+
+# Without these there is no model.
+REQUIRED = ("policy_class", "observation_space", "action_space", "n_envs")
+# The state of an unfinished rollout, for `load(..., force_reset=False)`.
+LAST_STEP = ("_last_obs", "_last_episode_starts", "_last_original_obs")
+EPISODES = ("ep_info_buffer", "ep_success_buffer")
+_MAX_SLOTS = 2**31
+_NOT_PARAMETERS = ("self", "policy", "env", "device", "_init_setup_model")
+_KINDS: dict[Any, Any] = {
+    # True for 1 and 1 for True are what Python takes for equal.
+    int: (numbers.Integral, np.bool_),
+    float: (numbers.Real, np.bool_),
+    bool: (bool, np.bool_, numbers.Integral),
+}
+
+
+def constructor_parameters(cls: type) -> dict[str, Any]:
+    """
+    The names that a constructor takes as keywords, through ``**kwargs`` into its ancestors, with their annotations.
+
+    :param cls: the class
+    :return: annotation by name, without the policy, the environment and the device
+    """
+    found: dict[str, Any] = {}
+    for base in cls.__mro__:
+        if "__init__" not in vars(base):
+            continue
+        constructor = vars(base)["__init__"]
+        try:
+            hints = typing.get_type_hints(constructor)
+        except (NameError, TypeError):
+            hints = {}
+        parameters = inspect.signature(constructor).parameters.values()
+        keywords = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
+        names = [parameter.name for parameter in parameters if parameter.kind in keywords]
+        found = {**{name: hints.get(name, Any) for name in names}, **found}
+        if not any(parameter.kind is inspect.Parameter.VAR_KEYWORD for parameter in parameters):
+            break
+    return {name: hint for name, hint in found.items() if name not in _NOT_PARAMETERS}
+
+
+def portable_log(path: Any) -> str | None:
+    """
+    :param path: a log directory
+    :return: the directory if it lies below the working directory; others name somebody's machine, or write where nobody
+        expects it
+    """
+    if path is None or os.path.isabs(str(path)) or ".." in pathlib.PurePath(str(path)).parts:
+        return None
+    return str(path)
+
+
+# ---------------------------------------------------------------- before anything is built
+
+
+def _fits(value: Any, hint: Any) -> bool:
+    """Whether a value is of an annotated kind; an annotation that says nothing about the outermost kind lets all pass."""
+    if hint is Any:
+        return True
+    origin = typing.get_origin(hint)
+    if hint is None or hint is type(None):
+        return value is None
+    if origin in (typing.Union, types.UnionType):
+        return any(_fits(value, choice) for choice in typing.get_args(hint))
+    if origin is collections.abc.Callable:
+        # Every class of ours takes a schedule as text too.
+        return callable(value) or (isinstance(value, str) and callable(parse_schedule(value)))
+    if hint in _KINDS:
+        return isinstance(value, _KINDS[hint])
+    if origin is typing.Literal:
+        return value in typing.get_args(hint)
+    kind = hint if origin is None else origin
+    if kind is collections.abc.Sequence:
+        return isinstance(value, (collections.abc.Sequence, np.ndarray))
+    return not isinstance(kind, type) or isinstance(value, kind)
+
+
+def _has_nan(value: Any) -> bool:
+    if isinstance(value, Mapping):
+        return any(map(_has_nan, value.values()))
+    if isinstance(value, (list, tuple)):
+        return any(map(_has_nan, value))
+    return isinstance(value, (float, np.floating)) and math.isnan(value)
+
+
+def check_arguments(values: Mapping[str, Any], function: Callable[..., Any] | type) -> None:
+    """
+    Compare values with the annotations of what they are for.
+
+    :param values: by name
+    :param function: a class, for its constructor's parameters
+    :raises ValueError: if a value is of another kind, or NaN
+    """
+    hints = constructor_parameters(function) if isinstance(function, type) else typing.get_type_hints(function)
+    for name, value in values.items():
+        if name in hints and not _fits(value, hints[name]):
+            wanted = getattr(hints[name], "__name__", str(hints[name]))
+            raise ValueError(f"`{name}` must be of type {wanted}, got {str(value)[:100]!r}")
+        if name in hints and _has_nan(value):
+            raise ValueError(f"`{name}` is NaN")
+
+
+def check_sizes(data: Mapping[str, Any], values: Mapping[str, Any]) -> None:
+    """
+    :param data: the JSON of a model, whose boxes are counted before any is made
+    :param values: spaces and slots as the caller gives them, where he does
+    :raises ValueError: if the boxes together are larger than memory should be spent on, or the number of slots is impossible
+    """
+    if (elements := count_elements(list(data.values()))) > 2 * MAX_BOX_ELEMENTS:
+        raise ValueError(f"its spaces have {elements} elements, more than {2 * MAX_BOX_ELEMENTS}")
+    n_envs = values.get("n_envs", data.get("n_envs"))
+    if not is_integer(n_envs) or not 1 <= n_envs <= _MAX_SLOTS:
+        raise ValueError(f"`n_envs` must be a positive whole number, got {str(n_envs)[:100]!r}")
+
+
+# ---------------------------------------------------------------- state
+
+
+def encode_episodes(buffer: Any) -> Any:
+    """
+    :param buffer: the statistics of the last episodes
+    :return: their JSON form; what a wrapper has added beyond reward, length and time may be unstorable
+    """
+    if buffer is None:
+        return None
+    episodes: deque[Any] = deque(maxlen=buffer.maxlen)
+    for episode in buffer:
+        lost: list[str] = []
+        encode_value(episode, missing=lost)
+        episodes.append({key: episode[key] for key in ("r", "l", "t") if key in episode} if lost else episode)
+    return encode_value(episodes, name="ep_info_buffer")
+
+
+def is_small(value: Any) -> bool:
+    """
+    :param value: anything
+    :return: whether arrays in it are small enough for JSON
+    """
+    if isinstance(value, dict):
+        return all(is_small(item) for item in value.values())
+    return not isinstance(value, (np.ndarray, th.Tensor)) or int(np.prod(value.shape)) <= MAX_ELEMENTS
+
+
+def _check_episodes(name: str, buffer: Any) -> None:
+    if buffer is None:
+        return
+    if not isinstance(buffer, deque):
+        raise ValueError(f"`{name}` must be a deque, got {str(buffer)[:100]!r}")
+    for episode in buffer:
+        numbers_of = [episode.get(key, 0) for key in ("r", "l", "t")] if isinstance(episode, dict) else [episode]
+        if isinstance(episode, dict) != (name == "ep_info_buffer") or not all(_fits(each, float) for each in numbers_of):
+            raise ValueError(f"`{name}` holds {str(episode)[:100]!r}, which is no episode's result")
+
+
+def _check_last_step(name: str, value: Any, space: spaces.Space[Any], n_envs: int) -> None:
+    if isinstance(space, spaces.Dict) and isinstance(value, dict) and name != "_last_episode_starts":
+        if set(value) != set(space.spaces):
+            raise ValueError(f"`{name}` does not have the keys of the observation space")
+        for key, part in space.spaces.items():
+            _check_last_step(name, value[key], part, n_envs)
+        return
+    shape = (n_envs,) if name == "_last_episode_starts" else (n_envs, *(space.shape or ()))
+    if not isinstance(value, (np.ndarray, th.Tensor)) or tuple(value.shape) not in (shape, (0,)):
+        raise ValueError(f"`{name}` must be an array of shape {shape}, got {str(value)[:100]!r}")
+
+
+def check_state(values: Mapping[str, Any], model: Any) -> None:
+    """
+    Compare attributes that are to be set with what the constructor has put there, or with what they are for.
+
+    :param values: by name
+    :param model: the model, as its constructor left it, with its spaces
+    :raises ValueError: if a value is impossible
+    """
+    for name, value in values.items():
+        if name in EPISODES:
+            _check_episodes(name, value)
+        elif name in LAST_STEP:
+            if value is not None:
+                _check_last_step(name, value, values["observation_space"], values["n_envs"])
+        elif name == "_current_progress_remaining":
+            if not _fits(value, float) or not -math.inf < value <= 1:
+                raise ValueError(f"`{name}` must be a number of at most 1, got {str(value)[:100]!r}")
+        elif type(own := getattr(model, name, None)) is int:
+            # Counters all.
+            if not isinstance(value, numbers.Integral) or isinstance(value, bool) or value < 0:
+                raise ValueError(f"`{name}` must be a whole number that is not negative, got {str(value)[:100]!r}")
+        elif type(own) in (bool, str, float, list, dict, tuple) and not _fits(value, type(own)):
+            raise ValueError(f"`{name}` must be of type {type(own).__name__}, got {str(value)[:100]!r}")
+
+
+def names_of(items: Iterable[str]) -> str:
+    """
+    :param items: names, possibly a file's
+    :return: a list for a message, of bounded length
+    """
+    text = ", ".join(items)
+    return text if len(text) <= 300 else f"{text[:300]}..."
