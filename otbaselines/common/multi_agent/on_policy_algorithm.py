@@ -173,6 +173,7 @@ class MultiAgentOnPolicyAlgorithm(JsonSaveMixin, TeamRollouts):
                 f"`env` has the agents {list(layout.possible_agents)}, but the model was built for "
                 f"{list(self.layout.possible_agents)}"
             )
+        super()._check_env(env)
         for agent in layout.possible_agents:
             for kind in ("observation", "action"):
                 theirs, ours = (getattr(each, f"agent_{kind}_spaces")[agent] for each in (layout, self.layout))
@@ -183,7 +184,6 @@ class MultiAgentOnPolicyAlgorithm(JsonSaveMixin, TeamRollouts):
         return layout
 
     def _check_env(self, env: VecEnv) -> None:
-        super()._check_env(env)
         layout = self._same_team(env)
         if layout.n_copies != self.layout.n_copies:
             # What was derived from the number of copies, and not chosen by the user, is derived anew.

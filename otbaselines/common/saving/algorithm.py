@@ -190,17 +190,19 @@ class JsonSaveMixin(JsonContents):
             settings, or has NaN entries
         """
         del device
-        names = self._get_torch_save_params()[0]
-        states: Mapping[str, Any]
         if isinstance(load_path_or_dict, dict):
-            states = load_path_or_dict
-        else:
-            # What goes by names that the class does not give is left out, as the tensors beside SB3's modules are.
-            tensors = read_zip(load_path_or_dict, tensors_only=True).tensors
-            states = {name: state for name, state in tensors.items() if name != _VARIABLES}
-            if unknown := sorted(set(states).difference(names)):
-                raise ValueError(f"`path` {describe(load_path_or_dict)!r} holds {names_of(unknown)}, expected {names}")
-        targets = {}
+            self._set_states(load_path_or_dict, exact_match)
+            return
+        tensors = read_zip(load_path_or_dict, tensors_only=True).tensors
+        with naming_damage(repr(describe(load_path_or_dict)), (), "its tensors"):
+            # What the class does not name is refused, but for the tensors that SB3 keeps beside its modules.
+            names = self._get_torch_save_params()[0]
+            if unknown := sorted(set(tensors).difference(names, [_VARIABLES])):
+                raise ValueError(f"it holds {names_of(unknown)}, expected {names}")
+            self._set_states({name: state for name, state in tensors.items() if name in names}, exact_match)
+
+    def _set_states(self, states: Mapping[str, Any], exact_match: bool) -> None:
+        names, targets = self._get_torch_save_params()[0], {}
         for name in states:
             try:
                 targets[name] = recursive_getattr(self, name)

@@ -16,8 +16,8 @@ import numpy as np
 import torch as th
 from gymnasium import spaces
 
+from otbaselines.common.saving import spaces as stored_spaces
 from otbaselines.common.saving.arrays import MAX_ELEMENTS, is_integer
-from otbaselines.common.saving.spaces import MAX_BOX_ELEMENTS, count_elements
 from otbaselines.common.saving.values import encode_value
 from otbaselines.common.schedules import parse_schedule
 
@@ -128,8 +128,9 @@ def check_sizes(data: Mapping[str, Any], values: Mapping[str, Any]) -> None:
     :param values: spaces and slots as the caller gives them, where he does
     :raises ValueError: if the boxes together are larger than memory should be spent on, or the number of slots is impossible
     """
-    if (elements := count_elements(list(data.values()))) > 2 * MAX_BOX_ELEMENTS:
-        raise ValueError(f"its spaces have {elements} elements, more than {2 * MAX_BOX_ELEMENTS}")
+    limit = 2 * stored_spaces.MAX_ELEMENTS
+    if (elements := stored_spaces.count_elements(list(data.values()))) > limit:
+        raise ValueError(f"its spaces have {elements} elements, more than {limit}")
     n_envs = values.get("n_envs", data.get("n_envs"))
     if not is_integer(n_envs) or not 1 <= n_envs <= _MAX_SLOTS:
         raise ValueError(f"`n_envs` must be a positive whole number, got {str(n_envs)[:100]!r}")

@@ -11,8 +11,8 @@ from gymnasium.spaces.box import array_short_repr
 
 from otbaselines.common.saving.arrays import ARRAY_DTYPES, elements_from_json, elements_to_json, is_integer, shape_from_json
 
-# Where all bounds are equal, a few bytes of a file describe a box of any size. An image of a megapixel has half of this.
-MAX_BOX_ELEMENTS: Final = 2**22
+# A few bytes of a file describe a space of any size, and what is built for it follows. An image of a megapixel has less.
+MAX_ELEMENTS: Final = 2**22
 
 
 def _bound_to_json(bound: npt.NDArray[Any], bounded: npt.NDArray[np.bool_], infinity: str) -> Any:
@@ -52,8 +52,8 @@ def _box_from_json(stored: dict[str, Any]) -> spaces.Box[Any]:
         raise ValueError(f"The dtype {stored['dtype']!r} is unknown")
     dtype: np.dtype[Any] = np.dtype(stored["dtype"])
     shape = shape_from_json(stored["shape"])
-    if math.prod(shape) > MAX_BOX_ELEMENTS:
-        raise ValueError(f"a box of shape {shape} has more than {MAX_BOX_ELEMENTS} elements")
+    if math.prod(shape) > MAX_ELEMENTS:
+        raise ValueError(f"a box of shape {shape} has more than {MAX_ELEMENTS} elements")
     low, bounded_below = _bound_from_json(stored["low"], shape, dtype, "-inf")
     high, bounded_above = _bound_from_json(stored["high"], shape, dtype, "inf")
     if np.isnan(low).any() or np.isnan(high).any() or (low > high).any():
@@ -74,9 +74,9 @@ def space_to_json(space: spaces.Space[Any]) -> dict[str, Any]:
     :return: a dictionary with ``type`` and the exact bounds, sizes and dtypes
     :raises TypeError: if it is another kind of space
     """
+    if _size(space) > MAX_ELEMENTS:
+        raise TypeError(f"A space of {_size(space)} entries cannot be saved, only one of up to {MAX_ELEMENTS}")
     if isinstance(space, spaces.Box):
-        if math.prod(space.shape) > MAX_BOX_ELEMENTS:
-            raise TypeError(f"A box of shape {space.shape} cannot be saved: it has more than {MAX_BOX_ELEMENTS} elements")
         return {"type": "Box", **_box_to_json(space)}
     if isinstance(space, spaces.Discrete):
         return {"type": "Discrete", "n": int(space.n), "start": int(space.start), "dtype": np.dtype(space.dtype).name}
@@ -108,6 +108,18 @@ def space_from_json(stored: dict[str, Any]) -> spaces.Space[Any]:
     :return: an equal space
     :raises ValueError: if the type is unknown or a value impossible
     """
+    space = _build_space(stored)
+    if _size(space) > MAX_ELEMENTS:
+        raise ValueError(f"a space of {_size(space)} entries is larger than {MAX_ELEMENTS}")
+    return space
+
+
+def _size(space: spaces.Space[Any]) -> int:
+    """Choices or entries of a space, as a network would see them."""
+    return int(space.n) if isinstance(space, spaces.Discrete) else math.prod(space.shape or ())
+
+
+def _build_space(stored: dict[str, Any]) -> spaces.Space[Any]:
     kind = stored["type"]
     if kind == "Box":
         return _box_from_json(stored)
