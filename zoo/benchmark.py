@@ -9,18 +9,19 @@ instead, in wall time.
 
 import argparse
 import datetime
+import os
 import platform
+import sys
 import time
 from collections.abc import Callable, Sequence
 from importlib.metadata import version
 from pathlib import Path
 
-import torch as th
-
 from zoo.benchmarks import transport
 from zoo.benchmarks.device import device_table
 from zoo.benchmarks.throughput import consensus_tables, environment_table, growth_table, throughput_table
-from zoo.drawing.tables import Table, write_tables
+from zoo.config import command
+from zoo.drawing.tables import Table, one_thread, write_tables
 
 PACKAGES = ("torch", "numpy", "stable-baselines3", "supersuit", "pettingzoo", "mpe2", "POT")
 
@@ -59,10 +60,10 @@ def provenance(command: str) -> str:
 
 def make_parser() -> argparse.ArgumentParser:
     """Describe the command line."""
-    parser = argparse.ArgumentParser(prog="python -m zoo.benchmark", description="Measure speed, print Markdown tables.")
+    parser = command.make_parser("zoo.benchmark", "Measure speed, print Markdown tables.")
     parser.add_argument("--quick", action="store_true", help="tiny problems, to see that everything runs")
     parser.add_argument("--only", nargs="+", choices=tuple(SECTIONS), default=None, help="some of the tables")
-    parser.add_argument("--device", choices=("cpu", "cuda"), default=None, help="measure training on this device instead")
+    parser.add_argument("--device", type=command.device, default=None, help="measure training on this device instead")
     parser.add_argument("--out", type=Path, default=None, help="write the tables to this file as well")
     return parser
 
@@ -77,15 +78,12 @@ def main(argv: Sequence[str] | None = None) -> None:
     args = parser.parse_args(argv)
     if args.device is not None and args.only is not None:
         parser.error("--device measures training on one device and has no sections; leave out --only")
-    if args.device == "cuda" and not th.cuda.is_available():
-        parser.error("--device cuda: torch finds no GPU here; use --device cpu")
-    threads = th.get_num_threads()
-    th.set_num_threads(1)
+    if args.out is not None:
+        with command.mistakes(parser):
+            args.out.parent.mkdir(parents=True, exist_ok=True)
     start = time.process_time()
-    try:
+    with one_thread():
         text = _measure(args)
-    finally:
-        th.set_num_threads(threads)
     print(f"Took {time.process_time() - start:.0f} CPU seconds.")
     write_tables(text, args.out)
 
@@ -108,4 +106,8 @@ def _measure(args: argparse.Namespace) -> str:
 
 
 if __name__ == "__main__":
+    if os.environ.get("OMP_NUM_THREADS") != "1":
+        # NumPy reads it when it is imported. Its threads spin while they wait, which would count as CPU time.
+        os.environ["OMP_NUM_THREADS"] = "1"
+        os.execv(sys.executable, [sys.executable, "-m", "zoo.benchmark", *sys.argv[1:]])
     main()

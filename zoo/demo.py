@@ -4,45 +4,19 @@ What ``make train`` runs: WBC beside IPPO on cooperative navigation, evaluated, 
 ``python -m zoo.demo --help`` lists what can be changed.
 """
 
-import argparse
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 
-from zoo.drawing.figures import draw_learning_curves, draw_policy_maps
-from zoo.runs.job import METHODS, Job, RunResult, train_run
+from zoo.config.command import count_or_default, device, make_parser, mistakes, seed
+from zoo.drawing.curves import draw_learning_curves
+from zoo.papers.wbc.comparisons import PAPER, random_reward
+from zoo.papers.wbc.maps import NavigationResult, draw_policy_maps
+from zoo.runs.comparison import run_job
 
 
-def run_demo(*, folder: str, n_timesteps: int | None, seed: int, device: str, progress: bool) -> dict[str, RunResult]:
-    """
-    Train, evaluate and draw.
-
-    :param folder: where everything goes
-    :param n_timesteps: agent-steps of each method instead of the hyperparameter files'
-    :param seed: of both
-    :param device: where environments and learners live
-    :param progress: show progress bars
-    :return: the results by label
-    """
-    results: dict[str, RunResult] = {}
-    for name in ("ippo", "wbc"):
-        label = METHODS[name].label
-        print(f"Training {label} on cooperative navigation (seed {seed})", flush=True)
-        job = Job(method=name, seed=seed, folder=folder, n_timesteps=n_timesteps, device=device, progress=progress)
-        results[label] = train_run(job)
-    ordered = dict(reversed(results.items()))
-    draw_learning_curves(
-        {label: [run] for label, run in ordered.items()},
-        Path(folder) / "learning_curve.png",
-        title="Cooperative navigation, three agents, team reward",
-        window=10,
-    )
-    draw_policy_maps(ordered, Path(folder) / "policy_map.png")
-    return results
-
-
-def table(results: dict[str, RunResult]) -> str:
+def table(results: Mapping[str, NavigationResult]) -> str:
     """
     Compare the methods with the random policy on the same starts.
 
@@ -71,24 +45,34 @@ def main(argv: Sequence[str] | None = None) -> None:
 
     :param argv: the arguments; those of the process when omitted
     """
-    parser = argparse.ArgumentParser(prog="python -m zoo.demo", description="Train WBC beside IPPO and draw both.")
-    parser.add_argument("--out", default="runs/navigation", help="folder for agents and figures")
-    parser.add_argument("-n", "--n-timesteps", type=int, default=None, help="agent-steps of each method")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--device", default="cpu", help="cpu, cuda or auto; three agents are fastest on the CPU")
-    parser.add_argument("--no-progress", action="store_true", help="no progress bars")
+    parser = make_parser("zoo.demo", "Train WBC beside IPPO and draw both.")
+    add = parser.add_argument
+    add("--out", type=Path, default=Path("runs/navigation"), help="folder for agents and figures")
+    add("-n", "--n-timesteps", type=count_or_default, default=-1, help="agent-steps of each method")
+    add("--seed", type=seed, default=0)
+    add("--device", type=device, default="cpu", help="cpu, cuda or auto; three agents are fastest on the CPU")
+    add("--no-progress", action="store_true", help="no progress bars")
     args = parser.parse_args(argv)
-    results = run_demo(
-        folder=args.out,
-        n_timesteps=args.n_timesteps,
-        seed=args.seed,
-        device=args.device,
-        progress=not args.no_progress,
+    overrides = {} if args.n_timesteps == -1 else {"n_timesteps": args.n_timesteps}
+    with mistakes(parser):
+        args.out.mkdir(parents=True, exist_ok=True)
+        jobs = [PAPER.job(name, args.seed, args.out, overrides=overrides, device=args.device) for name in ("ippo", "wbc")]
+    results: dict[str, NavigationResult] = {}
+    for job in jobs:
+        label = PAPER.methods[job.algo].label
+        print(f"Training {label} on cooperative navigation (seed {args.seed})", flush=True)
+        results[label] = run_job(job, PAPER.result, progress=not args.no_progress)
+    ordered = dict(reversed(results.items()))
+    draw_learning_curves(
+        {label: [run] for label, run in ordered.items()},
+        args.out / "learning_curve.png",
+        title="Cooperative navigation, three agents, team reward",
+        random=random_reward({label: [run] for label, run in results.items()}),
+        window=10,
     )
-    print()
-    print(table(results))
-    print(f"\nAgents, learning curve and policy map are in {args.out}:")
-    for path in sorted(Path(args.out).iterdir()):
+    draw_policy_maps(ordered, args.out / "policy_map.png")
+    print(f"\n{table(results)}\n\nAgents, learning curve and policy map are in {args.out}:")
+    for path in sorted(args.out.iterdir()):
         print(f"  {path}")
 
 

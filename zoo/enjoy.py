@@ -1,89 +1,90 @@
 """Evaluate and draw what ``zoo.train`` left: ``python -m zoo.enjoy --algo wbc --env otbaselines/Navigation-v0``."""
 
 import argparse
+import re
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import yaml
-from huggingface_sb3 import EnvironmentName
 from PIL import Image
-from rl_zoo3.utils import get_model_path
 from stable_baselines3.common.base_class import BaseAlgorithm
-from stable_baselines3.common.utils import get_device
 from stable_baselines3.common.vec_env import VecEnv
 
 from otbaselines.common.evaluation.team import TeamEvaluation, evaluate_team
-from otbaselines.common.saving.normalizer import FILE_NAME, load_normalizer
-from otbaselines.common.vec_env.make import make_vec_env
-from zoo.config.entries import StoreAssignments, merge
+from otbaselines.common.saving.normalizer import load_normalizer
+from zoo.config import command
+from zoo.config.command import StoreAssignments, count
+from zoo.config.entries import merge, read_yaml
 from zoo.config.registry import ALGOS
+from zoo.runs.folders import describe_run, numbered_runs, run_name
+from zoo.runs.job import Job
 
 
-@dataclass(frozen=True, kw_only=True)
-class SavedRun:
+def find_agent(args: argparse.Namespace) -> Path:
     """
-    One run of ``zoo.train``.
-
-    :param model_path: the agent
-    :param entry: its hyperparameters, environment arguments included
-    :param normalizer: statistics of ``VecNormalize``, where it was used
-    """
-
-    model_path: Path
-    entry: dict[str, Any]
-    normalizer: Path | None
-
-
-def find_run(args: argparse.Namespace) -> SavedRun:
-    """
-    Look up a run by the grammar ``<folder>/<algo>/<env>_<run>/``.
+    Look up an agent: of the run that is asked for, or of the last run that has one.
 
     :param args: the command line
-    :return: its files
-    :raises ValueError: if there is no such run
+    :return: its file
+    :raises ValueError: if there is none
     """
-    name = EnvironmentName(args.env)
-    folder = Path(args.folder) / args.algo
-    runs = sorted(path.name for path in folder.glob(f"{name}_*") if path.is_dir())
-    wanted = f"{name}_{args.exp_id}"
-    if not runs or (args.exp_id > 0 and wanted not in runs):
-        raise ValueError(
-            f"no run {wanted if args.exp_id > 0 else f'of {args.env}'} in {str(folder)!r}; it has {runs or 'none'}: "
-            f"train one with `python -m zoo.train --algo {args.algo} --env {args.env} -f {args.folder}`"
-        )
-    _, model_path, log_path = get_model_path(
-        args.exp_id,
-        str(args.folder),
-        args.algo,
-        name,
-        args.load_best,
-        args.load_checkpoint,
-        args.load_last_checkpoint,
-    )
-    parameters = Path(log_path) / str(name)
-    config, statistics = parameters / "config.yml", parameters / FILE_NAME
-    entry = yaml.safe_load(config.read_text(encoding="utf-8")) if config.is_file() else {}
-    return SavedRun(model_path=Path(model_path), entry=dict(entry), normalizer=statistics if statistics.is_file() else None)
+    name, folder = run_name(args.env), Path(args.folder) / args.algo
+    runs = numbered_runs(folder, name)
+    if args.exp_id not in (0, *runs):
+        raise ValueError(f"no run {args.exp_id} of {args.env} in {str(folder)!r}; it has {[*runs] or 'none'}: {_remedy(args)}")
+    missing: list[str] = []
+    for number in [args.exp_id] if args.exp_id else reversed(runs):
+        agent, ending = _agent_of(runs[number], name, args), describe_run(runs[number] / name)
+        if agent is not None:
+            passed = f"; passed over {', '.join(missing)}" if missing else ""
+            print(f"run {number} of {len(runs)} in {folder}, {ending}{passed}")
+            return agent
+        missing.append(f"run {number} ({ending})")
+    wanted = "no such agent in " + ", ".join(missing) if missing else f"no run of {args.env} in {str(folder)!r}"
+    raise ValueError(f"{wanted}: {_remedy(args)}")
 
 
-def make_env(args: argparse.Namespace, run: SavedRun, *, n_copies: int, render: bool = False) -> VecEnv:
+def _agent_of(run: Path, name: str, args: argparse.Namespace) -> Path | None:
+    if args.load_last_checkpoint:
+        steps = [int(found[1]) for path in run.iterdir() if (found := re.fullmatch(r"rl_model_(\d+)_steps\.zip", path.name))]
+        file = f"rl_model_{max(steps, default=0)}_steps.zip"
+    elif args.load_checkpoint is not None:
+        file = f"rl_model_{args.load_checkpoint}_steps.zip"
+    else:
+        file = "best_model.zip" if args.load_best else f"{name}.zip"
+    return run / file if (run / file).is_file() else None
+
+
+def _remedy(args: argparse.Namespace) -> str:
+    return f"train one with `python -m zoo.train --algo {args.algo} --env {args.env} -f {args.folder}`"
+
+
+def read_run(args: argparse.Namespace, run: Path) -> Job:
     """
-    Build the environment that a run was trained on.
-
     :param args: the command line
-    :param run: the run
+    :param run: the run's folder
+    :return: what was trained there, on the environment that the command line asks for
+    """
+    config = run / run_name(args.env) / "config.yml"
+    entry: dict[str, Any] = read_yaml(config) if config.is_file() else {"n_timesteps": 1}
+    if args.env_kwargs:
+        entry = merge(entry, {"env_kwargs": merge(entry.get("env_kwargs") or {}, args.env_kwargs)})
+    # The statistics are those of the run, and not new ones.
+    entry = {**entry, "normalize": None}
+    name = run_name(args.env)
+    return Job(algo=args.algo, env_id=args.env, entry=entry, seed=args.seed, folder=run, name=name, device=args.device)
+
+
+def make_env(job: Job, n_copies: int, **env_kwargs: Any) -> VecEnv:
+    """
+    :param job: of :func:`read_run`
     :param n_copies: copies of the team
-    :param render: with pictures
-    :return: the environment, normalised as in training
+    :param env_kwargs: further arguments of the environment
+    :return: the environment that the run was trained on, normalised as in training
     """
-    env_kwargs = merge(run.entry.get("env_kwargs") or {}, args.env_kwargs or {})
-    if render:
-        env_kwargs["render_mode"] = "rgb_array"
-    venv = make_vec_env(args.env, n_copies=n_copies, seed=args.seed, device=get_device(args.device), env_kwargs=env_kwargs)
-    return venv if run.normalizer is None else load_normalizer(venv, run.normalizer, training=False)
+    venv = job.make_env(n_copies, **env_kwargs)
+    return load_normalizer(venv, job.normalizer, training=False) if job.normalizer.is_file() else venv
 
 
 def render_episode(model: BaseAlgorithm, env: VecEnv, *, deterministic: bool, max_steps: int) -> list[Any]:
@@ -124,24 +125,26 @@ def write_frames(frames: Sequence[Any], folder: Path) -> None:
 
 def make_parser() -> argparse.ArgumentParser:
     """Describe the command line."""
-    parser = argparse.ArgumentParser(prog="python -m zoo.enjoy", description="Evaluate and draw a trained agent or team.")
+    parser = command.make_parser("zoo.enjoy", "Evaluate and draw a trained agent or team.")
     add = parser.add_argument
     add("--algo", default="wbc", choices=sorted(ALGOS), help="algorithm")
     add("--env", default="otbaselines/Navigation-v0", help="environment id")
     add("-f", "--folder", default="logs", help="folder in which runs are collected")
-    add("--exp-id", type=int, default=0, help="number of the run; the latest when 0")
-    add("--load-best", action="store_true", help="the best agent of the evaluations instead of the last")
-    add("--load-checkpoint", type=int, default=None, help="the checkpoint after so many agent-steps")
-    add("--load-last-checkpoint", action="store_true", help="the last checkpoint")
-    add("-n", "--n-eval-episodes", type=int, default=100, help="episodes of the evaluation")
+    add("--exp-id", type=command.number(0), default=0, help="number of the run; the latest that has an agent when 0")
+    agents = parser.add_mutually_exclusive_group()
+    agents.add_argument("--load-best", action="store_true", help="the best agent of the evaluations instead of the last")
+    agents.add_argument("--load-checkpoint", type=count, default=None, help="the checkpoint after so many agent-steps")
+    agents.add_argument("--load-last-checkpoint", action="store_true", help="the last checkpoint")
+    add("-n", "--n-eval-episodes", type=count, default=100, help="episodes of the evaluation")
     actions = parser.add_mutually_exclusive_group()
     actions.add_argument("--deterministic", action="store_true", help="the most probable actions (the default)")
     actions.add_argument("--stochastic", action="store_true", help="sampled actions, as in training")
-    add("--render-dir", default=None, help="folder for pictures of one episode, PNG and GIF")
-    add("--max-frames", type=int, default=500, help="at most so many pictures")
-    add("--seed", type=int, default=0, help="seed of the evaluation")
-    add("--device", default="auto", help="cpu, cuda or auto")
-    add("--env-kwargs", nargs="+", action=StoreAssignments, metavar="KEY:VALUE", help="changed arguments of the environment")
+    add("--render-dir", type=Path, default=None, help="folder for pictures of one episode, PNG and GIF")
+    add("--max-frames", type=count, default=500, help="at most so many pictures")
+    add("--seed", type=command.seed, default=0, help="seed of the evaluation")
+    add("--device", type=command.device, default="auto", help="cpu, cuda or auto")
+    kwargs_help = "changed arguments of the environment"
+    add("--env-kwargs", nargs="+", action=StoreAssignments, default={}, metavar="KEY:VALUE", help=kwargs_help)
     return parser
 
 
@@ -154,28 +157,30 @@ def enjoy(argv: Sequence[str] | None = None) -> TeamEvaluation:
     """
     parser = make_parser()
     args = parser.parse_args(argv)
-    try:
-        run = find_run(args)
-        env = make_env(args, run, n_copies=min(10, max(1, args.n_eval_episodes)))
+    stage = None
+    with command.mistakes(parser):
+        agent = find_agent(args)
+        job = read_run(args, agent.parent)
         # Without an environment: this one has fewer copies than the training, to which the rollout was fitted.
-        model = ALGOS[args.algo].load(str(run.model_path), device=args.device, verbose=0)
+        model = ALGOS[args.algo].load(str(agent), device=args.device, verbose=0)
+        env = make_env(job, min(10, args.n_eval_episodes))
+        if args.render_dir is not None:
+            args.render_dir.mkdir(parents=True, exist_ok=True)
+            stage = make_env(job, 1, render_mode="rgb_array")
         result = evaluate_team(
             model, env, n_eval_episodes=args.n_eval_episodes, deterministic=not args.stochastic, seed=args.seed
         )
-    except (ValueError, TypeError, ImportError) as error:
-        parser.error(str(error))
-    print(f"{run.model_path}, {result.n_episodes} episodes, {'sampled' if args.stochastic else 'most probable'} actions")
+    env.close()
+    print(f"{agent}, {result.n_episodes} episodes, {'sampled' if args.stochastic else 'most probable'} actions")
     print(f"team return  {result.team_return:10.3f} +/- {result.std:.3f} (standard deviation over episodes)")
-    for agent, value in result.agent_returns.items():
-        print(f"{agent:<12} {value:10.3f}")
+    for name, value in result.agent_returns.items():
+        print(f"{name:<12} {value:10.3f}")
     print(f"length       {result.lengths.mean():10.1f} steps")
-    if args.render_dir is not None:
-        stage = make_env(args, run, n_copies=1, render=True)
+    if stage is not None:
         frames = render_episode(model, stage, deterministic=not args.stochastic, max_steps=args.max_frames)
-        write_frames(frames, Path(args.render_dir))
+        write_frames(frames, args.render_dir)
         stage.close()
         print(f"{len(frames)} pictures and episode.gif are in {args.render_dir}")
-    env.close()
     return result
 
 

@@ -1,181 +1,114 @@
 """
-Figures: ``python -m zoo.plots wbc-paper --train --seeds 10`` and ``python -m zoo.plots learning-curve --algo wbc ippo``.
+Figures and tables: ``python -m zoo.plots wbc-paper --train`` and ``python -m zoo.plots learning-curve --algo wbc ippo``.
 
-Figures 1 to 3 of Baheri (2025), *Wasserstein-barycenter consensus*. Every training run is kept in a file of its own, so
-that an interrupted comparison goes on where it stopped, and drawing costs seconds.
+Every training run is kept in a file of its own, so that an interrupted comparison goes on where it stopped, and drawing
+costs seconds.
 """
 
 import argparse
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
-from zoo.drawing.figures import (
-    bootstrap_band,
-    draw_evaluations,
-    draw_learning_curves,
-    draw_policy_maps,
-    draw_state_probabilities,
-)
-from zoo.runs.job import ESTIMATORS, METHODS, NAVIGATION, Job, Method, RunResult, is_finished, load_run, train_runs
+from zoo.benchmarks.sb3 import SPREAD
+from zoo.config.command import count, count_or_default, device, make_parser, mistakes
+from zoo.drawing.curves import draw_evaluations
+from zoo.drawing.tables import write_tables
+from zoo.papers.wbc.comparisons import ESTIMATORS, NAVIGATION, PAPER
+from zoo.runs.comparison import Comparison, finished_run, train_jobs
+from zoo.runs.folders import numbered_runs, run_name
 
-# Variants of the hyperparameter entries, and what titles say of them.
-HETEROGENEOUS = {
-    "dynamics": "agents of different speed and size",
-    "roles": "agents with turned moves",
-    "both": "agents of different speed, size and moves",
-}
+#: Name on the command line; a paper's figures are called ``<algo>-paper``.
+COMPARISONS: dict[str, Comparison[Any]] = {"wbc-paper": PAPER, "wbc-estimators": ESTIMATORS, "spread": SPREAD}
 
 
-def paper_jobs(args: argparse.Namespace) -> list[Job]:
+def compare(comparison: Comparison[Any], args: argparse.Namespace, parser: argparse.ArgumentParser) -> None:
     """
-    List the runs behind the figures.
+    Train if asked to, and draw every run that is finished.
 
+    :param comparison: what is compared
     :param args: the command line
-    :return: every method with every seed
+    :param parser: to tell mistakes with
     """
-    folder = Path(args.out) / "runs" / (args.heterogeneous or "homogeneous")
-    return [
-        Job(
-            method=method,
-            seed=seed,
-            folder=str(folder),
-            n_timesteps=args.n_timesteps,
-            team=args.heterogeneous,
-            device=args.device,
-        )
-        for seed in range(args.seeds)
-        for method in args.methods
-    ]
-
-
-def wbc_paper(args: argparse.Namespace) -> None:
-    """
-    Draw the WBC paper's figures.
-
-    :param args: the command line
-    :raises SystemExit: if nothing was trained yet
-    """
-    runs = _runs(args, METHODS)
-    runs = {method.label: runs[method.label] for method in METHODS.values() if method.label in runs}
-    suffix = f"_{args.heterogeneous}" if args.heterogeneous else ""
-    out = Path(args.out)
-    # One run stands for each method: that of the median evaluation, neither the luckiest nor the worst.
-    typical = {label: seeds[_median(seeds)] for label, seeds in runs.items()}
-    pair: dict[str, RunResult] = {label: typical[label] for label in ("WBC", "IPPO") if label in typical} or typical
-    draw_policy_maps(pair, out / f"figure1_policy_maps{suffix}.png")
-    draw_state_probabilities(pair, out / f"figure2_action_probabilities{suffix}.png")
-    kind = HETEROGENEOUS.get(args.heterogeneous, "equal agents")
-    draw_learning_curves(
-        runs, out / f"figure3_learning_curves{suffix}.png", title=f"Cooperative navigation, three agents, {kind}"
-    )
-    print(summary(runs))
-    print(f"Figures are in {out}")
-
-
-def wbc_estimators(args: argparse.Namespace) -> None:
-    """
-    Compare the forms of the consensus.
-
-    :param args: the command line
-    :raises SystemExit: if nothing was trained yet
-    """
-    print(summary(_runs(args, ESTIMATORS)))
-
-
-def _runs(args: argparse.Namespace, methods: Mapping[str, Method]) -> dict[str, list[RunResult]]:
-    """Train if asked to, and load every run that is finished, by the label of its method."""
-    jobs = paper_jobs(args)
-    if args.train:
-        train_runs(jobs, n_processes=args.jobs)
-    runs: dict[str, list[RunResult]] = {}
-    for job in jobs:
-        if is_finished(job):
-            runs.setdefault(methods[job.method].label, []).append(load_run(job.path))
-    if not runs:
-        raise SystemExit(f"no finished runs with these hyperparameters in {jobs[0].folder}; add --train")
-    return runs
-
-
-def _median(seeds: Sequence[RunResult]) -> int:
-    return int(np.argsort([run.evaluation.mean() for run in seeds])[len(seeds) // 2])
-
-
-def summary(runs: Mapping[str, Sequence[RunResult]]) -> str:
-    """
-    Compare the methods, mean over seeds with 95 % bootstrap intervals.
-
-    :param runs: by label
-    :return: a Markdown table
-    """
-    lines = [
-        "| method | seeds | training, whole curve | training, last 10 rollouts | evaluation | CPU seconds per run |",
-        "|---|---|---|---|---|---|",
-    ]
-    for label, seeds in runs.items():
-        columns = [
-            np.array([run.rewards.mean() for run in seeds]),
-            np.array([run.rewards[-10:].mean() for run in seeds]),
-            np.array([run.evaluation.mean() for run in seeds]),
+    team = getattr(args, "heterogeneous", None)
+    folder = Path(args.out) / "runs" / (team or "homogeneous" if comparison.teams else "")
+    overrides = {} if args.n_timesteps == -1 else {"n_timesteps": args.n_timesteps}
+    with mistakes(parser):
+        jobs = [
+            (comparison.methods[name].label, comparison.job(name, seed, folder, team, overrides=overrides, device=args.device))
+            for seed in range(args.seeds)
+            for name in comparison.methods
+            if name in args.methods
         ]
-        cells = []
-        for values in columns:
-            lower, upper = bootstrap_band(values[:, None])
-            cells.append(f"{values.mean():.3f} [{lower[0]:.3f}, {upper[0]:.3f}]")
-        seconds = np.mean([run.cpu_seconds for run in seeds])
-        lines.append(f"| {label} | {len(seeds)} | {' | '.join(cells)} | {seconds:.0f} |")
-    random = np.mean([run.random.mean() for seeds in runs.values() for run in seeds])
-    lines.append(f"| random policy | - | - | - | {random:.3f} | - |")
-    return "\n".join(lines)
+        if args.train:
+            folder.mkdir(parents=True, exist_ok=True)
+    if args.train:
+        train_jobs([job for _, job in jobs], comparison.result, n_episodes=args.eval_episodes, n_processes=args.jobs)
+    runs: dict[str, list[Any]] = {}
+    with mistakes(parser):
+        for label, job in jobs:
+            found = finished_run(job, comparison.result, args.eval_episodes)
+            if found is not None:
+                runs.setdefault(label, []).append(found)
+        if not runs:
+            raise ValueError(f"no finished runs with these hyperparameters in {folder}; add --train")
+    text = comparison.report(runs, args)
+    print(text)
+    write_tables(text, args.tables)
 
 
-def learning_curve(args: argparse.Namespace) -> None:
+def learning_curve(args: argparse.Namespace, parser: argparse.ArgumentParser) -> None:
     """
     Draw what ``zoo.train`` measured while it trained.
 
     :param args: the command line
-    :raises SystemExit: if there are no evaluations
+    :param parser: to tell mistakes with
     """
     curves = {}
-    for algo in args.algo:
-        # The folder's name is the id with dashes, and the number of the run.
-        for path in sorted(Path(args.log_folder, algo).glob(f"{args.env.replace('/', '-')}_*/evaluations.npz")):
-            with np.load(path, allow_pickle=False) as stored:
-                curves[f"{algo}, run {path.parent.name.rsplit('_', 1)[1]}"] = (
-                    stored["timesteps"],
-                    stored["results"].mean(1),
-                )
-    if not curves:
-        raise SystemExit(f"no evaluations of {args.algo} on {args.env} in {args.log_folder!r}; train with zoo.train first")
+    with mistakes(parser):
+        for algo in args.algo:
+            for number, run in numbered_runs(Path(args.log_folder, algo), run_name(args.env)).items():
+                path = run / "evaluations.npz"
+                if path.is_file():
+                    try:
+                        with np.load(path, allow_pickle=False) as stored:
+                            curves[f"{algo}, run {number}"] = (stored["timesteps"], stored["results"].mean(1))
+                    except Exception as error:
+                        raise ValueError(f"{str(path)!r} holds no evaluations: {error}") from error
+        if not curves:
+            raise ValueError(f"no evaluations of {args.algo} on {args.env} in {args.log_folder!r}; train with zoo.train first")
+        Path(args.out).parent.mkdir(parents=True, exist_ok=True)
     draw_evaluations(curves, Path(args.out), title=args.env)
     print(f"Drew {len(curves)} runs to {args.out}")
 
 
-def _add_run_options(parser: argparse.ArgumentParser, methods: list[str]) -> None:
-    parser.add_argument("--train", action="store_true", help="train the runs that do not exist yet")
-    parser.add_argument("--seeds", type=int, default=10, help="seeds 0 .. SEEDS - 1 of every method")
-    parser.add_argument("--methods", nargs="+", choices=sorted(methods), default=methods)
-    parser.add_argument(
-        "--heterogeneous", nargs="?", const="dynamics", choices=sorted(HETEROGENEOUS), help="how the agents differ"
-    )
-    parser.add_argument("-n", "--n-timesteps", type=int, default=None, help="agent-steps instead of the YAML entry's")
-    parser.add_argument("--jobs", type=int, default=2, help="training processes, one thread each")
-    parser.add_argument("--device", default="cpu")
-    parser.add_argument("--out", default="runs/wbc-paper", help="folder for runs and figures")
+def _add_comparison(parser: argparse.ArgumentParser, comparison: Comparison[Any]) -> None:
+    add = parser.add_argument
+    add("--train", action="store_true", help="train the runs that do not exist yet")
+    add("--seeds", type=count, default=comparison.seeds, help="seeds 0 .. SEEDS - 1 of every method")
+    add("--methods", nargs="+", choices=sorted(comparison.methods), default=[*comparison.methods])
+    if comparison.teams:
+        teams = sorted(comparison.teams)
+        add("--heterogeneous", nargs="?", const="dynamics", choices=teams, help="how the agents differ")
+    add("-n", "--n-timesteps", type=count_or_default, default=-1, help="agent-steps instead of the YAML entry's")
+    add("--eval-episodes", type=count, default=200, help="episodes of each evaluation")
+    add("--jobs", type=count, default=2, help="training processes, one thread each")
+    add("--device", type=device, default="cpu")
+    add("--out", default=comparison.folder, help="folder for runs and figures")
+    add("--tables", type=Path, default=None, help="write the table to this file as well")
+    parser.set_defaults(draw=partial(compare, comparison))
 
 
-def make_parser() -> argparse.ArgumentParser:
+def parser_of_figures() -> argparse.ArgumentParser:
     """Describe the command line."""
-    parser = argparse.ArgumentParser(prog="python -m zoo.plots", description="Draw figures.")
+    parser = make_parser("zoo.plots", "Draw figures.")
     figures = parser.add_subparsers(required=True, metavar="FIGURE")
-    paper = figures.add_parser("wbc-paper", help="Figures 1 to 3 of the WBC paper")
-    _add_run_options(paper, list(METHODS))
-    paper.set_defaults(draw=wbc_paper)
-    estimators = figures.add_parser("wbc-estimators", help="table of the forms of the consensus")
-    _add_run_options(estimators, list(ESTIMATORS))
-    estimators.set_defaults(draw=wbc_estimators)
-    curve = figures.add_parser("learning-curve", help="evaluations of runs by zoo.train")
+    for name, comparison in COMPARISONS.items():
+        _add_comparison(figures.add_parser(name, help=comparison.help, allow_abbrev=False), comparison)
+    curve = figures.add_parser("learning-curve", help="evaluations of runs by zoo.train", allow_abbrev=False)
     curve.add_argument("--algo", nargs="+", default=["wbc", "ippo"])
     curve.add_argument("--env", default=NAVIGATION)
     curve.add_argument("-f", "--log-folder", default="logs")
@@ -190,11 +123,9 @@ def main(argv: Sequence[str] | None = None) -> None:
 
     :param argv: the arguments; those of the process when omitted
     """
-    parser = make_parser()
+    parser = parser_of_figures()
     args = parser.parse_args(argv)
-    if getattr(args, "seeds", 1) < 1 or getattr(args, "jobs", 1) < 1:
-        parser.error("--seeds and --jobs must be at least 1")
-    args.draw(args)
+    args.draw(args, parser)
 
 
 if __name__ == "__main__":

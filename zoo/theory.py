@@ -7,66 +7,35 @@ Theorem 3.1, that consensus without rewards contracts the team geometrically, is
 """
 
 import argparse
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
-import torch as th
+from zoo.config.command import make_parser, mistakes, number
+from zoo.drawing.tables import Table, one_thread, write_tables
+from zoo.papers.wbc.concentration import rate
+from zoo.papers.wbc.contraction import contraction
+from zoo.papers.wbc.own_support import supports
 
-from zoo.drawing.tables import Table, write_tables
-from zoo.papers.wbc.concentration import draw_rate, measure_rate, rate_table
-from zoo.papers.wbc.contraction import contraction_tables, draw_contraction, measure_contraction
-from zoo.papers.wbc.own_support import support_tables
-
-
-def contraction(args: argparse.Namespace) -> list[Table]:
-    """
-    Measure and draw Theorem 3.1.
-
-    :param args: the command line
-    :return: the tables
-    """
-    result = measure_contraction(n_seeds=args.seeds, quick=args.quick)
-    draw_contraction(result, args.out / "theorem31.png")
-    return contraction_tables(result)
+#: Measurement, its usual number of seeds and what it shows; each takes the command line and returns its tables.
+THEOREMS: dict[str, tuple[Callable[[argparse.Namespace], list[Table]], int, str]] = {
+    "contraction": (contraction, 5, "Theorem 3.1: disagreement falls geometrically"),
+    "rate": (rate, 10, "Theorem 3.2: the error of a barycenter of m samples falls like 1 / m"),
+    "supports": (supports, 3, "what consensus on the agents' own states does to their policies"),
+}
 
 
-def rate(args: argparse.Namespace) -> list[Table]:
-    """
-    Measure and draw Theorem 3.2.
-
-    :param args: the command line
-    :return: the table
-    """
-    fits = [fit for p in (1.0, 2.0) for fit in measure_rate(p, n_seeds=args.seeds, quick=args.quick)]
-    draw_rate(fits, args.out / "theorem32.png")
-    return [rate_table(fits)]
-
-
-def supports(args: argparse.Namespace) -> list[Table]:
-    """
-    Show what consensus on the agents' own states does.
-
-    :param args: the command line
-    :return: the tables
-    """
-    return support_tables(n_seeds=args.seeds, quick=args.quick)
-
-
-def make_parser() -> argparse.ArgumentParser:
+def parser_of_theorems() -> argparse.ArgumentParser:
     """Describe the command line."""
-    parser = argparse.ArgumentParser(prog="python -m zoo.theory", description="Measure the theorems of the WBC paper.")
+    parser = make_parser("zoo.theory", "Measure the theorems of the WBC paper.")
     theorems = parser.add_subparsers(required=True, metavar="THEOREM")
-    for name, function, n_seeds, text in (
-        ("contraction", contraction, 5, "Theorem 3.1: disagreement falls geometrically"),
-        ("rate", rate, 10, "Theorem 3.2: the error of a barycenter of m samples falls like 1 / m"),
-        ("supports", supports, 3, "what consensus on the agents' own states does to their policies"),
-    ):
-        theorem = theorems.add_parser(name, help=text)
-        theorem.add_argument("--seeds", type=int, default=n_seeds, help="seeds 0 .. SEEDS - 1")
+    for name, (measure, n_seeds, text) in THEOREMS.items():
+        theorem = theorems.add_parser(name, help=text, allow_abbrev=False)
+        # The spread over the seeds is part of the result.
+        theorem.add_argument("--seeds", type=number(2), default=n_seeds, help="seeds 0 .. SEEDS - 1")
         theorem.add_argument("--quick", action="store_true", help="a small part, to see that everything runs")
         theorem.add_argument("--out", type=Path, default=Path("docs/_static"), help="folder of the figure")
         theorem.add_argument("--tables", type=Path, default=None, help="write the tables to this file as well")
-        theorem.set_defaults(run=function)
+        theorem.set_defaults(measure=measure)
     return parser
 
 
@@ -76,16 +45,12 @@ def main(argv: Sequence[str] | None = None) -> None:
 
     :param argv: the arguments; those of the process when omitted
     """
-    parser = make_parser()
+    parser = parser_of_theorems()
     args = parser.parse_args(argv)
-    if args.seeds < 2:
-        parser.error(f"--seeds must be at least 2, got {args.seeds}: the spread is part of the result")
-    threads = th.get_num_threads()
-    th.set_num_threads(1)
-    try:
-        text = "\n\n".join(table.markdown() for table in args.run(args)) + "\n"
-    finally:
-        th.set_num_threads(threads)
+    with mistakes(parser):
+        args.out.mkdir(parents=True, exist_ok=True)
+    with one_thread():
+        text = "\n\n".join(table.markdown() for table in args.measure(args)) + "\n"
     print(text)
     write_tables(text, args.tables)
 

@@ -7,54 +7,133 @@ The options are rl_zoo3's; steps are agent-steps, as in Stable-Baselines3 under 
 import argparse
 import importlib
 import secrets
-import uuid
+import shlex
+import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch as th
+import yaml
+from stable_baselines3.common.base_class import BaseAlgorithm
+from stable_baselines3.common.callbacks import BaseCallback, CheckpointCallback
 from stable_baselines3.common.utils import set_random_seed
+from stable_baselines3.common.vec_env import VecEnv
 
-from zoo.config.entries import StoreAssignments
+from otbaselines.common.evaluation.team import TeamEvalCallback
+from otbaselines.common.saving.normalizer import SaveNormalizer
+from zoo.config import command
+from zoo.config.command import StoreAssignments, count, count_or_default
+from zoo.config.entries import merge
 from zoo.config.registry import ALGOS
-from zoo.runs.experiment import TeamExperimentManager
+from zoo.runs.folders import new_folder, run_name, write_yaml
+from zoo.runs.job import Job
+from zoo.runs.keeping import learn_and_keep
 
 
 def make_parser() -> argparse.ArgumentParser:
     """Describe the command line."""
-    parser = argparse.ArgumentParser(prog="python -m zoo.train", description="Train an agent or a team and keep the run.")
+    parser = command.make_parser("zoo.train", "Train an agent or a team and keep the run.")
     add = parser.add_argument
+    seed = command.number(0, command.MAX_SEED, unset=(-1,))
+    assignments: dict[str, Any] = {"nargs": "+", "action": StoreAssignments, "default": {}, "metavar": "KEY:VALUE"}
     add("--algo", default="wbc", choices=sorted(ALGOS), help="algorithm")
     add("--env", default="otbaselines/Navigation-v0", help="environment id, as make_vec_env takes it")
     add("--variant", nargs="+", default=[], help="variants of the hyperparameter entry, such as `sharing` or `kl`")
-    add("-n", "--n-timesteps", type=int, default=-1, help="agent-steps of training instead of the entry's")
-    add("--seed", type=int, default=-1, help="seed of everything random; drawn when negative")
+    add("-n", "--n-timesteps", type=count_or_default, default=-1, help="agent-steps of training instead of the entry's")
+    add("--seed", type=seed, default=-1, help="seed of everything random; drawn when -1")
     add("-f", "--log-folder", default="logs", help="folder in which runs are collected")
     add("-tb", "--tensorboard-log", default="", help="folder of the TensorBoard log")
     add("-i", "--trained-agent", default="", help="saved agent (.zip) to go on with")
-    add("--eval-freq", type=int, default=25_000, help="agent-steps between evaluations; none when negative")
-    add("--eval-episodes", type=int, default=20, help="episodes of each evaluation")
-    add("--n-eval-envs", type=int, default=10, help="copies that play them")
-    add("--save-freq", type=int, default=-1, help="agent-steps between checkpoints; none when negative")
-    add("--log-interval", type=int, default=-1, help="iterations between log entries; -2 for no log")
-    add("--device", default="auto", help="cpu, cuda or auto")
+    add("--eval-freq", type=count_or_default, default=25_000, help="agent-steps between evaluations; none when -1")
+    add("--eval-episodes", type=count, default=20, help="episodes of each evaluation")
+    add("--n-eval-envs", type=count, default=10, help="copies that play them")
+    add("--save-freq", type=count_or_default, default=-1, help="agent-steps between checkpoints; none when -1")
+    log_interval = command.number(1, unset=(-1, -2))
+    add("--log-interval", type=log_interval, default=-1, help="iterations between log entries; -2 for no log")
+    add("--device", type=command.device, default="auto", help="cpu, cuda or auto")
     add("--vec-env", default="auto", choices=["auto", "tensor", "parallel", "subproc"], help="backend of the environments")
-    add("--num-threads", type=int, default=-1, help="threads of PyTorch; small networks run best on 1")
-    add("--verbose", type=int, default=1, help="0 silent, 1 information")
-    add("--env-kwargs", nargs="+", action=StoreAssignments, metavar="KEY:VALUE", help="arguments of the environment")
-    add("--eval-env-kwargs", nargs="+", action=StoreAssignments, metavar="KEY:VALUE", help="other ones for evaluations")
-    add(
-        "-params",
-        "--hyperparams",
-        nargs="+",
-        action=StoreAssignments,
-        metavar="KEY:VALUE",
-        help="changed hyperparameters, such as learning_rate:0.001 policy_kwargs.net_arch:[32,32]",
-    )
+    threads = command.number(1, 1024, unset=(-1,))
+    add("--num-threads", type=threads, default=-1, help="threads of PyTorch; small networks run best on 1")
+    add("--verbose", type=int, choices=[0, 1, 2], default=1, help="0 silent, 1 information, 2 where mistakes were found")
+    add("--env-kwargs", **assignments, help="arguments of the environment")
+    add("--eval-env-kwargs", **assignments, help="other ones for evaluations")
+    params = "changed hyperparameters, such as learning_rate:0.001 policy_kwargs.net_arch:[32,32]"
+    add("-params", "--hyperparams", **assignments, help=params)
     add("-conf", "--conf-file", default=None, help="another YAML file of hyperparameters")
     add("--gym-packages", nargs="+", default=[], help="packages to import first, because they register environments")
-    add("-uuid", "--uuid", action="store_true", help="make the run's folder unique among parallel runs")
     add("-P", "--progress", action="store_true", help="show a progress bar")
     return parser
+
+
+def read_job(args: argparse.Namespace) -> Job:
+    """
+    :param args: the command line
+    :return: the training that it asks for, in the folder of its algorithm
+    :raises ValueError: if the hyperparameters or a trained agent cannot be found
+    """
+    if args.trained_agent and not (args.trained_agent.endswith(".zip") and Path(args.trained_agent).is_file()):
+        raise ValueError(f"--trained-agent must name an existing .zip file, got {args.trained_agent!r}")
+    overrides = merge(args.hyperparams, {"env_kwargs": args.env_kwargs} if args.env_kwargs else {})
+    if args.n_timesteps != -1:
+        overrides["n_timesteps"] = args.n_timesteps
+    return Job.read(
+        args.algo,
+        args.env,
+        variants=args.variant,
+        overrides=overrides,
+        path=args.conf_file,
+        seed=args.seed,
+        folder=Path(args.log_folder, args.algo),
+        name=run_name(args.env),
+        trained_agent=Path(args.trained_agent) if args.trained_agent else None,
+        eval_env_kwargs=args.eval_env_kwargs,
+        device=args.device,
+        backend=args.vec_env,
+    )
+
+
+def make_callbacks(args: argparse.Namespace, job: Job, model: BaseAlgorithm, eval_env: VecEnv | None) -> list[BaseCallback]:
+    """
+    Checkpoints and evaluations, with frequencies given in agent-steps.
+
+    :param args: the command line
+    :param job: whose folder exists
+    :param model: to be trained
+    :param eval_env: copies to play the evaluations
+    :return: the callbacks
+    """
+    callbacks: list[BaseCallback] = []
+    if args.save_freq > 0:
+        frequency = max(args.save_freq // model.n_envs, 1)
+        callbacks.append(CheckpointCallback(frequency, str(job.folder), name_prefix="rl_model", verbose=args.verbose))
+    if eval_env is not None:
+        callbacks.append(
+            TeamEvalCallback(
+                eval_env,
+                callback_on_new_best=SaveNormalizer(job.parameters),
+                best_model_save_path=str(job.folder),
+                n_eval_episodes=args.eval_episodes,
+                log_path=str(job.folder),
+                eval_freq=max(args.eval_freq // model.n_envs, 1),
+                verbose=args.verbose,
+            )
+        )
+    return callbacks
+
+
+def record(args: argparse.Namespace, job: Job) -> None:
+    """
+    Write the command and the hyperparameters beside the run.
+
+    :param args: the command line
+    :param job: whose folder exists
+    """
+    write_yaml(job.parameters / "config.yml", dict(job.entry))
+    write_yaml(job.parameters / "args.yml", vars(args))
+    command_line = f"python -m zoo.train {shlex.join(sys.argv[1:])}\n"
+    (job.parameters / "command.txt").write_text(command_line, encoding="utf-8")
 
 
 def train(argv: Sequence[str] | None = None) -> Path:
@@ -66,48 +145,41 @@ def train(argv: Sequence[str] | None = None) -> Path:
     """
     parser = make_parser()
     args = parser.parse_args(argv)
-    for package in args.gym_packages:
-        importlib.import_module(package)
-    if args.seed < 0:
+    if args.seed == -1:
         args.seed = secrets.randbelow(2**31)
     set_random_seed(args.seed)
     if args.num_threads > 0:
         th.set_num_threads(args.num_threads)
+    eval_env = None
+    # A run that fails in its set-up leaves no folder.
+    with command.mistakes(parser, traceback=args.verbose > 1):
+        for package in args.gym_packages:
+            importlib.import_module(package)
+        job = read_job(args)
+        if args.verbose > 0:
+            print(yaml.safe_dump(dict(job.entry), sort_keys=True).rstrip())
+        tensorboard_log = str(Path(args.tensorboard_log, job.name)) if args.tensorboard_log else None
+        model = job.build(verbose=args.verbose, tensorboard_log=tensorboard_log)
+        if args.eval_freq > 0:
+            eval_env = job.make_env(args.n_eval_envs, evaluation=True)
+        if tensorboard_log:
+            Path(tensorboard_log).mkdir(parents=True, exist_ok=True)
+        job = replace(job, folder=new_folder(job.folder, job.name))
+        record(args, job)
+    if args.verbose > 0:
+        print(f"Log path: {job.folder}", flush=True)
+    log: dict[str, Any] = {} if args.log_interval == -1 else {"log_interval": args.log_interval}
+    if args.log_interval == -2:
+        log["log_interval"] = None
     try:
-        manager = TeamExperimentManager(
-            args,
-            args.algo,
-            args.env,
-            args.log_folder,
-            variants=args.variant,
-            backend=args.vec_env,
-            tensorboard_log=args.tensorboard_log,
-            n_timesteps=args.n_timesteps,
-            eval_freq=args.eval_freq,
-            n_eval_episodes=args.eval_episodes,
-            save_freq=args.save_freq,
-            hyperparams=args.hyperparams,
-            env_kwargs=args.env_kwargs,
-            eval_env_kwargs=args.eval_env_kwargs,
-            trained_agent=args.trained_agent,
-            uuid_str=f"_{uuid.uuid4()}" if args.uuid else "",
-            seed=args.seed,
-            log_interval=args.log_interval,
-            verbose=args.verbose,
-            n_eval_envs=args.n_eval_envs,
-            device=args.device,
-            config=args.conf_file,
-            show_progress=args.progress,
-        )
-        setup = manager.setup_experiment()
-    except (ValueError, TypeError, ImportError) as error:
-        # Before training starts, these are the caller's mistakes: the message says what to change, a traceback does not.
-        parser.error(str(error))
-    assert setup is not None
-    model, _ = setup
-    manager.learn(model)
-    manager.save_trained_model(model)
-    return Path(manager.save_path)
+        learn_and_keep(job, model, callback=make_callbacks(args, job, model, eval_env), progress_bar=args.progress, **log)
+    finally:
+        for env in (model.env, eval_env):
+            if env is not None:
+                env.close()
+    if args.verbose > 0:
+        print(f"Saved to {job.folder}")
+    return job.folder
 
 
 if __name__ == "__main__":

@@ -38,7 +38,7 @@ def test_a_run_leaves_its_files_where_the_grammar_says(trained: Path) -> None:
     expected = {f"{NAME}.zip", "best_model.zip", "evaluations.npz", "rl_model_2400_steps.zip", "rl_model_4800_steps.zip"}
     assert {path.name for path in run.iterdir() if path.is_file()} == expected
     parameters = {path.name for path in (run / NAME).iterdir()}
-    assert parameters == {"config.yml", "args.yml", "command.txt", "vecnormalize.npz"}
+    assert parameters == {"config.yml", "args.yml", "command.txt", "status.yml", "vecnormalize.npz"}
 
 
 def test_evaluations_are_counted_in_agent_steps(trained: Path) -> None:

@@ -1,5 +1,5 @@
 """
-Times the transport layer against POT: ``python -m zoo.benchmarks.transport [--quick]``.
+Times the transport layer against POT: ``python -m zoo.benchmark --only transport``.
 
 Every comparison is of equal accuracy: both solvers stop at the same error, and POT is given the loosest threshold that
 reaches it. Times are CPU seconds of one thread, the median of repeats that alternate between the two.
@@ -7,12 +7,8 @@ reaches it. Times are CPU seconds of one thread, the median of repeats that alte
 
 from __future__ import annotations
 
-import argparse
-import os
 import statistics
-import sys
 import time
-import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -23,7 +19,7 @@ import numpy.typing as npt
 import torch as th
 
 from otbaselines import ot
-from zoo.drawing.tables import Table
+from zoo.drawing.tables import Table, one_thread
 
 Array = npt.NDArray[np.float64]
 TOLERANCE = 1e-6
@@ -321,31 +317,5 @@ def run(quick: bool = False) -> list[Table]:
     :param quick: whether to make do with small problems, for a smoke test
     :return: all tables
     """
-    if os.environ.get("OMP_NUM_THREADS") != "1":
-        # NumPy's threads spin while they wait, which would count as POT's CPU time.
-        warnings.warn(
-            "set OMP_NUM_THREADS=1: NumPy reads it when it is imported, POT's times are inflated otherwise", stacklevel=2
-        )
-    threads = th.get_num_threads()
-    th.set_num_threads(1)
-    try:
-        sections = (benchmark_barycenter, benchmark_pairs, benchmark_sliced, benchmark_discrete)
-        return [section(quick) for section in sections]
-    finally:
-        th.set_num_threads(threads)
-
-
-def main() -> None:
-    """Parse the command line and print."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--quick", action="store_true", help="small problems only")
-    arguments = parser.parse_args()
-    if os.environ.get("OMP_NUM_THREADS") != "1":
-        command = [sys.executable, "-m", "zoo.benchmarks.transport", *sys.argv[1:]]
-        os.execve(sys.executable, command, os.environ | {"OMP_NUM_THREADS": "1"})
-    for table in run(arguments.quick):
-        print(table.markdown(), end="\n\n")
-
-
-if __name__ == "__main__":
-    main()
+    with one_thread():
+        return [section(quick) for section in (benchmark_barycenter, benchmark_pairs, benchmark_sliced, benchmark_discrete)]

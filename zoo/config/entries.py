@@ -1,13 +1,11 @@
 """
-Hyperparameters as plain values: read from YAML with ``safe_load`` and from the command line with ``literal_eval``.
+Hyperparameters as plain values, read from YAML with ``safe_load``.
 
 rl_zoo3 calls ``eval`` on several strings of its YAML files and of the command line, and reads saved configurations with
 ``yaml.UnsafeLoader``. Nothing here is ever evaluated.
 """
 
-import argparse
-import ast
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,6 +15,10 @@ import yaml
 from otbaselines.common.saving.classes import class_from_name
 
 HYPERPARAMS = Path(__file__).parent.parent / "hyperparams"
+# More than any entry holds, and few enough that a file whose anchors multiply or contain themselves is refused at once.
+MAX_VALUES = 10_000
+# Arguments of the constructors that have options of their own on the command line.
+NOT_HYPERPARAMETERS = ("seed", "device", "env", "verbose", "tensorboard_log")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,54 +38,6 @@ class RunConfig:
     env_kwargs: dict[str, Any]
     normalize: dict[str, Any] | None
     model_kwargs: dict[str, Any]
-
-
-def parse_value(text: str) -> Any:
-    """
-    Read one value of the command line: a Python literal, or else text.
-
-    :param text: such as ``0.5``, ``None``, ``[64, 64]``, ``{'n_agents': 5}`` or ``lin_0.5``
-    :return: the value
-    :raises ValueError: if the text looks like code
-    """
-    words = {"true": True, "false": False, "null": None, "none": None}
-    if text.lower() in words:
-        return words[text.lower()]
-    try:
-        return ast.literal_eval(text)
-    except (ValueError, SyntaxError):
-        pass
-    if any(character in text for character in "()[]{}=;"):
-        raise ValueError(f"{text!r} is not a plain value; write a number, text, a list or a dict of these")
-    return text
-
-
-class StoreAssignments(argparse.Action):
-    """Collect ``key:value`` arguments into a dictionary; a key with dots reaches into nested ones."""
-
-    def __call__(
-        self,
-        parser: argparse.ArgumentParser,
-        namespace: argparse.Namespace,
-        values: str | Sequence[Any] | None,
-        option_string: str | None = None,
-    ) -> None:
-        """Parse the values of one option."""
-        stored: dict[str, Any] = {}
-        for assignment in values or ():
-            key, separator, text = str(assignment).partition(":")
-            if not separator or not key:
-                parser.error(f"argument {option_string}: expected key:value, got {assignment!r}")
-            try:
-                value = parse_value(text)
-            except ValueError as error:
-                parser.error(f"argument {option_string}: {error}")
-            *outer, last = key.split(".")
-            target = stored
-            for name in outer:
-                target = target.setdefault(name, {})
-            target[last] = value
-        setattr(namespace, self.dest, stored)
 
 
 def merge(base: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
@@ -122,23 +76,50 @@ def read_entry(
     :return: the entry as it can be written to YAML again
     :raises ValueError: if there is no entry, the variant is unknown, or a number was written as text
     """
-    file = Path(path) if path is not None else HYPERPARAMS / f"{algo}.yml"
-    if file.suffix not in (".yml", ".yaml") or not file.is_file():
-        raise ValueError(f"hyperparameters are read from a YAML file, but {str(file)!r} is none")
-    entries = yaml.safe_load(file.read_text(encoding="utf-8")) or {}
-    # MPE tasks are known under both spellings; file names are easier with the dash.
-    spellings = (env_id, "-v".join(env_id.rsplit("_v", 1)), "default")
-    entry = next((dict(entries[name]) for name in spellings if name in entries), None)
-    if entry is None:
-        raise ValueError(f"{file.name} has no entry for {env_id!r} and no 'default'; it has {sorted(entries)}")
-    known = entry.pop("variants", None) or {}
+    entries = read_yaml(Path(path) if path is not None else HYPERPARAMS / f"{algo}.yml")
+    file = Path(path or f"{algo}.yml").name
+    entry = next((entries[name] for name in (env_id, canonical(env_id), "default") if name in entries), None)
+    if not isinstance(entry, Mapping):
+        raise ValueError(f"{file} has no entry of values for {env_id!r} and no 'default'; it has {sorted(entries)}")
+    known = entry.get("variants") or {}
+    entry = {name: value for name, value in entry.items() if name != "variants"}
     for variant in variants:
-        if variant not in known:
-            raise ValueError(f"the variant {variant!r} of {env_id!r} is unknown in {file.name}; it has {sorted(known)}")
+        if not isinstance(known, Mapping) or not isinstance(known.get(variant), Mapping):
+            raise ValueError(f"the variant {variant!r} of {env_id!r} is unknown in {file}; it has {sorted(known)}")
         entry = merge(entry, known[variant])
     entry = merge(entry, overrides or {})
-    _refuse_numbers_as_text(entry)
+    for name, value in _leaves(entry):
+        _refuse_number_as_text(name, value)
     return entry
+
+
+def canonical(env_id: str) -> str:
+    """
+    :param env_id: an id
+    :return: MPE's tasks are known as ``_v3`` and ``-v3``; entries and folders have the dash
+    """
+    return "-v".join(env_id.rsplit("_v", 1))
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """
+    Read a file of plain values.
+
+    :param path: a ``.yml`` or ``.yaml`` file that holds a dictionary
+    :return: the dictionary
+    :raises ValueError: if there is no such file, or its content is anything else
+    """
+    if path.suffix not in (".yml", ".yaml") or not path.is_file():
+        raise ValueError(f"values are read from a YAML file, but {str(path)!r} is none")
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+        if not isinstance(values, dict) or not all(isinstance(name, str) for name in values):
+            raise ValueError("it must be a dictionary with text as keys")
+        for _ in _leaves(values):
+            pass
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        raise ValueError(f"{str(path)!r} cannot be read as YAML of plain values: {error}") from error
+    return values
 
 
 def split_entry(entry: Mapping[str, Any]) -> RunConfig:
@@ -147,21 +128,21 @@ def split_entry(entry: Mapping[str, Any]) -> RunConfig:
 
     :param entry: as :func:`read_entry` returns it
     :return: the parts
-    :raises ValueError: if the number of steps is missing, or a part that must be a dictionary is not
+    :raises ValueError: if the number of steps is missing, or a value is not of the kind that it must be
     """
     rest = dict(entry)
     if "n_timesteps" not in rest:
         raise ValueError("the hyperparameters lack `n_timesteps`, the agent-steps of training")
-    n_timesteps, n_envs = int(rest.pop("n_timesteps")), int(rest.pop("n_envs", 8))
+    n_timesteps, n_envs = (_count(name, rest.pop(name, 8)) for name in ("n_timesteps", "n_envs"))
     env_kwargs, normalize = rest.pop("env_kwargs", None) or {}, rest.pop("normalize", None)
-    if normalize is True:
-        normalize = {}
-    elif not normalize and not isinstance(normalize, Mapping):
-        normalize = None
+    normalize = {} if normalize is True else None if normalize is False else normalize
     policy_kwargs = rest.get("policy_kwargs")
     for name, value in (("env_kwargs", env_kwargs), ("normalize", normalize), ("policy_kwargs", policy_kwargs)):
         if value is not None and not isinstance(value, Mapping):
             raise ValueError(f"`{name}` must be a dictionary of plain values, got {value!r}; nothing is evaluated")
+    for name in NOT_HYPERPARAMETERS:
+        if name in rest:
+            raise ValueError(f"`{name}` is no hyperparameter; it has an option of its own on the command line")
     if normalize is not None and "gamma" in rest:
         # The scale of the returns must be measured with the discount that the critic uses.
         normalize = {**normalize, "gamma": rest["gamma"]}
@@ -173,20 +154,38 @@ def split_entry(entry: Mapping[str, Any]) -> RunConfig:
     )
 
 
+def _count(name: str, value: Any) -> int:
+    # YAML reads 1.0e6 as a float, which is a number of steps all the same.
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or value != value // 1 or not 1 <= value < 2**53:
+        raise ValueError(f"`{name}` must be a positive integer, got {value!r}")
+    return int(value)
+
+
 def _named_class(value: Any) -> Any:
     """A class where the value is a dotted name such as ``torch.nn.ReLU``; only inside the packages that saving trusts."""
     return class_from_name(value) if isinstance(value, str) and "." in value else value
 
 
-def _refuse_numbers_as_text(values: Mapping[str, Any], prefix: str = "") -> None:
-    for key, value in values.items():
+def _leaves(values: Mapping[Any, Any]) -> Iterator[tuple[str, Any]]:
+    """Every value that is neither dictionary nor list, with its dotted name."""
+    waiting: list[tuple[str, Any]] = [("", values)]
+    for _ in range(MAX_VALUES):
+        if not waiting:
+            return
+        name, value = waiting.pop()
         if isinstance(value, Mapping):
-            _refuse_numbers_as_text(value, f"{prefix}{key}.")
-        elif isinstance(value, str):
-            try:
-                float(value)
-            except ValueError:
-                continue
-            raise ValueError(
-                f"`{prefix}{key}` is the text {value!r}, because YAML wants a point and a sign in an exponent: write 3.0e-4"
-            )
+            waiting += [(f"{name}.{key}".lstrip("."), inner) for key, inner in value.items()]
+        elif isinstance(value, list):
+            waiting += [(name, inner) for inner in value]
+        else:
+            yield name, value
+    raise ValueError(f"it has more than {MAX_VALUES:,} values, or contains itself")
+
+
+def _refuse_number_as_text(name: str, value: Any) -> None:
+    if isinstance(value, str):
+        try:
+            float(value)
+        except ValueError:
+            return
+        raise ValueError(f"`{name}` is the text {value!r}, because YAML wants a point and a sign in an exponent: write 3.0e-4")

@@ -1,13 +1,32 @@
 """The algorithms that the command line knows, by the name of their folder."""
 
-import rl_zoo3
+from collections.abc import Callable
+from typing import Any
+
+from stable_baselines3 import PPO
 from stable_baselines3.common.base_class import BaseAlgorithm
 
+from otbaselines.common.schedules import parse_schedule
 from otbaselines.ippo import IPPO
 from otbaselines.wbc import WBC
 
 #: Name on the command line, name of the hyperparameter file, name of the output folder.
 ALGOS: dict[str, type[BaseAlgorithm]] = {"ippo": IPPO, "wbc": WBC}
 
-# rl_zoo3 looks algorithms up in a dictionary of its own, which third parties fill in place.
-rl_zoo3.ALGOS.update(ALGOS)
+
+def sb3_ppo(*, share_parameters: bool, learning_rate: Any, **settings: Any) -> PPO:
+    """
+    SB3's PPO with the settings of shared IPPO; it sees every agent of every copy as an environment of its own.
+
+    :param share_parameters: must be true: SB3 knows one policy only
+    :param learning_rate: as IPPO takes it
+    :param settings: further arguments that both have
+    :return: the model
+    """
+    if not share_parameters:
+        raise ValueError("`share_parameters` must be true: SB3's PPO trains one policy for all agents")
+    return PPO(learning_rate=parse_schedule(learning_rate), **settings)
+
+
+#: What comparisons train besides. It is not on the command line: loading what SB3 saved would execute pickles.
+LEARNERS: dict[str, Callable[..., BaseAlgorithm]] = {**ALGOS, "sb3-ppo": sb3_ppo}

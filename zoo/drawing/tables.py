@@ -1,13 +1,17 @@
 """Tables of results, as Markdown."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+
+import torch as th
 
 
 @dataclass(frozen=True)
 class Table:
     """
-    :param title: what was measured
+    :param title: what was measured, if it is to be said
     :param columns: headings
     :param rows: one tuple of cells each
     """
@@ -19,7 +23,8 @@ class Table:
     def markdown(self) -> str:
         """The table as Markdown."""
         lines = [self.columns, tuple("---" for _ in self.columns), *self.rows]
-        return f"**{self.title}**\n\n" + "\n".join("| " + " | ".join(line) + " |" for line in lines)
+        heading = f"**{self.title}**\n\n" if self.title else ""
+        return heading + "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 
 def write_tables(text: str, path: Path | None) -> None:
@@ -32,3 +37,14 @@ def write_tables(text: str, path: Path | None) -> None:
     if path is not None:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(text)
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """Measure on one thread of torch, and leave the number as it was."""
+    threads = th.get_num_threads()
+    th.set_num_threads(1)
+    try:
+        yield
+    finally:
+        th.set_num_threads(threads)

@@ -1,328 +1,141 @@
-"""Training runs on cooperative navigation, kept as files, so that figures are drawn without training again."""
+"""One training: an algorithm with its hyperparameters on an environment, with a seed, and the files that it leaves."""
 
-import json
-import time
-from collections.abc import Sequence
-from concurrent.futures import ProcessPoolExecutor
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from multiprocessing import get_context
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
-import numpy as np
-import torch as th
-from gymnasium import spaces
 from stable_baselines3.common.base_class import BaseAlgorithm
-from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.utils import get_device
+from stable_baselines3.common.vec_env import VecEnv, VecNormalize
 
-from otbaselines.common.evaluation.team import evaluate_team
-from otbaselines.common.saving.archive import atomic_write
+from otbaselines.common.saving.normalizer import FILE_NAME, load_normalizer
 from otbaselines.common.vec_env.make import make_vec_env
-from otbaselines.envs.navigation import MOVES
-from otbaselines.ippo import IPPO
-from otbaselines.wbc import WBC
-from zoo.config.entries import merge, read_entry, split_entry
-
-NAVIGATION = "otbaselines/Navigation-v0"
-ACTIONS = ("stay", "right", "left", "up", "down")
-# Where the policy maps put the target: off the centre, so that a map that ignores it is seen to be wrong.
-MAP_TARGET = (0.0, 0.2)
-EVALUATION_EPISODES = 200
-_CLASSES: dict[str, Any] = {"ippo": IPPO, "wbc": WBC}
-
-Array = np.ndarray[Any, Any]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Method:
-    """
-    One line of the comparison.
-
-    :param name: in file names
-    :param label: in figures
-    :param algo: whose hyperparameter file
-    :param variants: of the entry in that file
-    """
-
-    name: str
-    label: str
-    algo: str
-    variants: tuple[str, ...] = ()
-
-
-#: The methods that the paper compares, in the order of the legend.
-METHODS = {
-    method.name: method
-    for method in (
-        Method(name="wbc", label="WBC", algo="wbc"),
-        Method(name="kl", label="KL consensus", algo="wbc", variants=("kl",)),
-        Method(name="sharing", label="parameter sharing", algo="ippo", variants=("sharing",)),
-        Method(name="ippo", label="IPPO", algo="ippo"),
-    )
-}
-
-#: Further forms of the consensus, for the table of estimators.
-ESTIMATORS = {
-    name: Method(name=name, label=label, algo="wbc", variants=(name,))
-    for name, label in (
-        ("paper", "as printed: own samples, plan, no debiasing, reg 0.1, 0.5"),
-        ("sampled-plan", "own samples, plan, debiased"),
-        ("sampled-potential", "own samples, potential, debiased"),
-        ("sliced", "own samples, sliced, plan"),
-        ("sliced-potential", "own samples, sliced, potential"),
-        ("own", "expected, own states"),
-        ("pooled", "expected, pooled states"),
-        ("biased", "conditional, not debiased"),
-        ("sharp", "conditional, reg 0.2"),
-        ("by-return", "conditional, weighted by return"),
-        ("moves", "conditional, actions placed by their displacements"),
-    )
-}
-
-_ALL = {**METHODS, **ESTIMATORS}
+from zoo.config.entries import RunConfig, read_entry, split_entry
+from zoo.config.registry import ALGOS, LEARNERS
 
 
 @dataclass(frozen=True, kw_only=True)
 class Job:
     """
-    One training run.
+    Whatever trains in the zoo is one of these; it can be sent to another process.
 
-    :param method: a name in :data:`METHODS` or :data:`ESTIMATORS`
+    What an entry holds beside the steps and the environment goes to the algorithm's constructor, so that a learner from data
+    is described by its ``dataset`` in the entry.
+
+    :param algo: a name in :data:`zoo.config.registry.ALGOS`
+    :param env_id: anything that ``make_vec_env`` knows by name
+    :param entry: hyperparameters as plain values, variants and changes applied
     :param seed: of everything random
     :param folder: where its files go
-    :param n_timesteps: agent-steps instead of the entry's
-    :param team: a variant of every method's entry that says how the agents differ, if they do
-    :param env_kwargs: further changes of the environment
+    :param name: of its files, without their endings
+    :param learner: a name in :data:`zoo.config.registry.LEARNERS` instead of the algorithm
+    :param trained_agent: saved agent to go on with
+    :param eval_env_kwargs: other arguments of the environment for evaluations
     :param device: where environment and learner live
-    :param resolution: points along each axis of the policy maps
-    :param progress: show a progress bar
+    :param backend: of ``make_vec_env``
     """
 
-    method: str
+    algo: str
+    env_id: str
+    entry: Mapping[str, Any]
     seed: int
-    folder: str
-    n_timesteps: int | None = None
-    team: str | None = None
-    env_kwargs: dict[str, Any] = field(default_factory=dict)
+    folder: Path
+    name: str
+    learner: str | None = None
+    trained_agent: Path | None = None
+    eval_env_kwargs: Mapping[str, Any] = field(default_factory=dict)
     device: str = "cpu"
-    resolution: int = 41
-    progress: bool = False
+    backend: str = "auto"
+
+    @classmethod
+    def read(
+        cls,
+        algo: str,
+        env_id: str,
+        *,
+        variants: Iterable[str] = (),
+        overrides: Mapping[str, Any] | None = None,
+        path: str | None = None,
+        **options: Any,
+    ) -> Self:
+        """
+        Look the hyperparameters up.
+
+        :param algo: as for the class
+        :param env_id: as for the class
+        :param variants: of the entry
+        :param overrides: merged over it
+        :param path: another file of hyperparameters
+        :param options: everything else
+        :return: the job
+        :raises ValueError: as :func:`zoo.config.entries.read_entry` does
+        """
+        entry = read_entry(algo, env_id, variants=variants, overrides=overrides, path=path)
+        return cls(algo=algo, env_id=env_id, entry=entry, **options)
 
     @property
-    def stem(self) -> str:
-        """Name of its files without their endings."""
-        return f"{self.method}-seed{self.seed}"
+    def agent(self) -> Path:
+        """File of the agent."""
+        return self.folder / f"{self.name}.zip"
 
     @property
-    def path(self) -> Path:
-        """File of the results."""
-        return Path(self.folder) / f"{self.stem}.npz"
+    def parameters(self) -> Path:
+        """Folder of what else there is to know about the run."""
+        return self.folder / self.name
 
-    def entry(self) -> dict[str, Any]:
-        """Hyperparameters of this run, as plain values."""
-        method = _ALL[self.method]
-        overrides: dict[str, Any] = {"env_kwargs": self.env_kwargs}
-        if self.n_timesteps is not None:
-            overrides["n_timesteps"] = self.n_timesteps
-        variants = (*([self.team] if self.team else []), *method.variants)
-        return merge(read_entry(method.algo, NAVIGATION, variants=variants), overrides)
+    @property
+    def normalizer(self) -> Path:
+        """File of the statistics of ``VecNormalize``."""
+        return self.parameters / FILE_NAME
 
+    @property
+    def config(self) -> RunConfig:
+        """The entry, divided by who needs it."""
+        return split_entry(self.entry)
 
-@dataclass(frozen=True, eq=False, kw_only=True)
-class RunResult:
-    """
-    What figures need of one run.
+    def make_env(self, n_copies: int | None = None, *, evaluation: bool = False, **env_kwargs: Any) -> VecEnv:
+        """
+        Build copies of the team on the learner's device.
 
-    :param timesteps: agent-steps at the end of each rollout, shape ``(n_rollouts,)``
-    :param rewards: mean reward per agent and step in each rollout, shape ``(n_rollouts,)``
-    :param policy_maps: most probable direction of each agent at each position, shape ``(n_agents, resolution, resolution)``,
-        indices of :data:`ACTIONS`, first row at the lower edge
-    :param team_mates: where the team-mates stand in the maps, shape ``(n_agents - 1, 2)``
-    :param state_probs: probability of each direction, shape ``(n_states, n_agents, 5)``
-    :param states: descriptions of these states
-    :param evaluation: mean reward per agent and step of the most probable actions, each episode's, shape ``(n_episodes,)``
-    :param random: the same of uniformly random actions
-    :param cpu_seconds: processor time of the training
-    :param entry: the hyperparameters
-    """
+        :param n_copies: how many; the entry's when omitted
+        :param evaluation: copies of their own, which play other starts and normalise no rewards
+        :param env_kwargs: further arguments of the environment
+        :return: the vector environment
+        """
+        config = self.config
+        env_kwargs = {**config.env_kwargs, **(self.eval_env_kwargs if evaluation else {}), **env_kwargs}
+        venv = make_vec_env(
+            self.env_id,
+            n_copies=n_copies or config.n_envs,
+            seed=(self.seed + 1_000_000) % 2**32 if evaluation else self.seed,
+            device=get_device(self.device),
+            backend=self.backend,
+            env_kwargs=env_kwargs,
+        )
+        if self.trained_agent is not None:
+            stored = self.trained_agent.parent / self.name / FILE_NAME
+            if stored.is_file():
+                return load_normalizer(venv, stored, training=not evaluation)
+        if config.normalize is None:
+            return venv
+        frozen = {"norm_reward": False, "training": False} if evaluation else {}
+        return VecNormalize(venv, **{**config.normalize, **frozen})
 
-    timesteps: Array
-    rewards: Array
-    policy_maps: Array
-    team_mates: Array
-    state_probs: Array
-    states: tuple[str, ...]
-    evaluation: Array
-    random: Array
-    cpu_seconds: float
-    entry: dict[str, Any]
+    def build(self, **options: Any) -> BaseAlgorithm:
+        """
+        Make the learner, or load the one to go on with; the entry's values replace those that it was trained with.
 
-
-class LearningCurve(BaseCallback):
-    """Remember the mean reward of every rollout."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.points: list[tuple[int, float]] = []
-
-    def _on_step(self) -> bool:
-        return True
-
-    def _on_rollout_end(self) -> None:
-        rewards: th.Tensor = self.locals["rollout_buffer"].rewards
-        self.points.append((self.num_timesteps, float(rewards.mean())))
-
-
-def team_probabilities(model: BaseAlgorithm, observations: Array) -> Array:
-    """
-    Action probabilities of every agent at the same observations.
-
-    :param model: a team with discrete actions
-    :param observations: shape ``(n, obs_dim)``
-    :return: shape ``(n, n_agents, n_actions)``
-    :raises ValueError: if actions are continuous
-    """
-    if not isinstance(model.action_space, spaces.Discrete):
-        raise ValueError(f"policy maps need discrete actions, got {model.action_space}; leave `continuous_actions` off")
-    policy: Any = model.policy
-    rows = th.as_tensor(observations, device=model.device).unsqueeze(1).expand(-1, policy.n_agents, -1)
-    with th.no_grad():
-        probabilities: Array = policy.team_distribution(rows).probs.cpu().numpy()
-    return probabilities
-
-
-def as_directions(probabilities: Array, action_vectors: Array) -> Array:
-    """
-    Turn probabilities of action numbers into probabilities of directions, for teams whose moves are turned.
-
-    :param probabilities: shape ``(n, n_agents, 5)``
-    :param action_vectors: displacement by each action of each agent, shape ``(n_agents, 5, 2)``
-    :return: the same shape, the last axis in the order of :data:`ACTIONS`
-    """
-    lengths = np.linalg.norm(action_vectors, axis=-1, keepdims=True)
-    headings = action_vectors / np.where(lengths > 0, lengths, 1.0)
-    # direction[agent, action] is the entry of MOVES in which that action takes that agent.
-    direction = np.linalg.norm(headings[:, :, None] - MOVES, axis=-1).argmin(-1)
-    turned = np.empty_like(probabilities)
-    for agent, order in enumerate(direction):
-        turned[:, agent, order] = probabilities[:, agent]
-    return turned
-
-
-def train_run(job: Job) -> RunResult:
-    """
-    Train, evaluate, and write the agent (``.zip``) and the results (``.npz``).
-
-    :param job: what to train
-    :return: the results
-    """
-    th.set_num_threads(1)
-    entry = job.entry()
-    config = split_entry(entry)
-    device = get_device(job.device)
-    env = make_vec_env(NAVIGATION, n_copies=config.n_envs, seed=job.seed, device=device, env_kwargs=config.env_kwargs)
-    model = _CLASSES[_ALL[job.method].algo](env=env, seed=job.seed, device=device, **config.model_kwargs)
-    curve = LearningCurve()
-    start = time.process_time()
-    model.learn(config.n_timesteps, callback=curve, progress_bar=job.progress)
-    cpu_seconds = time.process_time() - start
-    result = _describe(model, job, entry, curve, cpu_seconds)
-    Path(job.folder).mkdir(parents=True, exist_ok=True)
-    model.save(str(Path(job.folder) / job.stem))
-    # Written last: a run whose results exist is finished.
-    _store(result, job.path)
-    return result
-
-
-def _describe(model: BaseAlgorithm, job: Job, entry: dict[str, Any], curve: LearningCurve, cpu_seconds: float) -> RunResult:
-    env_kwargs = entry.get("env_kwargs", {})
-    # Evaluations of all methods and seeds play the same starts.
-    env: Any = make_vec_env(NAVIGATION, n_copies=50, seed=0, device=model.device, env_kwargs=env_kwargs)
-    horizon = env.config.max_episode_steps
-    generator = np.random.default_rng(0)
-    n_actions = len(ACTIONS)
-
-    def random_policy(rows: Array) -> Array:
-        return generator.integers(n_actions, size=len(rows))
-
-    played = evaluate_team(model, env, n_eval_episodes=EVALUATION_EPISODES, seed=1)
-    random = evaluate_team(random_policy, env, n_eval_episodes=EVALUATION_EPISODES, seed=1)
-    situations = env.representative_states()
-    maps = env.policy_map_observations(job.resolution, 0, target=MAP_TARGET)
-    vectors = env.agent_action_vectors
-    directions = as_directions(team_probabilities(model, maps), vectors).argmax(-1)
-    state_probs = as_directions(team_probabilities(model, np.stack(list(situations.values()))), vectors)
-    timesteps, rewards = np.array(curve.points, dtype=np.float64).reshape(-1, 2).T
-    env.close()
-    return RunResult(
-        timesteps=timesteps,
-        rewards=rewards,
-        policy_maps=directions.T.reshape(-1, job.resolution, job.resolution).astype(np.int8),
-        team_mates=maps[0, 4:].reshape(-1, 2),
-        state_probs=state_probs,
-        states=tuple(situations),
-        evaluation=played.episode_agent_returns.mean(1) / horizon,
-        random=random.episode_agent_returns.mean(1) / horizon,
-        cpu_seconds=cpu_seconds,
-        entry=entry,
-    )
-
-
-def _store(result: RunResult, path: Path) -> None:
-    arrays: dict[str, Any] = {**vars(result), "states": list(result.states), "entry": json.dumps(result.entry)}
-    with atomic_write(path) as file:
-        np.savez_compressed(file, **arrays)
-
-
-def load_run(path: Path) -> RunResult:
-    """
-    Read the results of a finished run.
-
-    :param path: what :func:`train_run` wrote
-    :return: the results
-    """
-    with np.load(path, allow_pickle=False) as stored:
-        values: dict[str, Any] = {name: stored[name] for name in stored.files}
-    values.update(
-        states=tuple(str(name) for name in values["states"]),
-        entry=json.loads(str(values["entry"])),
-        cpu_seconds=float(values["cpu_seconds"]),
-    )
-    return RunResult(**values)
-
-
-def is_finished(job: Job) -> bool:
-    """
-    Tell whether a run exists with the hyperparameters that it would be trained with now.
-
-    :param job: the run
-    """
-    return job.path.is_file() and load_run(job.path).entry == job.entry()
-
-
-def train_runs(jobs: Sequence[Job], *, n_processes: int = 1) -> None:
-    """
-    Train the runs that are not finished, several at a time, each in a process with one thread.
-
-    :param jobs: the runs
-    :param n_processes: how many at a time
-    """
-    waiting = [job for job in jobs if not is_finished(job)]
-    print(f"{len(jobs) - len(waiting)} of {len(jobs)} runs are finished", flush=True)
-    if n_processes <= 1:
-        for job in waiting:
-            _announce(job, train_run(job))
-        return
-    # Forked children of a process that has used torch's threads can hang, so they are spawned.
-    with ProcessPoolExecutor(n_processes, mp_context=get_context("spawn")) as pool:
-        for job, result in zip(waiting, pool.map(train_run, waiting), strict=True):
-            _announce(job, result)
-
-
-def _announce(job: Job, result: RunResult) -> None:
-    print(
-        f"{job.stem}: mean reward {result.rewards[-10:].mean():.3f} in the last rollouts, "
-        f"{result.evaluation.mean():.3f} evaluated, {result.cpu_seconds:.0f} CPU seconds",
-        flush=True,
-    )
+        :param options: arguments of the algorithm that are no hyperparameters, such as ``verbose``
+        :return: the model
+        """
+        env, settings = self.make_env(), self.config.model_kwargs
+        try:
+            options = {"seed": self.seed, "device": get_device(self.device), **options}
+            if self.trained_agent is None:
+                return LEARNERS[self.learner or self.algo](env=env, **options, **settings)
+            changes = {name: value for name, value in settings.items() if name not in ("policy", "policy_kwargs")}
+            return ALGOS[self.algo].load(str(self.trained_agent), env=env, **options, **changes)
+        except BaseException:
+            env.close()
+            raise

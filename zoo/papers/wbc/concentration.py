@@ -4,6 +4,7 @@ Theorem 3.2 of the WBC paper (Baheri 2025), measured: how the error of a barycen
 Run by ``python -m zoo.theory rate``.
 """
 
+import argparse
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -138,3 +139,15 @@ def draw_rate(fits: list[RateFit], path: Path) -> None:
         axis.legend()
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=150)
+
+
+def rate(args: argparse.Namespace) -> list[Table]:
+    """
+    Measure and draw Theorem 3.2.
+
+    :param args: the command line of ``zoo.theory``
+    :return: the table
+    """
+    fits = [fit for p in (1.0, 2.0) for fit in measure_rate(p, n_seeds=args.seeds, quick=args.quick)]
+    draw_rate(fits, args.out / "theorem32.png")
+    return [rate_table(fits)]

@@ -5,6 +5,7 @@ Without rewards, steps of size :math:`\alpha` on :math:`\lambda W(\mu_i, \mu^*)`
 between two agents fall geometrically.
 """
 
+import argparse
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -376,3 +377,15 @@ def _draw_supports(axis: Axes, result: Contraction) -> None:
     # Room for the legend below the curves.
     axis.set_ylim(bottom=4e-4)
     axis.legend(frameon=False, fontsize=8, loc="lower left")
+
+
+def contraction(args: argparse.Namespace) -> list[Table]:
+    """
+    Measure and draw Theorem 3.1.
+
+    :param args: the command line of ``zoo.theory``
+    :return: the tables
+    """
+    result = measure_contraction(n_seeds=args.seeds, quick=args.quick)
+    draw_contraction(result, args.out / "theorem31.png")
+    return contraction_tables(result)

@@ -6,19 +6,21 @@ actions, so mass is matched between unrelated states, and whoever follows the pu
 information that a state gives about the action vanishes before the disagreement does.
 """
 
+import argparse
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch as th
 
-from otbaselines import WBC, make_vec_env
+from otbaselines import WBC
 from otbaselines.common.multi_agent.distributions import MaskedCategorical
 from otbaselines.wbc.estimators import TransportEstimator
-from zoo.config.entries import merge, read_entry, split_entry
 from zoo.drawing.tables import Table
-from zoo.runs.job import NAVIGATION
+from zoo.papers.wbc.comparisons import NAVIGATION
+from zoo.runs.job import Job
 
 #: Label, variant of the entry and coefficient (the entry's when ``None``).
 SETTINGS: tuple[tuple[str, str | None, str | float | None], ...] = (
@@ -56,11 +58,10 @@ def train(variant: str | None, coef: str | float | None, seed: int, n_timesteps:
     :param n_timesteps: agent-steps instead of the entry's
     :return: a team trained on cooperative navigation
     """
-    changes: dict[str, Any] = {} if coef is None else {"consensus_coef": coef}
-    config = split_entry(merge(read_entry("wbc", NAVIGATION, variants=(variant,) if variant else ()), changes))
-    env = make_vec_env(NAVIGATION, n_copies=config.n_envs, seed=seed, env_kwargs=config.env_kwargs)
-    model = WBC(env=env, seed=seed, device="cpu", **config.model_kwargs)
-    return model.learn(n_timesteps or config.n_timesteps)  # type: ignore[no-any-return]
+    changes = {} if coef is None else {"consensus_coef": coef}
+    variants = (variant,) if variant else ()
+    job = Job.read("wbc", NAVIGATION, variants=variants, overrides=changes, seed=seed, folder=Path(), name="own-support")
+    return job.build().learn(n_timesteps or job.config.n_timesteps)  # type: ignore[return-value]
 
 
 def behaviour(model: WBC) -> Behaviour:
@@ -115,21 +116,22 @@ def distances(model: WBC, n_states: int = 32, n_draws: int = 20) -> tuple[float,
     return float(np.mean(nearest)), float(np.mean(mean)), model.options.beta * 2**0.5
 
 
-def support_tables(*, n_seeds: int, quick: bool = False) -> list[Table]:
+def supports(args: argparse.Namespace) -> list[Table]:
     """
-    :param n_seeds: seeds 0 .. n_seeds - 1 of each setting
-    :param quick: two rollouts only
+    Show what consensus on the agents' own states does.
+
+    :param args: the command line of ``zoo.theory``; ``--quick`` is two rollouts only
     :return: behaviour by coefficient, and the distances
     """
     table = Table(
-        f"Trained teams on cooperative navigation, mean over {n_seeds} seeds (range): nats, and total variation",
+        f"Trained teams on cooperative navigation, mean over {args.seeds} seeds (range): nats, and total variation",
         ("consensus", "reward", "entropy given the state", "information about the state", "disagreement"),
     )
     gaps: list[tuple[float, float, float]] = []
     for label, variant, coef in SETTINGS:
         found = []
-        for seed in range(n_seeds):
-            model = train(variant, coef, seed, 2 * 2400 if quick else None)
+        for seed in range(args.seeds):
+            model = train(variant, coef, seed, 2 * 2400 if args.quick else None)
             found.append(behaviour(model))
             if coef == 0.0:
                 gaps.append(distances(model))

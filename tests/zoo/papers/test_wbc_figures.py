@@ -1,4 +1,4 @@
-"""Figures: the statistics behind them, and that drawing needs no training."""
+"""The WBC paper's figures and the runs behind them: finished runs are kept, and drawing needs no training."""
 
 from pathlib import Path
 from typing import Any
@@ -6,37 +6,14 @@ from typing import Any
 import numpy as np
 import pytest
 from PIL import Image
-from scipy import stats
 
 from otbaselines.envs import NavigationConfig
 from zoo import demo, plots
-from zoo.drawing.figures import bootstrap_band, moving_average
-from zoo.runs import job as runs
-from zoo.runs.job import Job, as_directions, is_finished, load_run, train_run
-
-
-def test_the_bootstrap_band_of_normal_samples_is_near_the_normal_interval() -> None:
-    # Over 200 points the average half-width must be close to that of z * s / sqrt(n), with the population's s as the
-    # bootstrap has it.
-    samples = np.random.default_rng(1).normal(size=(60, 200))
-    lower, upper = bootstrap_band(samples)
-    expected = stats.norm.ppf(0.975) * samples.std(0) / np.sqrt(60)
-    assert np.mean((upper - lower) / 2) == pytest.approx(expected.mean(), rel=0.02)
-    assert np.all((lower < samples.mean(0)) & (samples.mean(0) < upper))
-
-
-def test_the_band_of_equal_seeds_has_no_width() -> None:
-    curves = np.tile(np.arange(5.0), (7, 1))
-    lower, upper = bootstrap_band(curves)
-    np.testing.assert_allclose(lower, np.arange(5.0), atol=1e-12)
-    np.testing.assert_allclose(upper, np.arange(5.0), atol=1e-12)
-
-
-def test_the_moving_average_is_that_of_the_definition() -> None:
-    values = np.random.default_rng(0).normal(size=(2, 9))
-    expected = [[row[max(0, i - 3) : i + 1].mean() for i in range(9)] for row in values]
-    np.testing.assert_allclose(moving_average(values, 4), expected, atol=1e-12)
-    np.testing.assert_allclose(moving_average(values, 50)[:, -1], values.mean(1), atol=1e-12)
+from zoo.papers.wbc import maps
+from zoo.papers.wbc.comparisons import PAPER
+from zoo.papers.wbc.maps import NavigationResult, as_directions
+from zoo.runs.comparison import finished_run, run_job
+from zoo.runs.job import Job
 
 
 def test_directions_are_actions_where_agents_are_alike() -> None:
@@ -73,26 +50,44 @@ def test_finished_runs_are_neither_trained_again_nor_needed_twice(paper: Path, m
     def refuse(job: Job) -> Any:
         raise AssertionError(f"{job} was trained again")
 
-    monkeypatch.setattr(runs, "train_run", refuse)
+    monkeypatch.setattr(Job, "build", refuse)
     plots.main(["wbc-paper", "--train", "--seeds", "2", "-n", "4800", "--jobs", "1", "--out", str(paper)])
 
 
-def test_a_run_with_other_hyperparameters_is_not_finished(paper: Path) -> None:
-    folder = str(paper / "runs" / "homogeneous")
-    assert is_finished(Job(method="wbc", seed=0, folder=folder, n_timesteps=4800))
-    assert not is_finished(Job(method="wbc", seed=0, folder=folder, n_timesteps=7200))
-    assert not is_finished(Job(method="wbc", seed=2, folder=folder, n_timesteps=4800))
-    assert not is_finished(Job(method="wbc", seed=0, folder=folder, n_timesteps=4800, env_kwargs={"n_agents": 4}))
+def test_a_run_with_other_hyperparameters_or_another_evaluation_is_not_finished(paper: Path) -> None:
+    def finished(seed: int, n_episodes: int = 200, **overrides: Any) -> bool:
+        job = PAPER.job("wbc", seed, paper / "runs" / "homogeneous", overrides={"n_timesteps": 4800, **overrides})
+        return finished_run(job, NavigationResult, n_episodes) is not None
+
+    assert finished(0)
+    assert not finished(0, n_timesteps=7200)
+    assert not finished(2)
+    assert not finished(0, env_kwargs={"n_agents": 4})
+    assert not finished(0, n_episodes=100)
 
 
-def test_without_runs_the_remedy_is_named(tmp_path: Path) -> None:
-    with pytest.raises(SystemExit, match="--train"):
+def test_a_damaged_file_of_results_is_named(paper: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = tmp_path / "runs" / "homogeneous"
+    folder.mkdir(parents=True)
+    whole = (paper / "runs" / "homogeneous" / "wbc-seed0.npz").read_bytes()
+    (folder / "wbc-seed0.npz").write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(SystemExit):
         plots.main(["wbc-paper", "--out", str(tmp_path)])
+    assert "wbc-seed0.npz' holds no results" in capsys.readouterr().err
 
 
-def test_a_stored_run_is_what_was_trained(tmp_path: Path) -> None:
-    job = Job(method="sharing", seed=5, folder=str(tmp_path), n_timesteps=2400, resolution=7)
-    trained, stored = train_run(job), load_run(job.path)
+def test_without_runs_the_remedy_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        plots.main(["wbc-paper", "--out", str(tmp_path)])
+    assert "--train" in capsys.readouterr().err
+
+
+def test_a_stored_run_is_what_was_trained(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(maps, "RESOLUTION", 7)
+    job = PAPER.job("sharing", 5, tmp_path, overrides={"n_timesteps": 2400})
+    trained = run_job(job, NavigationResult, n_episodes=10)
+    stored = finished_run(job, NavigationResult, 10)
+    assert stored is not None
     for name, value in vars(trained).items():
         np.testing.assert_array_equal(getattr(stored, name), value, err_msg=name)
     assert trained.policy_maps.shape == (3, 7, 7)
@@ -103,7 +98,7 @@ def test_a_stored_run_is_what_was_trained(tmp_path: Path) -> None:
 
 def test_all_methods_play_the_same_starts(paper: Path) -> None:
     folder = paper / "runs" / "homogeneous"
-    random = [load_run(path).random for path in sorted(folder.glob("*.npz"))]
+    random = [NavigationResult.load(path).random for path in sorted(folder.glob("*.npz"))]
     assert len(random) == 8
     for other in random[1:]:
         np.testing.assert_array_equal(other, random[0])
@@ -117,12 +112,13 @@ def test_the_demonstration_leaves_agents_and_figures(tmp_path: Path, capsys: pyt
     assert all(label in printed for label in ("random", "WBC", "IPPO"))
 
 
-def test_learning_curves_are_drawn_from_evaluations(tmp_path: Path) -> None:
+def test_learning_curves_are_drawn_from_evaluations(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     folder = tmp_path / "logs" / "wbc" / "some-Task-v0_3"
     folder.mkdir(parents=True)
     np.savez(folder / "evaluations.npz", timesteps=np.array([10, 20]), results=np.array([[1.0, 3.0], [2.0, 4.0]]))
     picture = tmp_path / "curve.png"
     plots.main(["learning-curve", "--env", "some/Task-v0", "-f", str(tmp_path / "logs"), "--out", str(picture)])
     assert picture.stat().st_size > 5000
-    with pytest.raises(SystemExit, match=r"zoo\.train"):
+    with pytest.raises(SystemExit):
         plots.main(["learning-curve", "--env", "other/Task-v0", "-f", str(tmp_path / "logs"), "--out", str(picture)])
+    assert "zoo.train" in capsys.readouterr().err

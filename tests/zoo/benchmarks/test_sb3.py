@@ -1,18 +1,20 @@
 """The comparison with SB3's PPO: the same environment, settings and evaluation for both."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch as th
 
 pytest.importorskip("mpe2")
 
-from zoo.compare_sb3 import SPREAD, Job, build, main, run
-from zoo.config.entries import read_entry, split_entry
+from zoo import plots
+from zoo.benchmarks.sb3 import SPREAD, SpreadResult
+from zoo.runs.comparison import run_job
 
 
-def test_both_learners_have_the_entrys_settings():
-    config = split_entry(read_entry("ippo", SPREAD, variants=("sharing",)))
-    ours, theirs = build("IPPO", 0, config), build("PPO", 0, config)
+def test_both_learners_have_the_entrys_settings(tmp_path: Path) -> None:
+    ours, theirs = (SPREAD.job(method, 0, tmp_path).build() for method in ("ippo", "sb3-ppo"))
     for name in ("n_steps", "batch_size", "n_epochs", "gamma", "gae_lambda", "ent_coef", "vf_coef", "max_grad_norm", "n_envs"):
         assert getattr(ours, name) == getattr(theirs, name), name
     for progress in (1.0, 0.3):
@@ -26,25 +28,22 @@ def test_both_learners_have_the_entrys_settings():
     np.testing.assert_array_equal(ours.env.reset(), theirs.env.reset())
 
 
-@pytest.mark.parametrize("learner", ["IPPO", "PPO"])
-def test_a_run_is_reproducible(learner):
-    job = Job(learner=learner, seed=3, n_timesteps=6000, n_eval_episodes=8)
-    first = run(job)
+@pytest.mark.parametrize("method", ["ippo", "sb3-ppo"])
+def test_a_run_is_reproducible(method: str, tmp_path: Path) -> None:
+    job = SPREAD.job(method, 3, tmp_path, overrides={"n_timesteps": 6000})
+    first = run_job(job, SpreadResult, n_episodes=8)
     th.manual_seed(99)
-    again = run(job)
-    assert first.most_probable == again.most_probable
-    assert first.most_probable < 0.0
+    again = run_job(job, SpreadResult, n_episodes=8)
+    np.testing.assert_array_equal(first.evaluation, again.evaluation)
+    assert np.all(first.evaluation < 0.0)
 
 
-def test_the_command_prints_and_writes_the_table(tmp_path, capsys):
-    main(["--seeds", "1", "-n", "6000", "--n-eval-episodes", "8", "--out", str(tmp_path / "table.md")])
+def test_the_command_trains_in_processes_and_prints_and_writes_the_table(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = ["spread", "--train", "--seeds", "1", "-n", "6000", "--eval-episodes", "8", "--out", str(tmp_path)]
+    plots.main([*arguments, "--tables", str(tmp_path / "table.md")])
     text = (tmp_path / "table.md").read_text()
     assert text in capsys.readouterr().out
     assert "IPPO(share_parameters=True)" in text
     assert "SB3's `PPO`" in text
-
-
-def test_bad_numbers_are_refused(capsys):
-    with pytest.raises(SystemExit):
-        main(["--seeds", "0"])
-    assert "--seeds must be at least 1, got 0" in capsys.readouterr().err

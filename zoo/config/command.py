@@ -1,0 +1,143 @@
+"""What the commands share: options that are checked as they are read, and mistakes told in one line."""
+
+import argparse
+import ast
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch as th
+
+# numpy's streams take seeds of 32 bits.
+MAX_SEED = 2**32 - 1
+
+
+def make_parser(command: str, description: str) -> argparse.ArgumentParser:
+    """
+    :param command: such as ``zoo.train``
+    :param description: what it does
+    :return: a parser that does not take ``--see`` for ``--seed``
+    """
+    return argparse.ArgumentParser(prog=f"python -m {command}", description=description, allow_abbrev=False)
+
+
+@contextmanager
+def mistakes(parser: argparse.ArgumentParser, *, traceback: bool = False) -> Iterator[None]:
+    """
+    End the program with one line and exit status 2 if what happens inside fails.
+
+    Before the work starts only the caller's values are looked at, so whatever fails says something about them.
+
+    :param parser: whose command it is
+    :param traceback: show where it happened instead
+    """
+    try:
+        yield
+    except Exception as error:
+        if traceback:
+            raise
+        known = isinstance(error, (ValueError, TypeError, ImportError, OSError))
+        parser.error(" ".join(f"{'' if known else f'{type(error).__name__}: '}{error}".split()))
+
+
+def number(minimum: int, maximum: int = 2**53, *, unset: tuple[int, ...] = ()) -> Callable[[str], int]:
+    """
+    :param minimum: smallest value
+    :param maximum: largest value
+    :param unset: values that stand for "none" or "as usual"
+    :return: the type of an integer option
+    """
+
+    def parse(text: str) -> int:
+        try:
+            value = int(text)
+        except ValueError:
+            raise argparse.ArgumentTypeError(f"must be an integer, got {text!r}") from None
+        if value not in unset and not minimum <= value <= maximum:
+            others = f", or {' or '.join(map(str, unset))}" if unset else ""
+            bound = f"at least {minimum}" if value < minimum else f"at most {maximum}"
+            raise argparse.ArgumentTypeError(f"must be {bound}{others}, got {value}")
+        return value
+
+    return parse
+
+
+#: Types of options that several commands have; -1 asks for what is usual, as in rl_zoo3.
+count, count_or_default, seed = number(1), number(1, unset=(-1,)), number(0, MAX_SEED)
+
+
+def device(text: str) -> str:
+    """
+    :param text: ``auto``, or a device that torch finds here
+    :return: the same
+    """
+    try:
+        if text != "auto":
+            th.zeros(1, device=text).item()
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        raise argparse.ArgumentTypeError(f"torch cannot use {text!r} here ({str(error).splitlines()[0]}); try cpu") from None
+    return text
+
+
+def parse_value(text: str) -> Any:
+    """
+    Read one value of the command line: a Python literal, or else text.
+
+    :param text: such as ``0.5``, ``None``, ``[64, 64]``, ``{'n_agents': 5}`` or ``lin_0.5``
+    :return: the value, with lists for tuples, which YAML does not have
+    :raises ValueError: if the text looks like code, or is no number, text, list or dictionary
+    """
+    words = {"true": True, "false": False, "null": None, "none": None}
+    if text.lower() in words:
+        return words[text.lower()]
+    try:
+        return _plain(ast.literal_eval(text))
+    except (SyntaxError, RecursionError, MemoryError, ValueError):
+        if any(character in text for character in "()[]{}=;"):
+            raise ValueError(f"{text!r} is not a plain value; write a number, text, a list or a dict of these") from None
+    return text
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, (list, tuple)):
+        return [_plain(item) for item in value]
+    if isinstance(value, dict):
+        return {key: _plain(item) for key, item in value.items()}
+    if value is not None and not isinstance(value, (bool, int, float, str)):
+        raise ValueError(f"{value!r} is not a plain value")
+    return value
+
+
+class StoreAssignments(argparse.Action):
+    """Collect ``key:value`` arguments into a dictionary; a key with dots reaches into nested ones."""
+
+    def __call__(
+        self,
+        parser: argparse.ArgumentParser,
+        namespace: argparse.Namespace,
+        values: str | Sequence[Any] | None,
+        option_string: str | None = None,
+    ) -> None:
+        """Parse the values of one option."""
+        stored: dict[str, Any] = dict(getattr(namespace, self.dest) or {})
+        for assignment in values or ():
+            try:
+                _assign(stored, str(assignment))
+            except ValueError as error:
+                parser.error(f"argument {option_string}: {error}")
+        setattr(namespace, self.dest, stored)
+
+
+def _assign(stored: dict[str, Any], assignment: str) -> None:
+    key, separator, text = assignment.partition(":")
+    *outer, last = key.split(".")
+    if not separator or not text or not all((*outer, last)):
+        raise ValueError(f"expected key:value, got {assignment!r}")
+    target = stored
+    for name in outer:
+        target = target.setdefault(name, {})
+        if not isinstance(target, dict):
+            raise ValueError(f"{assignment!r} reaches into {name!r}, which was given a value before")
+    if last in target:
+        raise ValueError(f"{key!r} is given twice")
+    target[last] = parse_value(text)

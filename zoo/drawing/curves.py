@@ -1,0 +1,118 @@
+"""Drawing: results in, PNG files out. Colours are Okabe and Ito's, which the colour-blind can tell apart."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import matplotlib as mpl
+import numpy as np
+from matplotlib.figure import Figure
+from scipy.stats import bootstrap
+
+from zoo.runs.comparison import Array, RunResult
+
+METHOD_STYLES: dict[str, dict[str, Any]] = {
+    "WBC": {"color": "#0072B2", "linestyle": "-"},
+    "KL consensus": {"color": "#009E73", "linestyle": "--"},
+    "parameter sharing": {"color": "#CC79A7", "linestyle": "-."},
+    "IPPO": {"color": "#D55E00", "linestyle": ":"},
+}
+STYLE: dict[Any, Any] = {
+    "font.size": 9,
+    "axes.titlesize": 9,
+    "savefig.dpi": 160,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+}
+_REWARD = "mean reward per agent and step\n(arena half-widths)"
+
+
+def bootstrap_band(curves: Array) -> tuple[Array, Array]:
+    """
+    Confidence band of 95 % of the mean over seeds, by resampling the seeds (percentiles of 2,000 resamples).
+
+    :param curves: shape ``(n_seeds, n_points)``
+    :return: lower and upper edge, shape ``(n_points,)`` each; the curve itself where there is one seed
+    """
+    if len(curves) == 1:
+        return curves[0], curves[0]
+    found = bootstrap((curves,), np.mean, n_resamples=2000, batch=100, method="percentile", random_state=0)
+    return found.confidence_interval.low, found.confidence_interval.high
+
+
+def moving_average(values: Array, window: int) -> Array:
+    """
+    Mean over the last ``window`` entries, over fewer at the start.
+
+    :param values: shape ``(..., n)``
+    :param window: at least 1
+    :return: of the same shape
+    """
+    sums = np.cumsum(values, axis=-1)
+    sums[..., window:] = sums[..., window:] - sums[..., :-window]
+    return sums / np.minimum(np.arange(1, values.shape[-1] + 1), window)
+
+
+def draw_learning_curves(
+    runs: Mapping[str, Sequence[RunResult]], path: Path, *, title: str, random: float, window: int = 5
+) -> None:
+    """
+    The paper's Figure 3: mean reward during training, with 95 % bootstrap bands over the seeds.
+
+    :param runs: the runs of all seeds by method
+    :param path: the PNG
+    :param title: what was trained
+    :param random: what uniformly random actions earn
+    :param window: rollouts over which each point is averaged
+    """
+    with mpl.rc_context(STYLE):
+        figure = Figure(figsize=(6.2, 3.8), layout="constrained")
+        axis = figure.subplots()
+        for label, seeds in runs.items():
+            n_points = min(len(run.rewards) for run in seeds)
+            curves = moving_average(np.stack([run.rewards[:n_points] for run in seeds]), window)
+            style = METHOD_STYLES.get(label, {})
+            steps = seeds[0].timesteps[:n_points] / 1000
+            axis.plot(steps, curves.mean(0), label=label, lw=1.8, **style)
+            if len(seeds) > 1:
+                axis.fill_between(steps, *bootstrap_band(curves), alpha=0.2, lw=0, color=style.get("color"))
+        axis.axhline(random, color="black", lw=1, linestyle=(0, (1, 3)), label="random policy")
+        axis.set(xlabel="agent-steps (thousands)", ylabel=_REWARD, title=f"{title}\n{_seeds(runs)}")
+        figure.legend(loc="outside lower center", ncols=3, frameon=False)
+        axis.grid(alpha=0.25)
+        save(figure, path)
+
+
+def draw_evaluations(curves: Mapping[str, tuple[Array, Array]], path: Path, *, title: str) -> None:
+    """
+    Learning curves of runs that ``zoo.train`` left, from their evaluations.
+
+    :param curves: agent-steps and mean return per agent of each evaluation, by label
+    :param path: the PNG
+    :param title: what was trained
+    """
+    with mpl.rc_context(STYLE):
+        figure = Figure(figsize=(6.2, 3.8), layout="constrained")
+        axis = figure.subplots()
+        for label, (timesteps, returns) in curves.items():
+            axis.plot(timesteps / 1000, returns, label=label, lw=1.5, marker=".")
+        axis.set(xlabel="agent-steps (thousands)", ylabel="return per agent and episode", title=title)
+        axis.legend(frameon=False)
+        axis.grid(alpha=0.25)
+        save(figure, path)
+
+
+def _seeds(runs: Mapping[str, Sequence[RunResult]]) -> str:
+    counts = sorted({len(seeds) for seeds in runs.values()})
+    if counts == [1]:
+        return "one seed"
+    return f"mean over {'-'.join(map(str, counts))} seeds, 95 % bootstrap band"
+
+
+def save(figure: Figure, path: Path) -> None:
+    """
+    :param figure: what was drawn
+    :param path: the PNG; its folder is made
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path)

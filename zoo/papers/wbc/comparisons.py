@@ -1,0 +1,110 @@
+"""The comparisons of the WBC paper on cooperative navigation: its Figures 1 to 3, and the forms of the consensus."""
+
+import argparse
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from zoo.drawing.curves import bootstrap_band, draw_learning_curves
+from zoo.drawing.tables import Table
+from zoo.papers.wbc.maps import NavigationResult, draw_policy_maps, draw_state_probabilities
+from zoo.runs.comparison import Comparison, Method
+
+NAVIGATION = "otbaselines/Navigation-v0"
+FOLDER = "runs/wbc-paper"
+TEAMS = {
+    "dynamics": "agents of different speed and size",
+    "roles": "agents with turned moves",
+    "both": "agents of different speed, size and moves",
+}
+Runs = Mapping[str, Sequence[NavigationResult]]
+
+
+def draw_paper(runs: Runs, args: argparse.Namespace) -> str:
+    """
+    Draw Figures 1 to 3.
+
+    :param runs: of all methods
+    :param args: the command line
+    :return: the table
+    """
+    suffix = f"_{args.heterogeneous}" if args.heterogeneous else ""
+    # One run stands for each method: that of the median evaluation, neither the luckiest nor the worst.
+    typical = {label: sorted(seeds, key=lambda run: run.evaluation.mean())[len(seeds) // 2] for label, seeds in runs.items()}
+    pair: dict[str, NavigationResult] = {label: typical[label] for label in ("WBC", "IPPO") if label in typical} or typical
+    out = Path(args.out)
+    draw_policy_maps(pair, out / f"figure1_policy_maps{suffix}.png")
+    draw_state_probabilities(pair, out / f"figure2_action_probabilities{suffix}.png")
+    title = f"Cooperative navigation, three agents, {TEAMS.get(args.heterogeneous, 'equal agents')}"
+    draw_learning_curves(runs, out / f"figure3_learning_curves{suffix}.png", title=title, random=random_reward(runs))
+    print(f"Figures are in {out}")
+    return summary(runs)
+
+
+def summary(runs: Runs, args: argparse.Namespace | None = None) -> str:
+    """
+    Compare the methods, mean over seeds with 95 % bootstrap intervals.
+
+    :param runs: by label
+    :param args: unused
+    :return: a Markdown table
+    """
+    kinds = ("training, whole curve", "training, last 10 rollouts", "evaluation")
+    table = Table("", ("method", "seeds", *kinds, "CPU seconds per run"))
+    for label, seeds in runs.items():
+        values = np.array([(run.rewards.mean(), run.rewards[-10:].mean(), run.evaluation.mean()) for run in seeds])
+        edges = np.stack([values.mean(0), *bootstrap_band(values)], axis=1)
+        cells = [f"{mean:.3f} [{lower:.3f}, {upper:.3f}]" for mean, lower, upper in edges]
+        table.rows.append((label, str(len(seeds)), *cells, f"{np.mean([run.cpu_seconds for run in seeds]):.0f}"))
+    table.rows.append(("random policy", "-", "-", "-", f"{random_reward(runs):.3f}", "-"))
+    return table.markdown()
+
+
+def random_reward(runs: Runs) -> float:
+    """
+    :param runs: by label
+    :return: mean reward per agent and step of uniformly random actions
+    """
+    return float(np.mean([run.random.mean() for seeds in runs.values() for run in seeds]))
+
+
+PAPER = Comparison(
+    help="Figures 1 to 3 of the WBC paper",
+    env_id=NAVIGATION,
+    methods={
+        "wbc": Method(label="WBC", algo="wbc"),
+        "kl": Method(label="KL consensus", algo="wbc", variants=("kl",)),
+        "sharing": Method(label="parameter sharing", algo="ippo", variants=("sharing",)),
+        "ippo": Method(label="IPPO", algo="ippo"),
+    },
+    result=NavigationResult,
+    report=draw_paper,
+    folder=FOLDER,
+    teams=TEAMS,
+)
+
+ESTIMATORS = Comparison(
+    help="table of the forms of the consensus",
+    env_id=NAVIGATION,
+    methods={
+        name: Method(label=label, algo="wbc", variants=(name,))
+        for name, label in (
+            ("paper", "as printed: own samples, plan, no debiasing, reg 0.1, 0.5"),
+            ("sampled-plan", "own samples, plan, debiased"),
+            ("sampled-potential", "own samples, potential, debiased"),
+            ("sliced", "own samples, sliced, plan"),
+            ("sliced-potential", "own samples, sliced, potential"),
+            ("own", "expected, own states"),
+            ("pooled", "expected, pooled states"),
+            ("biased", "conditional, not debiased"),
+            ("sharp", "conditional, reg 0.2"),
+            ("by-return", "conditional, weighted by return"),
+            ("moves", "conditional, actions placed by their displacements"),
+        )
+    },
+    result=NavigationResult,
+    report=summary,
+    folder=FOLDER,
+    teams=TEAMS,
+)
