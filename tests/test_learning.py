@@ -1,54 +1,41 @@
 """Does it learn? Several seeds each, against a baseline trained in the same run, with the zoo's hyperparameters."""
 
-from itertools import combinations
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch as th
-from stable_baselines3.common.callbacks import BaseCallback
+from scipy.stats import permutation_test
 from stable_baselines3.common.evaluation import evaluate_policy
 
-from otbaselines import IPPO, WBC, make_vec_env
-from zoo import compare_sb3
-from zoo.config.entries import read_entry, split_entry
+from otbaselines import IPPO, make_vec_env
+from zoo.benchmarks.sb3 import SPREAD, SpreadResult
+from zoo.papers.wbc.comparisons import NAVIGATION
+from zoo.runs.comparison import LearningCurve, run_job
+from zoo.runs.job import Job
 
 pytestmark = pytest.mark.slow
 
-NAVIGATION = "otbaselines/Navigation-v0"
-ALGORITHMS: dict[str, Any] = {"ippo": IPPO, "wbc": WBC}
 SEEDS = range(5)
-
-
-class _MeanReward(BaseCallback):
-    def __init__(self) -> None:
-        super().__init__()
-        self.rewards: list[float] = []
-
-    def _on_step(self) -> bool:
-        return True
-
-    def _on_rollout_end(self) -> None:
-        self.rewards.append(float(self.locals["rollout_buffer"].rewards.mean()))
 
 
 def _area_under_curve(algo: str, seed: int, *variants: str) -> float:
     """Mean reward per agent and step over the whole training on Navigation."""
     th.set_num_threads(1)
-    config = split_entry(read_entry(algo, NAVIGATION, variants=variants))
-    env = make_vec_env(NAVIGATION, n_copies=config.n_envs, seed=seed, env_kwargs=config.env_kwargs)
-    model = ALGORITHMS[algo](env=env, seed=seed, device="cpu", **config.model_kwargs)
-    curve = _MeanReward()
-    model.learn(config.n_timesteps, callback=curve)
-    return float(np.mean(curve.rewards))
+    job = Job.read(algo, NAVIGATION, variants=variants, seed=seed, folder=Path(), name="unused")
+    curve = LearningCurve()
+    job.build().learn(job.config.n_timesteps, callback=curve)
+    return float(np.mean([reward for _, reward in curve.points]))
 
 
 def _permutation_p_value(better: list[float], worse: list[float]) -> float:
-    """One-sided exact permutation test on the difference of the means."""
-    pooled = np.array(better + worse)
-    observed = np.mean(better) - np.mean(worse)
-    splits = [np.isin(np.arange(len(pooled)), chosen) for chosen in combinations(range(len(pooled)), len(better))]
-    return float(np.mean([pooled[split].mean() - pooled[~split].mean() >= observed - 1e-12 for split in splits]))
+    """One-sided permutation test on the difference of the means, exact because scipy takes every split of so few."""
+
+    def difference(first: Any, second: Any, axis: int) -> Any:
+        return np.mean(first, axis=axis) - np.mean(second, axis=axis)
+
+    return float(permutation_test((better, worse), difference, alternative="greater", n_resamples=100_000).pvalue)
 
 
 def test_wbc_learns_faster_than_independent_learners() -> None:
@@ -65,10 +52,10 @@ def test_wbc_beats_kl_and_sharing_where_agents_have_different_roles() -> None:
     assert _permutation_p_value(wbc, sharing) < 0.05, (wbc, sharing)
 
 
-def test_shared_ippo_reaches_the_return_of_sb3_on_mpe2_simple_spread() -> None:
+def test_shared_ippo_reaches_the_return_of_sb3_on_mpe2_simple_spread(tmp_path: Path) -> None:
     # SB3's parameter-sharing PPO over SuperSuit reaches -19.4 per agent and episode after the same 300,000 agent-steps.
     pytest.importorskip("mpe2")
-    returns = [compare_sb3.run(compare_sb3.Job(learner="IPPO", seed=seed)).most_probable for seed in SEEDS]
+    returns = [run_job(SPREAD.job("ippo", seed, tmp_path), SpreadResult).evaluation.mean() for seed in SEEDS]
     print(returns)
     assert np.mean(returns) >= -19.4, returns
 

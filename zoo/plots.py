@@ -74,7 +74,7 @@ def learning_curve(args: argparse.Namespace, parser: argparse.ArgumentParser) ->
                 path = run / "evaluations.npz"
                 if path.is_file():
                     try:
-                        with np.load(path, allow_pickle=False) as stored:
+                        with path.open("rb") as file, np.load(file, allow_pickle=False) as stored:
                             curves[f"{algo}, run {number}"] = (stored["timesteps"], stored["results"].mean(1))
                     except Exception as error:
                         raise ValueError(f"{str(path)!r} holds no evaluations: {error}") from error

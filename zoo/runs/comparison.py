@@ -79,7 +79,7 @@ class RunResult:
         :param path: what :func:`run_job` wrote
         :return: the results
         """
-        with np.load(path, allow_pickle=False) as stored:
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as stored:
             values: dict[str, Any] = {name: stored[name] for name in stored.files}
         values.update(entry=json.loads(str(values["entry"])), cpu_seconds=float(values["cpu_seconds"]))
         return cls(**values)
