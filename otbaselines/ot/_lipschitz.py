@@ -51,7 +51,11 @@ def metric_structure(cost: th.Tensor) -> MetricStructure:
 def _analyse(content: bytes, n: int, tolerance: float) -> MetricStructure:
     matrix = np.frombuffer(content, dtype=np.float64).reshape(n, n)
     validate_cost(th.from_numpy(matrix.copy()), symmetric=True)
-    slack = tolerance * max(float(matrix.max()), np.finfo(np.float64).tiny)
+    unit = float(matrix.max())
+    if unit > 0 and not 1e-100 < unit < 1e100:
+        # The hull's own arithmetic ends long before float64 does.
+        raise ValueError(f"`cost` must have its largest entry between 1e-100 and 1e100, got {unit:g}; change the unit")
+    slack = tolerance * max(unit, np.finfo(np.float64).tiny)
     if np.abs(np.diag(matrix)).max() > slack:
         return MetricStructure("general")
     off_diagonal = matrix[~np.eye(n, dtype=bool)]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from numbers import Integral, Real
 
 import numpy as np
@@ -10,6 +11,8 @@ import torch as th
 
 # By how much a row may miss the sum of one: a softmax over many bins in float32, and the same converted to float64.
 SUM_TOLERANCE = {th.float32: 1e-4, th.float64: 1e-6}
+# Of exponents of distances: beyond, powers of small distances vanish beside those of large ones.
+MAX_ORDER = 16.0
 
 
 def check_number(value: object, name: str, *, low: float = 0.0, strict: bool = True, high: float = math.inf) -> float:
@@ -31,6 +34,17 @@ def check_number(value: object, name: str, *, low: float = 0.0, strict: bool = T
         upper = "finite" if math.isinf(high) else f"at most {high:g}"
         raise ValueError(f"`{name}` must be {bound} and {upper}, got {number}")
     return number
+
+
+def check_order(p: object, low: float = 1.0) -> float:
+    """
+    :param p: order of a Wasserstein distance, or exponent of a ground metric
+    :param low: 1 for the former, where it is allowed; 0 for the latter, where it is not
+    :return: the same as a float
+    :raises TypeError: if it is no number
+    :raises ValueError: if it is out of range, or above 16
+    """
+    return check_number(p, "p", low=low, strict=low == 0, high=MAX_ORDER)
 
 
 def check_count(value: object, name: str) -> int:
@@ -72,33 +86,49 @@ def check_stop(tol: object, max_iter: object) -> None:
     check_count(max_iter, "max_iter")
 
 
+def check_dense(x: object, name: str) -> None:
+    """
+    What can be seen of a tensor of any numbers without reading them.
+
+    :param x: what the caller gave for a tensor
+    :param name: the argument's name, for the message
+    :raises TypeError: if it is no tensor
+    :raises ValueError: if it is empty, complex, or has no dense storage
+    """
+    if not isinstance(x, th.Tensor):
+        raise TypeError(f"`{name}` must be a torch tensor, got {type(x).__name__}; convert it with `th.as_tensor`")
+    if x.layout != th.strided or x.is_meta or x.is_complex():
+        raise ValueError(f"`{name}` must be dense and hold real numbers, got {x.dtype} of layout {x.layout} on {x.device}")
+    if x.numel() == 0:
+        raise ValueError(f"`{name}` must not be empty, got shape {tuple(x.shape)}")
+
+
 def check_tensor(x: object, name: str, dims: int = 1) -> None:
     """
-    What can be seen without reading the content.
+    What can be seen of a tensor of floating-point numbers without reading them.
 
     :param x: what the caller gave for a tensor
     :param name: the argument's name, for the message
     :param dims: least number of dimensions
     :raises TypeError: if it is no tensor
-    :raises ValueError: if it is empty, has too few dimensions, holds no float32 or float64, or has no dense storage
+    :raises ValueError: as :func:`check_dense`, or if it has too few dimensions or holds neither float32 nor float64
     """
-    if not isinstance(x, th.Tensor):
-        raise TypeError(f"`{name}` must be a torch tensor, got {type(x).__name__}; convert it with `th.as_tensor`")
+    check_dense(x, name)
+    assert isinstance(x, th.Tensor)
     if x.dtype not in SUM_TOLERANCE:
         raise ValueError(f"`{name}` must be float32 or float64, got {x.dtype}; convert it with `.float()` or `.double()`")
-    if x.layout != th.strided or x.is_meta:
-        raise ValueError(f"`{name}` must be dense and hold numbers, got layout {x.layout} on {x.device}")
-    if x.dim() < dims or x.numel() == 0:
-        raise ValueError(f"`{name}` must have {dims} or more dimensions and not be empty, got shape {tuple(x.shape)}")
+    if x.dim() < dims:
+        raise ValueError(f"`{name}` must have {dims} or more dimensions, got shape {tuple(x.shape)}")
 
 
-def check_alike(**tensors: th.Tensor | None) -> None:
+def check_alike(tensors: Mapping[str, th.Tensor], optional: Mapping[str, th.Tensor | None] | None = None) -> None:
     """
-    :param tensors: the arguments by their names; those left out by the caller are ``None``
+    :param tensors: arguments by their names
+    :param optional: arguments that the caller may leave out
     :raises TypeError: if one is no tensor
     :raises ValueError: if one is no tensor of real numbers, or they differ in precision or device
     """
-    given = {name: x for name, x in tensors.items() if x is not None}
+    given = {**tensors, **{name: x for name, x in (optional or {}).items() if x is not None}}
     for name, x in given.items():
         check_tensor(x, name)
     for what in ("dtype", "device"):
@@ -167,15 +197,34 @@ def finite(result: th.Tensor, **arguments: th.Tensor | None) -> th.Tensor:
     raise ValueError(f"{names}: numbers so large that the result is not finite in {result.dtype}; change the unit")
 
 
-def broadcast_shapes(*shapes: th.Size | tuple[int, ...]) -> th.Size:
+def broadcast_shapes(**shapes: th.Size | tuple[int, ...]) -> th.Size:
     """
     The common batch. (torch's own function imports a symbolic-algebra package on its first call: a second of CPU time.)
 
-    :param shapes: leading dimensions of the arguments
+    :param shapes: leading dimensions of the arguments, by their names
     :return: what they broadcast to
     :raises ValueError: if they do not
     """
     try:
-        return th.Size(np.broadcast_shapes(*shapes))
+        return th.Size(np.broadcast_shapes(*shapes.values()))
     except ValueError:
-        raise ValueError(f"the leading dimensions {[tuple(shape) for shape in shapes]} do not broadcast") from None
+        found = ", ".join(f"`{name}` {tuple(shape)}" for name, shape in shapes.items())
+        raise ValueError(f"leading dimensions do not broadcast: {found}") from None
+
+
+def check_rows(rows: th.Tensor, name: str, entry: str, size: int, batch: th.Size) -> None:
+    """
+    What shares the batch of the problems without adding to it.
+
+    :param rows: one row for all problems, or one for each
+    :param name: the argument's name, for the message
+    :param entry: what an entry belongs to, for the message
+    :param size: entries of a row
+    :param batch: leading dimensions of the problems
+    :raises ValueError: if a row has another number of entries, or the rows do not fit the batch
+    """
+    check_tensor(rows, name)
+    if rows.shape[-1] != size:
+        raise ValueError(f"`{name}` must have one entry per {entry}, {size}, got shape {tuple(rows.shape)}")
+    if rows.dim() > 1 and broadcast_shapes(problems=batch, **{name: rows.shape[:-1]}) != batch:
+        raise ValueError(f"`{name}` must be one row, or rows for the batch {tuple(batch)}, got shape {tuple(rows.shape)}")

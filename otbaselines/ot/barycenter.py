@@ -17,7 +17,16 @@ from functools import partial
 import torch as th
 
 from otbaselines.ot._anderson import first_stage, solve
-from otbaselines.ot._kernels import LOG, Domain, choose_arithmetic, convert_cost, exponent_range, flatten_cost, make_kernel
+from otbaselines.ot._kernels import (
+    LOG,
+    MIN_RANGE,
+    Domain,
+    choose_arithmetic,
+    convert_cost,
+    exponent_range,
+    flatten_cost,
+    make_kernel,
+)
 from otbaselines.ot._projections import DebiasedProjections, Projections
 from otbaselines.ot._validation import (
     broadcast_shapes,
@@ -25,6 +34,7 @@ from otbaselines.ot._validation import (
     check_measure,
     check_number,
     check_reg,
+    check_rows,
     check_stop,
     check_tensor,
     finite,
@@ -80,10 +90,12 @@ def barycenter(
     outer = _check_reference(reference, reference_strength, debiased, reg)
     check_tensor(measures, "measures", 2)
     check_problem(cost, measures, measures, ("measures", "measures"))
-    check_alike(measures=measures, weights=weights, reference=reference)
-    batch = broadcast_shapes(cost.shape[:-2], measures.shape[:-2])
-    _check_rows(weights, "weights", "agent", measures.shape[-2], batch)
-    _check_rows(reference, "reference", "bin", measures.shape[-1], batch)
+    check_alike({"measures": measures}, {"weights": weights, "reference": reference})
+    batch = broadcast_shapes(cost=cost.shape[:-2], measures=measures.shape[:-2])
+    if weights is not None:
+        check_rows(weights, "weights", "agent", measures.shape[-2], batch)
+    if reference is not None:
+        check_rows(reference, "reference", "bin", measures.shape[-1], batch)
     if validate:
         validate_cost(cost, symmetric=True)
         for rows, name in ((measures, "measures"), (weights, "weights"), (reference, "reference")):
@@ -193,14 +205,7 @@ def _check_reference(reference: th.Tensor | None, reference_strength: float | No
         )
     if reference_strength is None:
         return 1.0
-    return reg / check_number(reference_strength, "reference_strength")
-
-
-def _check_rows(rows: th.Tensor | None, name: str, entry: str, size: int, batch: th.Size) -> None:
-    """What shares the batch with the measures: one row for all problems, or one for each."""
-    if rows is None:
-        return
-    if rows.shape[-1] != size:
-        raise ValueError(f"`{name}` must have one entry per {entry}, {size}, got shape {tuple(rows.shape)}")
-    if rows.dim() > 1 and broadcast_shapes(batch, rows.shape[:-1]) != batch:
-        raise ValueError(f"`{name}` must be one row, or rows for the batch {tuple(batch)}, got shape {tuple(rows.shape)}")
+    strength = check_number(reference_strength, "reference_strength")
+    if reg > strength / MIN_RANGE:
+        raise ValueError(f"`reference_strength` must be at least {MIN_RANGE:g} of `reg`, {reg:g}, got {strength:g}")
+    return reg / strength

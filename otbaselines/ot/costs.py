@@ -13,7 +13,19 @@ from dataclasses import dataclass
 
 import torch as th
 
-from otbaselines.ot._validation import broadcast_shapes, check_alike, check_count, check_number, check_tensor, finite
+from otbaselines.ot._validation import (
+    broadcast_shapes,
+    check_alike,
+    check_count,
+    check_dense,
+    check_number,
+    check_order,
+    check_tensor,
+    finite,
+)
+
+# Weight of the actions in the ground metric: its powers stay within float64.
+MAX_BETA = 1e15
 
 
 @dataclass(frozen=True)
@@ -34,7 +46,7 @@ class LatticeCost:
 
     def __init__(self, factors: Sequence[th.Tensor]) -> None:
         object.__setattr__(self, "factors", tuple(factors))
-        check_alike(**{f"factors[{k}]": factor for k, factor in enumerate(self.factors)})
+        check_alike({f"factors[{k}]": factor for k, factor in enumerate(self.factors)})
         if not self.factors or any(factor.dim() != 2 for factor in self.factors):
             shapes = [tuple(factor.shape) for factor in self.factors]
             raise ValueError(
@@ -82,30 +94,41 @@ def pairwise(x: th.Tensor, y: th.Tensor | None = None, *, p: float = 1.0, scale:
 
     :param x: points, shape ``(..., n, d)``
     :param y: points, shape ``(..., m, d)``; ``x`` when omitted
-    :param p: exponent of the distance, positive
+    :param p: exponent of the distance, positive, at most 16
     :param scale: unit of each coordinate, a number or shape ``(d,)``, positive: coordinates are divided by it
     :return: :math:`|x_i - y_j|^p`, shape ``(..., n, m)``, differentiable
     :raises TypeError: if the points are no tensors, or ``p`` or ``scale`` no numbers
     :raises ValueError: if the dimensions disagree, ``p`` or ``scale`` is not positive, or the distances are not finite
     """
-    y = x if y is None else y
-    check_alike(x=x, y=y)
+    return pairwise_of(x, y, p, scale, ("x", "y"))
+
+
+def pairwise_of(
+    x: th.Tensor, y: th.Tensor | None, p: float, scale: th.Tensor | float | None, names: tuple[str, str]
+) -> th.Tensor:
+    """:func:`pairwise` of arguments that the caller knows as ``names``."""
+    if y is None:
+        y, names = x, (names[0], names[0])
+    given = dict(zip(names, (x, y), strict=True))
+    check_alike(given)
     if x.dim() < 2 or y.dim() < 2 or x.shape[-1] != y.shape[-1]:
-        raise ValueError(f"`x` and `y` must be (..., n, d) and (..., m, d), got {tuple(x.shape)} and {tuple(y.shape)}")
-    broadcast_shapes(x.shape[:-2], y.shape[:-2])
-    check_number(p, "p")
+        shapes = " and ".join(f"`{name}` {tuple(points.shape)}" for name, points in given.items())
+        raise ValueError(f"points must be (..., n, d) and (..., m, d), got {shapes}")
+    broadcast_shapes(**{name: points.shape[:-2] for name, points in given.items()})
+    order = check_order(p, low=0.0)
     if scale is not None:
         factor = _unit_of(scale, x)
         x, y = x / factor, y / factor
     # The matrix-product form of cdist loses half of the digits of small distances.
     distance: th.Tensor = th.cdist(x, y, compute_mode="donot_use_mm_for_euclid_dist")
-    return finite(distance if p == 1.0 else distance**p, x=x, y=y)
+    return finite(distance if order == 1.0 else distance**order, **given)
 
 
 def _unit_of(scale: th.Tensor | float, x: th.Tensor) -> th.Tensor:
     if not isinstance(scale, th.Tensor):
         scale = x.new_tensor(check_number(scale, "scale"))
-    if scale.dim() > 1 or scale.shape not in ((), (1,), x.shape[-1:]):
+    check_dense(scale, "scale")
+    if scale.shape not in ((), (1,), x.shape[-1:]):
         raise ValueError(f"`scale` must be a number or have one entry per coordinate, {x.shape[-1]}, got {tuple(scale.shape)}")
     if not bool((scale > 0).all() & scale.isfinite().all()):
         raise ValueError(f"`scale` must be positive and finite, got {scale.tolist()}; give constant coordinates the scale 1")
@@ -130,14 +153,14 @@ def action_cost(embedding: th.Tensor, *, beta: float = 1.0, p: float = 1.0) -> t
     Cost between the actions of one state.
 
     :param embedding: one row per action (one-hot, or the displacement that the action causes), shape ``(n_actions, k)``
-    :param beta: weight of the actions against the states, in units of state distance per unit of the embedding
+    :param beta: weight of the actions against the states, non-negative, in units of state distance per unit of the embedding
     :param p: exponent of the ground metric
     :return: :math:`(\beta |e_a - e_{a'}|)^p`, shape ``(n_actions, n_actions)``
     :raises ValueError: if ``embedding`` is not a matrix, ``beta`` is negative, or ``p`` is not positive
     """
     _check_embedding(embedding)
-    weight = float(check_number(beta, "beta", strict=False) ** check_number(p, "p"))
-    return finite(weight * pairwise(embedding, p=p), embedding=embedding)
+    weight = float(_check_beta(beta) ** check_order(p, low=0.0))
+    return finite(weight * pairwise_of(embedding, None, p, None, ("embedding", "")), embedding=embedding)
 
 
 def state_action_cost(
@@ -173,16 +196,21 @@ def state_action_cost(
     other_vectors = None
     if other_states is not None and other_actions is not None:
         other_vectors = _embed(other_actions, "other_actions", embedding, other_states)
-    beta = check_number(beta, "beta", strict=False)
-    distance = pairwise(states, other_states, scale=scale) + beta * pairwise(vectors, other_vectors)
-    return finite(distance if check_number(p, "p") == 1.0 else distance**p, states=states, actions=vectors)
+    between_states = pairwise_of(states, other_states, 1.0, scale, ("states", "other_states"))
+    distance = between_states + _check_beta(beta) * pairwise_of(
+        vectors, other_vectors, 1.0, None, ("actions", "other_actions")
+    )
+    return finite(distance if check_order(p, low=0.0) == 1.0 else distance**p, states=states, actions=vectors)
+
+
+def _check_beta(beta: object) -> float:
+    return check_number(beta, "beta", strict=False, high=MAX_BETA)
 
 
 def _embed(actions: th.Tensor, name: str, embedding: th.Tensor | None, states: th.Tensor) -> th.Tensor:
     """One vector for each state, in the precision of the states."""
     check_tensor(states, "states", 2)
-    if not isinstance(actions, th.Tensor):
-        raise TypeError(f"`{name}` must be a torch tensor, got {type(actions).__name__}")
+    check_dense(actions, name)
     if actions.is_floating_point():
         vectors = actions.to(states.dtype)
     else:
@@ -191,10 +219,10 @@ def _embed(actions: th.Tensor, name: str, embedding: th.Tensor | None, states: t
                 "`embedding` is needed for action numbers; pass `one_hot_embedding(n_actions)` or a table of moves"
             )
         _check_embedding(embedding)
-        if actions.dtype in (th.bool, th.uint8) or actions.is_complex():
+        if actions.dtype in (th.bool, th.uint8):
             # torch would take these for a mask.
             raise ValueError(f"`{name}` must be vectors, or numbers in int64 or int32, got {actions.dtype}")
-        if actions.numel() and not bool(((actions >= 0) & (actions < len(embedding))).all()):
+        if not bool(((actions >= 0) & (actions < len(embedding))).all()):
             low, high = actions.min().item(), actions.max().item()
             raise ValueError(f"`{name}` must be in [0, {len(embedding)}), the rows of `embedding`, got {low} to {high}")
         vectors = embedding.to(states.dtype)[actions.long()]
@@ -222,7 +250,7 @@ def check_problem(cost: Cost, rows: th.Tensor, columns: th.Tensor, names: tuple[
     :raises ValueError: if the numbers of bins, the precisions or the devices disagree, or something is empty
     """
     given = {cost_name: cost.factors[0] if isinstance(cost, LatticeCost) else cost, names[0]: rows, names[1]: columns}
-    check_alike(**given)
+    check_alike(given)
     if len(cost.shape) < 2 or rows.shape[-1:] != cost.shape[-2:-1] or columns.shape[-1:] != cost.shape[-1:]:
         sizes = f"{tuple(rows.shape)} and {tuple(columns.shape)}"
         raise ValueError(

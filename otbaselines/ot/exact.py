@@ -5,10 +5,15 @@ from __future__ import annotations
 import torch as th
 
 from otbaselines.ot._lipschitz import metric_structure
-from otbaselines.ot._validation import broadcast_shapes, check_alike, check_measure, check_number, check_tensor, finite
-
-# Of powers of gaps in (0, 1]: beyond, those of small gaps vanish from the mean.
-MAX_ORDER = 16.0
+from otbaselines.ot._validation import (
+    broadcast_shapes,
+    check_alike,
+    check_measure,
+    check_order,
+    check_rows,
+    check_tensor,
+    finite,
+)
 
 
 def wasserstein_1d(
@@ -28,8 +33,8 @@ def wasserstein_1d(
     :raises ValueError: if ``p`` is out of range, the shapes do not agree, or the contents are no positions and weights
     """
     order = check_order(p)
-    check_alike(x=x, y=y, a=a, b=b)
-    batch = broadcast_shapes(x.shape[:-1], y.shape[:-1])
+    check_alike({"x": x, "y": y}, {"a": a, "b": b})
+    batch = broadcast_shapes(x=x.shape[:-1], y=y.shape[:-1])
     x, y = x.expand(*batch, -1), y.expand(*batch, -1)
     a, b = _weights(a, "a", x), _weights(b, "b", y)
     return finite(root(line_cost(x, y, a, b, order), order), x=x, y=y)
@@ -38,19 +43,8 @@ def wasserstein_1d(
 def _weights(weights: th.Tensor | None, name: str, points: th.Tensor) -> th.Tensor | None:
     if weights is None:
         return None
-    if weights.shape[-1] != points.shape[-1] or broadcast_shapes(points.shape, weights.shape) != points.shape:
-        raise ValueError(f"`{name}` must broadcast to the positions' shape {tuple(points.shape)}, got {tuple(weights.shape)}")
+    check_rows(weights, name, "position", points.shape[-1], points.shape[:-1])
     return check_measure(weights, name).expand(points.shape)
-
-
-def check_order(p: object) -> float:
-    """
-    :param p: order of a Wasserstein distance
-    :return: the same as a float
-    :raises TypeError: if it is no number
-    :raises ValueError: unless it is in [1, 16]
-    """
-    return check_number(p, "p", low=1.0, strict=False, high=MAX_ORDER)
 
 
 def line_cost(x: th.Tensor, y: th.Tensor, a: th.Tensor | None, b: th.Tensor | None, p: float) -> th.Tensor:
@@ -83,8 +77,9 @@ def root(total: th.Tensor, p: float) -> th.Tensor:
     """
     if p == 1.0:
         return total
-    positive = total > 0
-    return th.where(positive, th.where(positive, total, 1.0) ** (1.0 / p), 0.0)
+    # Not `total > 0`, which would make a zero of NaN.
+    zero = total == 0
+    return th.where(zero, 0.0, th.where(zero, 1.0, total) ** (1.0 / p))
 
 
 def discrete_w1(p: th.Tensor, q: th.Tensor, cost: th.Tensor, *, validate: bool = True) -> th.Tensor:
@@ -105,13 +100,13 @@ def discrete_w1(p: th.Tensor, q: th.Tensor, cost: th.Tensor, *, validate: bool =
     :raises TypeError: if an argument is no tensor
     :raises ValueError: if the rows do not sum to one, or the cost is negative, asymmetric or of another size
     """
-    check_alike(p=p, q=q)
+    check_alike({"p": p, "q": q})
     check_tensor(cost, "cost", 2)
     if cost.dim() != 2 or p.shape[-1] != cost.shape[0] or q.shape[-1] != cost.shape[1]:
         raise ValueError(
             f"`cost` must be (n, n) for `p` and `q` of n bins, got {tuple(cost.shape)}, {tuple(p.shape)} and {tuple(q.shape)}"
         )
-    batch = broadcast_shapes(p.shape[:-1], q.shape[:-1])
+    batch = broadcast_shapes(p=p.shape[:-1], q=q.shape[:-1])
     if validate:
         # Stacked, so that both are read at once and equal rows stay equal to the last bit where they miss the sum of one.
         p, q = check_measure(th.stack((p.expand(*batch, -1), q.expand(*batch, -1))), "p` and `q")
@@ -135,7 +130,7 @@ def discrete_w1(p: th.Tensor, q: th.Tensor, cost: th.Tensor, *, validate: bool =
 def _network_simplex(p: th.Tensor, q: th.Tensor, cost: th.Tensor) -> th.Tensor:
     import ot as pot
 
-    batch = broadcast_shapes(p.shape[:-1], q.shape[:-1])
+    batch = broadcast_shapes(p=p.shape[:-1], q=q.shape[:-1])
     p, q = p.expand(*batch, -1), q.expand(*batch, -1)
     rows = p.detach().reshape(-1, p.shape[-1]).double().cpu().numpy()
     columns = q.detach().reshape(-1, q.shape[-1]).double().cpu().numpy()

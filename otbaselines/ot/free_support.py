@@ -7,9 +7,12 @@ from collections.abc import Sequence
 import torch as th
 
 from otbaselines.ot._validation import check_alike, check_measure, check_reg, check_stop, check_tensor
-from otbaselines.ot.costs import pairwise
+from otbaselines.ot.costs import pairwise_of
 from otbaselines.ot.result import FreeSupportResult, OTResult
 from otbaselines.ot.sinkhorn import sinkhorn
+
+# Iterations for one plan: the next move starts from where it stopped.
+PLAN_MAX_ITER = 1000
 
 
 def free_support_barycenter(
@@ -50,7 +53,7 @@ def free_support_barycenter(
         raise ValueError(f"`weights` must have one row per measure, {len(clouds)}, got {len(rows)}")
     shares = support.new_full((len(clouds),), 1.0 / len(clouds)) if agent_weights is None else agent_weights
     masses = [_check_cloud(cloud, row, support) for cloud, row in zip(clouds, rows, strict=True)]
-    check_alike(agent_weights=shares, support=support)
+    check_alike({"agent_weights": shares, "support": support})
     if shares.shape != (len(clouds),):
         raise ValueError(f"`agent_weights` must have one entry per measure, {len(clouds)}, got shape {tuple(shares.shape)}")
     shares = check_measure(shares, "agent_weights")
@@ -73,8 +76,7 @@ def _move(
     while error > tol and n_iter < max_iter:
         starts: Sequence[OTResult | None] = plans or [None] * len(clouds)
         plans = [
-            sinkhorn(pairwise(atoms, cloud, p=2.0), uniform, mass, reg=reg, init=start, validate=False)
-            for cloud, mass, start in zip(clouds, masses, starts, strict=True)
+            _plan(atoms, cloud, uniform, mass, reg, start) for cloud, mass, start in zip(clouds, masses, starts, strict=True)
         ]
         pulls = [plan.plan @ cloud for plan, cloud in zip(plans, clouds, strict=True)]
         moved = len(atoms) * th.tensordot(shares, th.stack(pulls), 1)
@@ -85,9 +87,16 @@ def _move(
     return FreeSupportResult(atoms, n_iter, error <= tol and exact, error)
 
 
+def _plan(
+    atoms: th.Tensor, cloud: th.Tensor, uniform: th.Tensor, mass: th.Tensor, reg: float, start: OTResult | None
+) -> OTResult:
+    cost = pairwise_of(atoms, cloud, 2.0, None, ("support", "points"))
+    return sinkhorn(cost, uniform, mass, reg=reg, max_iter=PLAN_MAX_ITER, init=start, validate=False)
+
+
 def _check_cloud(cloud: th.Tensor, weights: th.Tensor | None, support: th.Tensor) -> th.Tensor:
     """Weights of the points of one cloud, summing to one."""
-    check_alike(points=cloud, weights=weights, support=support)
+    check_alike({"points": cloud, "support": support}, {"weights": weights})
     if support.dim() != 2 or cloud.dim() != 2 or cloud.shape[1] != support.shape[1]:
         raise ValueError(
             f"`points` must be (m, d) clouds in the dimension of `support` {tuple(support.shape)}, got {tuple(cloud.shape)}"

@@ -15,7 +15,7 @@ from functools import cached_property
 import torch as th
 
 from otbaselines.ot._kernels import LOG, MAX_RANGE_FIXED, PRODUCT, DenseKernel, check_range
-from otbaselines.ot._validation import broadcast_shapes, check_alike, check_count, check_measure, check_number, check_reg
+from otbaselines.ot._validation import check_alike, check_count, check_measure, check_number, check_reg, check_rows
 from otbaselines.ot.costs import check_problem, validate_cost
 from otbaselines.ot.result import DivergenceResult
 
@@ -149,7 +149,7 @@ class ScalingSolver:
     ) -> None:
         self.reg = check_reg(reg)
         self.debiased, self.validate = debiased, validate
-        check_alike(cost=cost, weights=weights)
+        check_alike({"cost": cost}, {"weights": weights})
         if cost.dim() != 2 or cost.shape[0] != cost.shape[1]:
             raise ValueError(f"`cost` must be square, shape (n, n), got {tuple(cost.shape)}")
         if validate:
@@ -250,9 +250,7 @@ class ScalingSolver:
         n_agents = measures.shape[1]
         if self._weights is None:
             return measures.new_full((1, n_agents, 1), 1.0 / n_agents)
-        if self._weights.shape[-1] != n_agents:
-            raise ValueError(f"`weights` must have one entry per agent, {n_agents}, got shape {tuple(self._weights.shape)}")
-        broadcast_shapes(self._weights.shape[:-1], measures.shape[:1])
+        check_rows(self._weights, "weights", "agent", n_agents, measures.shape[:1])
         return self._weights.to(measures.dtype).reshape(-1, n_agents, 1)
 
     @th.no_grad()

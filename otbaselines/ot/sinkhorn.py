@@ -133,7 +133,7 @@ def sinkhorn(
         validate_cost(cost)
         check_measure(a, "a")
         check_measure(b, "b")
-    batch = broadcast_shapes(cost.shape[:-2], a.shape[:-1], b.shape[:-1])
+    batch = broadcast_shapes(cost=cost.shape[:-2], a=a.shape[:-1], b=b.shape[:-1])
     a, b = a.expand(*batch, -1), b.expand(*batch, -1)
     span, n_coarse = exponent_range(cost, reg), 0
     stage = first_stage(span, a.dtype, tol, max(cost.shape[-2:]), max_iter) if init is None else None
@@ -199,19 +199,34 @@ def _solve_coupling(
     dtype, domain = choose_arithmetic(span, a.dtype, tol)
     rows, columns = (unit_mass(x.reshape(-1, 1, x.shape[-1]).to(dtype)) for x in (a, b))
     log_x = th.zeros_like(rows) if start is None else start.detach().to(dtype).reshape(rows.shape) / reg
-    kernel = make_kernel(cost, reg, dtype, domain, len(rows))
-    problem = _Coupling(kernel, domain.wrap(kernel.arrange(rows)), domain.wrap(kernel.arrange(columns)))
-    point = solve(problem, domain.enter(kernel.arrange(log_x)), tol=tol, max_iter=max_iter)
-    if not domain.log and not bool(point.error.isfinite().all()):
-        # The products ran out of range in spite of the bound (an extreme warm start can do that).
-        kernel = make_kernel(cost, reg, th.float64, LOG)
-        problem = _Coupling(kernel, rows.double().log(), columns.double().log())
-        point = solve(problem, th.zeros_like(problem.a), tol=tol, max_iter=max_iter)
+    problem, point = _iterate(_Coupling, cost, rows, columns, log_x, reg, tol, max_iter, domain)
     # Empty bins carry no weight in the stopping rule nor in the mixing: their potentials are those of one more half step.
     product = problem.kernel.adjoint(problem.domain.mul(problem.a, point.x))
     inverse = problem.kernel.forward(problem.domain.div(problem.b, product))
     f, g = -reg * problem.domain.leave(inverse), -reg * problem.domain.leave(product)
     return rows.reshape(a.shape), columns.reshape(b.shape), f.reshape(a.shape), g.reshape(b.shape), point
+
+
+def _iterate(
+    kind: type[_Coupling],
+    cost: Cost,
+    rows: th.Tensor,
+    columns: th.Tensor,
+    log_x: th.Tensor,
+    reg: float,
+    tol: float,
+    max_iter: int,
+    domain: Domain,
+) -> tuple[_Coupling, FixedPoint]:
+    """Make the problem and solve it; where products run out of range in spite of the bound, once more in logarithms."""
+    kernel = make_kernel(cost, reg, rows.dtype, domain, len(rows))
+    problem = kind(kernel, domain.wrap(kernel.arrange(rows)), domain.wrap(kernel.arrange(columns)))
+    point = solve(problem, domain.enter(kernel.arrange(log_x)), tol=tol, max_iter=max_iter)
+    if domain.log or bool(point.error.isfinite().all()):
+        return problem, point
+    # Extreme warm starts can do that, and measures that are all but zero in places.
+    rows, columns = rows.double(), columns.double()
+    return _iterate(kind, cost, rows, columns, th.zeros_like(rows), reg, tol, max_iter, LOG)
 
 
 def self_transport(
@@ -240,22 +255,22 @@ def self_transport(
 
 
 def _self_transport(cost: Cost, a: th.Tensor, reg: float, tol: float, max_iter: int) -> OTResult:
-    batch = broadcast_shapes(cost.shape[:-2], a.shape[:-1])
+    batch = broadcast_shapes(cost=cost.shape[:-2], a=a.shape[:-1])
     a = a.expand(*batch, -1)
     with th.no_grad():
         dtype, domain = choose_arithmetic(exponent_range(cost, reg), a.dtype, tol)
         rows = unit_mass(a.reshape(-1, 1, a.shape[-1]).to(dtype))
-        kernel = make_kernel(flatten_cost(cost, batch), reg, dtype, domain, len(rows))
-        held = domain.wrap(kernel.arrange(rows))
-        point = solve(_SelfCoupling(kernel, held, held), domain.enter(th.zeros_like(held)), tol=tol, max_iter=max_iter)
-        scaled = domain.mul(held, point.x)
-        product = kernel.forward(scaled)
+        flat, start = flatten_cost(cost, batch), th.zeros_like(rows)
+        problem, point = _iterate(_SelfCoupling, flat, rows, rows, start, reg, tol, max_iter, domain)
+        domain = problem.domain
+        scaled = domain.mul(problem.a, point.x)
+        product = problem.kernel.forward(scaled)
         # Empty bins carry no weight in the stopping rule nor in the mixing: their potentials are those of one more step.
-        log_x = th.where(domain.value(held) > 0, domain.leave(point.x), -domain.leave(product))
+        log_x = th.where(domain.value(problem.a) > 0, domain.leave(point.x), -domain.leave(product))
         potential = (reg * log_x).reshape(a.shape)
         mass = domain.value(domain.mul(scaled, product)).sum(-1).reshape(batch)
         rows, error = rows.reshape(a.shape), point.error.reshape(batch)
-    value = 2 * (shifted(a.to(dtype), rows) * potential).sum(-1) + reg * (1 - mass)
+    value = 2 * (shifted(a.to(potential.dtype), rows) * potential).sum(-1) + reg * (1 - mass)
     result = OTResult(
         value=value.to(a.dtype),
         potential_a=potential.to(a.dtype),

@@ -6,8 +6,8 @@ from numbers import Integral
 
 import torch as th
 
-from otbaselines.ot._validation import broadcast_shapes, check_alike, check_count, check_tensor, finite
-from otbaselines.ot.exact import check_order, line_cost, root
+from otbaselines.ot._validation import broadcast_shapes, check_alike, check_count, check_order, check_tensor, finite
+from otbaselines.ot.exact import line_cost, root
 
 
 def sliced_wasserstein(
@@ -35,10 +35,10 @@ def sliced_wasserstein(
     :raises ValueError: if ``p`` is out of range, the dimensions disagree or both ``seed`` and ``generator`` are given
     """
     order = check_order(p)
-    check_alike(x=x, y=y)
+    check_alike({"x": x, "y": y})
     if x.dim() < 2 or y.dim() < 2 or x.shape[-1] != y.shape[-1]:
         raise ValueError(f"`x` and `y` must be (..., n, d) and (..., m, d), got {tuple(x.shape)} and {tuple(y.shape)}")
-    batch = broadcast_shapes(x.shape[:-2], y.shape[:-2])
+    batch = broadcast_shapes(x=x.shape[:-2], y=y.shape[:-2])
     directions = random_directions(x.shape[-1], n_projections, seed=seed, generator=generator).to(x)
     lines_x, lines_y = (th.matmul(z, directions).transpose(-1, -2).expand(*batch, -1, -1) for z in (x, y))
     return finite(root(line_cost(lines_x, lines_y, None, None, order).mean(-1), order), x=x, y=y)
@@ -93,7 +93,7 @@ def line_potentials(x: th.Tensor, y: th.Tensor, *, p: float = 1.0) -> th.Tensor:
     :raises ValueError: if the shapes differ, ``p`` is out of range, or points are not in ascending order
     """
     order = check_order(p)
-    check_alike(x=x, y=y)
+    check_alike({"x": x, "y": y})
     if x.shape != y.shape:
         raise ValueError(f"`x` and `y` must have one shape (..., n), got {tuple(x.shape)} and {tuple(y.shape)}")
     for name, line in (("x", x), ("y", y)):

@@ -210,3 +210,43 @@ def test_a_wrong_argument_is_named(change: dict[str, object], message: str) -> N
 def test_a_missing_plan_is_named() -> None:
     with pytest.raises(IndexError, match="`i` must be in"):
         ot.barycenter(measures(3, 4), cost(4), reg=0.1).plan(3)
+
+
+def test_free_support_moves_as_pots() -> None:
+    generator = th.Generator().manual_seed(0)
+    clouds = [th.randn(m, 2, generator=generator, dtype=th.float64) + k for k, m in enumerate((6, 9))]
+    weights = [measures(1, len(cloud), empty=0.0)[0] for cloud in clouds]
+    shares, start = th.tensor([0.7, 0.3], dtype=th.float64), th.randn(5, 2, generator=generator, dtype=th.float64)
+    found = ot.free_support_barycenter(clouds, weights, reg=1.0, support=start, agent_weights=shares, max_iter=5)
+    expected = pot.bregman.free_support_sinkhorn_barycenter(clouds, weights, start, 1.0, weights=shares, numItermax=5)
+    assert found.n_iter == 5
+    assert th.allclose(found.atoms, expected, atol=1e-5)
+
+
+def test_free_support_of_little_regularisation_is_the_mean_of_matched_points() -> None:
+    # Two copies of one cloud, a shift apart: matched points meet half way. POT's inner loop has no numbers for this strength.
+    cloud = th.tensor([[0.0, 0.0], [3.0, 0.0], [0.0, 5.0]], dtype=th.float64)
+    shift = th.tensor([1.0, 1.0], dtype=th.float64)
+    found = ot.free_support_barycenter([cloud, cloud + shift], None, reg=1e-2, support=cloud + 0.4)
+    assert found.converged
+    assert th.allclose(found.atoms, cloud + shift / 2, atol=1e-6)
+    early = ot.free_support_barycenter([cloud, cloud + shift], None, reg=10.0, support=cloud, max_iter=1)
+    assert not early.converged
+    assert early.error > 1e-6
+
+
+def test_free_support_refuses_weights_that_do_not_sum_to_one() -> None:
+    cloud = th.zeros(3, 2, dtype=th.float64)
+    with pytest.raises(ValueError, match="rows of `agent_weights` must sum to one, one is off by 9"):
+        ot.free_support_barycenter([cloud, cloud], None, reg=1.0, support=cloud, agent_weights=th.tensor([5.0, 5.0]).double())
+    with pytest.raises(ValueError, match="rows of `weights` must sum to one"):
+        ot.free_support_barycenter([cloud], [th.ones(3).double()], reg=1.0, support=cloud)
+    with pytest.raises(ValueError, match="`weights` must have one row per measure, 2, got 1"):
+        ot.free_support_barycenter([cloud, cloud], [th.ones(3).double() / 3], reg=1.0, support=cloud)
+
+
+def test_a_reference_of_another_batch_is_named() -> None:
+    with pytest.raises(ValueError, match=r"`reference` must be one row, or rows for the batch \(\)"):
+        ot.barycenter(measures(3, 4), cost(4), reg=0.1, reference=measures(2, 4, empty=0.0))
+    with pytest.raises(ValueError, match=r"`weights` must be one row, or rows for the batch \(\)"):
+        ot.barycenter(measures(3, 4), cost(4), reg=0.1, weights=WEIGHTS.expand(2, -1))

@@ -68,3 +68,21 @@ def test_a_wrong_argument_is_named() -> None:
         ot.LatticeCost([th.zeros(2)])
     with pytest.raises(ValueError, match=r"`cost.factors\[1\]` must be non-negative"):
         ot.validate_cost(ot.LatticeCost([th.ones(2, 2), -th.ones(2, 2)]))
+
+
+def test_action_numbers_are_rows_of_the_table() -> None:
+    states, table = th.zeros(2, 2), ot.one_hot_embedding(3)
+    for actions in ([-1, 0], [0, 3]):
+        with pytest.raises(ValueError, match=r"`actions` must be in \[0, 3\), the rows of `embedding`"):
+            ot.state_action_cost(states, th.tensor(actions), embedding=table)
+    # A mask is no list of numbers.
+    with pytest.raises(ValueError, match=r"`actions` must be vectors, or numbers in int64 or int32, got torch.bool"):
+        ot.state_action_cost(states, th.tensor([True, False]), embedding=table)
+
+
+def test_errors_of_inner_functions_have_the_callers_names() -> None:
+    states, table = th.zeros(2, 2), ot.one_hot_embedding(3)
+    with pytest.raises(ValueError, match="`states` holds NaN"):
+        ot.state_action_cost(states / 0, th.tensor([0, 1]), embedding=table)
+    with pytest.raises(ValueError, match="`embedding` holds NaN"):
+        ot.action_cost(table * float("nan"))

@@ -221,7 +221,7 @@ def test_a_wrong_argument_is_named() -> None:
         ot.sliced_pairwise(x)
     with pytest.raises(ValueError, match=r"`cost` must be \(n, n\)"):
         ot.discrete_w1(th.ones(1), th.ones(1), x)
-    with pytest.raises(ValueError, match="must both be"):
+    with pytest.raises(ValueError, match=r"`means` \(3, 2\), `stds` \(2, 2\)"):
         ot.gaussian_w2_barycenter(x, th.zeros(2, 2))
 
 
@@ -257,3 +257,73 @@ def test_line_potentials_pull_back_what_was_shifted():
 def test_bad_lines_are_named(x, y, p, message):
     with pytest.raises(ValueError, match=message):
         ot.line_potentials(x, y, p=p)
+
+
+def test_wasserstein_1d_of_unequal_sizes_equals_scipy() -> None:
+    x, y = th.tensor([0.0, 1.0, 3.0], dtype=th.float64), th.tensor([1.0, 2.0], dtype=th.float64)
+    expected = scipy.stats.wasserstein_distance(x.numpy(), y.numpy())
+    assert float(ot.wasserstein_1d(x, y)) == pytest.approx(expected, abs=1e-15)
+    # Integers have no uniform weight of one third.
+    with pytest.raises(ValueError, match=r"`x` must be float32 or float64, got torch.int64"):
+        ot.wasserstein_1d(x.long(), y.long())
+
+
+def test_wasserstein_1d_refuses_weights_that_are_none() -> None:
+    x = th.tensor([0.0, 1.0], dtype=th.float64)
+    for weights, message in (
+        ([1.0, 1.0], "rows of `a` must sum to one"),
+        ([1.5, -0.5], "`a` must be non-negative"),
+        ([0.2, 0.3, 0.5], "`a` must have one entry per position, 2"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            ot.wasserstein_1d(x, x, th.tensor(weights, dtype=th.float64))
+
+
+@pytest.mark.parametrize("p", [1.0, 1.5, 2.0, 3.0])
+def test_gradients_of_distances_on_lines_are_zero_where_the_measures_agree(p: float) -> None:
+    cloud = th.randn(6, 2, generator=th.Generator().manual_seed(0), dtype=th.float64)
+    weights = measures(1, 6, empty=0.0)[0]
+    for distance in (
+        lambda x: ot.wasserstein_1d(x[:, 0], cloud[:, 0], p=p),
+        lambda x: ot.wasserstein_1d(x[:, 0], cloud[:, 0], weights, weights, p=p),
+        lambda x: ot.sliced_wasserstein(x, cloud, seed=0, p=p),
+        lambda x: ot.sliced_pairwise(th.stack((x, cloud)), seed=0, p=p).sum(),
+    ):
+        leaf = cloud.clone().requires_grad_()
+        value = distance(leaf)
+        value.backward()
+        assert float(value.detach()) == 0.0
+        assert leaf.grad is not None
+        assert float(leaf.grad.abs().max()) == 0.0
+
+
+@pytest.mark.parametrize("p", [2.0, 3.0])
+def test_gradients_of_distances_on_lines_equal_finite_differences_where_some_points_agree(p: float) -> None:
+    x, y = (th.randn(5, generator=th.Generator().manual_seed(seed), dtype=th.float64) for seed in (0, 1))
+    y[x.argmin()] = y.min() - 1.0
+    x[x.argmin()] = y.min()
+    leaf = x.clone().requires_grad_()
+    (gradient,) = th.autograd.grad(ot.wasserstein_1d(leaf, y, p=p), leaf)
+    direction = th.randn(5, generator=th.Generator().manual_seed(2), dtype=th.float64)
+    expected = directional_derivative(lambda z: ot.wasserstein_1d(z, y, p=p), x, direction)
+    assert float(gradient @ direction) == pytest.approx(expected, rel=1e-6)
+
+
+def test_gaussian_barycenters_check_their_weights() -> None:
+    means, stds = th.zeros(3, 2, dtype=th.float64), th.ones(3, 2, dtype=th.float64)
+    for call in (ot.gaussian_w2_barycenter, lambda m, s, w: ot.gaussian_sinkhorn_barycenter(m, s, reg=0.1, weights=w)):
+        with pytest.raises(ValueError, match="rows of `weights` must sum to one, one is off by 2"):
+            call(means, stds, th.ones(3, dtype=th.float64))
+        with pytest.raises(ValueError, match="`weights` must have one entry per Gaussian, 3"):
+            call(means, stds, th.ones(2, dtype=th.float64) / 2)
+        with pytest.raises(ValueError, match="`stds` must be non-negative"):
+            call(means, -stds, None)
+
+
+def test_numbers_that_are_none_are_not_hidden_by_the_root() -> None:
+    nan = th.tensor([0.0, math.nan], dtype=th.float64)
+    for p in (1.0, 2.0):
+        with pytest.raises(ValueError, match="`x` holds NaN"):
+            ot.wasserstein_1d(nan, th.zeros(2, dtype=th.float64), p=p)
+    with pytest.raises(ValueError, match="`mean_a` holds NaN"):
+        ot.gaussian_w2(nan, nan.nan_to_num(), nan.nan_to_num(), nan.nan_to_num())

@@ -1,6 +1,7 @@
 """Barycenters of many small problems against the general solver and POT, and their gradient against finite differences."""
 
 import math
+from functools import cache
 
 import ot as pot
 import pytest
@@ -87,8 +88,13 @@ def _divergence(measure: th.Tensor, center: th.Tensor, reg: float, debiased: boo
 
 
 def _pot_transport(a: th.Tensor, b: th.Tensor, reg: float) -> float:
-    cost = _cost()
-    plan = pot.bregman.sinkhorn_log(a, b, cost, reg, numItermax=100_000, stopThr=1e-12)
+    return _solved_by_pot(tuple(a.tolist()), tuple(b.tolist()), reg)
+
+
+@cache
+def _solved_by_pot(first: tuple[float, ...], second: tuple[float, ...], reg: float) -> float:
+    cost, a, b = _cost(), *(th.tensor(weights, dtype=th.float64) for weights in (first, second))
+    plan = pot.bregman.sinkhorn_log(a, b, cost, reg, numItermax=100_000, stopThr=1e-11)
     return float((plan * cost).sum() + reg * (plan * (plan / (a[:, None] * b[None, :])).log()).sum())
 
 
@@ -251,3 +257,29 @@ def test_the_error_shows_a_debiasing_that_has_not_settled():
     assert float((few.weights - many.weights).abs().max()) > 0.01
     assert float(few.error.max()) > 1e-3
     assert float(many.error.max()) < 1e-9
+
+
+def test_pairs_say_whether_they_stopped_early():
+    # A sharp kernel and agents that disagree: 400 steps are not enough, for a blunt one they are.
+    measures = (8.0 * th.randn(4, N_AGENTS, N_BINS, dtype=th.float64)).softmax(-1)
+    outcomes = {}
+    for reg in (0.5, 1e-4):
+        solver = ot.ScalingSolver(_cost(), reg=reg)
+        outcomes[reg] = solver.pair_divergences(measures, solver.solve(measures, 4).state)
+        assert th.equal(outcomes[reg].converged, outcomes[reg].error < 1e-4)
+    assert outcomes[0.5].converged.all()
+    assert not outcomes[1e-4].converged.all()
+    assert outcomes[0.5].n_iter < outcomes[1e-4].n_iter
+
+
+def test_contents_are_checked_unless_the_caller_vouches_for_them():
+    measures = _measures()
+    with pytest.raises(ValueError, match="rows of `measures` must sum to one"):
+        ot.ScalingSolver(_cost(), reg=0.3).solve(0.5 * measures, 3)
+    with pytest.raises(ValueError, match="`cost` must be symmetric"):
+        ot.ScalingSolver(_cost() + th.arange(5.0).double(), reg=0.3)
+    with pytest.raises(ValueError, match="rows of `weights` must sum to one"):
+        ot.ScalingSolver(_cost(), reg=0.3, weights=th.ones(3).double())
+    checked = ot.ScalingSolver(_cost(), reg=0.3).solve(measures, 3)
+    vouched = ot.ScalingSolver(_cost(), reg=0.3, validate=False).solve(measures, 3)
+    th.testing.assert_close(checked.gradient, vouched.gradient, atol=1e-13, rtol=0)

@@ -240,3 +240,157 @@ def test_the_divergence_refuses_half_a_set_of_costs_and_asymmetric_ones() -> Non
         ot.sinkhorn_divergence(cost(4), uniform, uniform, reg=0.1, cost_aa=cost(4))
     with pytest.raises(ValueError, match="`cost_ab` must be symmetric"):
         ot.sinkhorn_divergence(cost(4) + th.arange(4.0).double(), uniform, uniform, reg=0.1)
+
+
+@pytest.mark.parametrize(("dtype", "share"), [(th.float32, 1 - 5e-5), (th.float64, 1 - 5e-7)])
+def test_rows_that_miss_the_sum_of_one_by_rounding_are_divided_by_it(dtype: th.dtype, share: float) -> None:
+    team, matrix = measures(3, 20, dtype=dtype), cost(20, dtype=dtype)
+    short = share * team
+    exact, off = (ot.sinkhorn_divergence(matrix, x[0], x[1], reg=0.1) for x in (team, short))
+    assert off.converged
+    assert float(off.value) == pytest.approx(float(exact.value), abs=1e-5)
+    assert float(ot.sinkhorn_divergence(matrix, team[0], short[0], reg=0.1).value) == pytest.approx(0.0, abs=1e-6)
+    assert (ot.barycenter(short, matrix, reg=0.1).weights - ot.barycenter(team, matrix, reg=0.1).weights).abs().sum() < 1e-5
+    assert ot.pairwise_sinkhorn(short, matrix, reg=0.1).converged.all()
+    with pytest.raises(ValueError, match="rows of `a` must sum to one, one is off by"):
+        ot.sinkhorn(matrix, (2 * share - 1 - 1e-3) * team[0], team[1], reg=0.1)
+
+
+def test_measures_off_by_1e_5_are_refused_in_float64() -> None:
+    a, b = measures(2, 20)
+    for call in (ot.sinkhorn, ot.sinkhorn_divergence):
+        with pytest.raises(ValueError, match="rows of `b` must sum to one, one is off by 1e-05"):
+            call(cost(20), a, (1 - 1e-5) * b, reg=0.1)
+
+
+def test_results_say_when_a_solver_stopped_early() -> None:
+    team, matrix = measures(3, 30), cost(30)
+    for early in (
+        ot.self_transport(matrix, team, reg=1.0, max_iter=1),
+        ot.sinkhorn_divergence(matrix, team[0], team[1:], reg=1.0, max_iter=1),
+        ot.pairwise_sinkhorn(team, matrix, reg=1.0, max_iter=1),
+    ):
+        assert early.converged.shape == early.error.shape == early.value.shape
+        assert not early.converged.any()
+        assert bool((early.error > 1e-6).all())
+    late = ot.pairwise_sinkhorn(team, matrix, reg=0.1)
+    assert late.converged.all()
+    # The error behind a pair is the largest of its three problems, each measured on its own.
+    cross = ot.sinkhorn(matrix, team[0], team[1], reg=0.1, tol=1e-6)
+    assert float(late.error[0, 1]) <= 1e-6
+    assert th.equal(late.error, late.error.T)
+    assert late.n_iter >= cross.n_iter > 0
+
+
+def test_the_self_term_is_the_plan_of_its_potentials() -> None:
+    a, matrix = measures(1, 20)[0], cost(20)
+    own = ot.self_transport(matrix, a, reg=0.1, tol=1e-12)
+    assert (own.plan.sum(0) - a).abs().sum() < 1e-11
+    assert th.allclose(own.plan, own.plan.T, atol=1e-15)
+    positive = own.plan > 0
+    ratio = own.plan[positive] / (a[:, None] * a)[positive]
+    assert float(own.value) == pytest.approx(float((own.plan * matrix).sum() + 0.1 * (own.plan[positive] * ratio.log()).sum()))
+
+
+@pytest.mark.parametrize("reg", [0.002, 0.1])
+def test_gradient_with_respect_to_the_factors_of_a_lattice_equals_finite_differences(reg: float) -> None:
+    factors = [cost(4, seed=0), 0.5 * cost(3, seed=1), cost(3, seed=2)]
+    a, b = measures(2, 36)
+
+    def value(k: int, factor: th.Tensor) -> th.Tensor:
+        lattice = ot.LatticeCost([factor if j == k else other for j, other in enumerate(factors)])
+        return ot.sinkhorn(lattice, a, b, reg=reg, tol=1e-12).value
+
+    # In the log domain one factor is enough: it takes a second.
+    for k, factor in list(enumerate(factors))[: 1 if reg < 0.01 else None]:
+        leaf = factor.clone().requires_grad_()
+        (gradient,) = th.autograd.grad(value(k, leaf), leaf)
+        direction = th.rand(factor.shape, generator=th.Generator().manual_seed(k), dtype=th.float64) * (factor > 0)
+        expected = directional_derivative(lambda x, k=k: value(k, x), factor, direction, step=1e-6)
+        assert float((gradient * direction).sum()) == pytest.approx(expected, rel=1e-4, abs=1e-6)
+
+
+def test_gradients_of_a_batch_over_a_lattice_are_those_of_its_dense_cost() -> None:
+    factors = [cost(4, seed=0), cost(3, seed=1)]
+    a, b = measures(6, 12).view(2, 3, 12), measures(3, 12, seed=2)
+    for call in (
+        lambda c: ot.sinkhorn(c, a, b, reg=0.2, tol=1e-12),
+        lambda c: ot.sinkhorn_divergence(c, a, b, reg=0.2, tol=1e-12),
+        lambda c: ot.pairwise_sinkhorn(a, c, reg=0.2, tol=1e-12),
+    ):
+        gradients = []
+        for build in (ot.LatticeCost, lambda leaves: ot.LatticeCost(leaves).dense()):
+            leaves = [factor.clone().requires_grad_() for factor in factors]
+            call(build(leaves)).value.square().sum().backward()
+            gradients.append([leaf.grad for leaf in leaves])
+        for fast, dense in zip(*gradients, strict=True):
+            assert th.allclose(fast, dense, atol=1e-8)
+
+
+@pytest.mark.parametrize(
+    ("entry", "reg", "message"),
+    [
+        (1e30, 0.1, "`reg` is 0.1 and the largest entry of `cost` 1e.30: beyond a ratio of 1e.08 a plan is lost"),
+        (1.0, 1e-300, "beyond a ratio of 1e.08 a plan is lost"),
+        (1.0, 1e300, "the value is lost in rounding; lower `reg`"),
+    ],
+)
+def test_ranges_that_float64_cannot_hold_are_refused_at_once(entry: float, reg: float, message: str) -> None:
+    matrix, team = cost(10), measures(3, 10)
+    matrix[2, 5] = matrix[5, 2] = matrix.max() if entry == 1.0 else entry
+    for call in (
+        lambda: ot.sinkhorn(matrix, team[0], team[1], reg=reg),
+        lambda: ot.self_transport(matrix, team, reg=reg),
+        lambda: ot.pairwise_sinkhorn(team, matrix, reg=reg),
+        lambda: ot.barycenter(team, matrix, reg=reg),
+        lambda: ot.ScalingSolver(matrix, reg=reg),
+    ):
+        with pytest.raises(ValueError, match=message):
+            call()
+
+
+def test_a_large_entry_forbids_transport() -> None:
+    # With 1e4 between the first and the last point, the linear programme moves nothing between them, nor does the plan.
+    matrix, (a, b) = cost(8), measures(2, 8, empty=0.0)
+    matrix[0, 7] = matrix[7, 0] = 1e4
+    result = ot.sinkhorn(matrix, a, b, reg=0.05, tol=1e-9)
+    assert result.converged
+    assert float(result.plan[0, 7]) == 0.0
+    assert float(result.value_linear) == pytest.approx(pot.emd2(a.numpy(), b.numpy(), matrix.numpy()), abs=0.05 * 2 * 2.1)
+
+
+@pytest.mark.parametrize("reg", [-1.0, 0.0, float("nan")])
+def test_a_strength_that_is_none_is_refused_by_every_solver(reg: float) -> None:
+    team, matrix = measures(3, 5), cost(5)
+    for call in (
+        lambda: ot.self_transport(matrix, team, reg=reg),
+        lambda: ot.sinkhorn_divergence(matrix, team[0], team[1], reg=reg),
+        lambda: ot.pairwise_sinkhorn(team, matrix, reg=reg),
+        lambda: ot.barycenter(team, matrix, reg=reg),
+        lambda: ot.ScalingSolver(matrix, reg=reg),
+        lambda: ot.free_support_barycenter([team], None, reg=reg, support=team),
+    ):
+        with pytest.raises(ValueError, match="`reg` must be positive"):
+            call()
+
+
+@pytest.mark.parametrize(
+    ("change", "kind", "message"),
+    [
+        ({"a": [0.5, 0.5]}, TypeError, "`a` must be a torch tensor, got list"),
+        ({"a": th.zeros(0, 4, dtype=th.float64)}, ValueError, r"`a` must not be empty, got shape \(0, 4\)"),
+        ({"cost": None}, TypeError, "`cost` must be a torch tensor, got NoneType"),
+        ({"reg": "0.1"}, TypeError, "`reg` must be a real number, got str"),
+        ({"max_iter": 1.5}, TypeError, "`max_iter` must be an integer, got 1.5"),
+        ({"tol": 2.0}, ValueError, "`tol` must be positive and at most 1, got 2.0"),
+        (
+            {"a": measures(2, 4), "b": measures(3, 4)},
+            ValueError,
+            r"leading dimensions do not broadcast: .* `a` \(2,\), `b` \(3,\)",
+        ),
+    ],
+)
+def test_the_kind_of_the_error_is_that_of_the_mistake(change: dict[str, object], kind: type[Exception], message: str) -> None:
+    arguments = {"cost": cost(4), "a": measures(1, 4)[0], "b": measures(1, 4)[0], "reg": 0.1} | change
+    with pytest.raises(kind, match=message):
+        ot.sinkhorn(**arguments)
