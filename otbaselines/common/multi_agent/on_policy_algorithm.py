@@ -4,6 +4,7 @@ import os
 from functools import cached_property
 from typing import Any, ClassVar, Self
 
+import numpy as np
 import torch as th
 from stable_baselines3.common.base_class import maybe_make_env
 from stable_baselines3.common.callbacks import BaseCallback
@@ -238,6 +239,10 @@ class MultiAgentOnPolicyAlgorithm(JsonSaveMixin, TeamRollouts):
         check_settings(table, {name: present.get(name, present.get(f"_{name}")) for name in table if self._keeps(name)})
         if self.env is None:
             raise RuntimeError("the model has no environment to learn in; call `set_env`, or `load` it with `env=`")
+        goes_on = isinstance(self.env, TensorVecEnv) and self.env.is_reset
+        if isinstance(self._last_obs, np.ndarray) and not self._last_obs.size and not goes_on:
+            # The mark of an environment that keeps its own observations; after `load` it may be another one.
+            self._last_obs = None
         if reset_num_timesteps or self._last_obs is None:
             # The environment is about to be reset, so no episode is under way.
             self._statistics = None

@@ -121,6 +121,8 @@ class JsonSaveMixin(JsonContents):
             raise ValueError(f"`path` {label} holds no {', '.join(absent)}; save the model again")
         # The class and the caller say what may be set; the file does not.
         known = {*BESIDE, *cls._constructor_parameters(), *cls._merged("_json_state"), *filter(cls._is_free, include)}
+        if cls._saves_random_state:
+            known.add("_random_state")
         if unknown := sorted(set(saved.data) - known):
             raise ValueError(
                 f"`path` {label} holds {names_of(unknown)}, which {cls.__name__} does not know; it was saved by another class "

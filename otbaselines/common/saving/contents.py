@@ -24,7 +24,7 @@ from otbaselines.common.saving.values import encode_value
 # Raised by one whenever an older otbaselines could no longer read the file.
 FORMAT = 1
 # Stored beside the constructor's parameters and `_json_state`.
-BESIDE = (*REQUIRED, *EPISODES, *LAST_STEP, "_extra_data", "_random_state")
+BESIDE = (*REQUIRED, *EPISODES, *LAST_STEP, "_extra_data")
 
 
 def ask_again(missing: list[str]) -> str:
@@ -160,7 +160,8 @@ class JsonContents(BaseAlgorithm):
             "policy_class": encode_value(self._stored_policy(), name="policy_class", missing=missing),
             "observation_space": encode_value(self.observation_space, name="observation_space"),
             "action_space": encode_value(self.action_space, name="action_space"),
-            "n_envs": int(self.n_envs),
+            # SB3 sets this with an environment only.
+            "n_envs": int(getattr(self, "n_envs", 1)),
         }
         skipped = exclude.union(self._merged("_json_skip")).difference(include)
         parameters = [name for name in self._constructor_parameters() if name not in skipped]

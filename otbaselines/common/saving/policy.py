@@ -68,7 +68,8 @@ class JsonPolicyMixin(BasePolicy):
             for name in ("observation_space", "action_space"):
                 if not isinstance(values.get(name), spaces.Space):
                     raise ValueError(f"`{name}` must be a Gymnasium space, got {str(values.get(name))[:100]!r}")
-            check_arguments(values, cls)
+            # SB3 stores None for some flags that are not in use.
+            check_arguments({name: value for name, value in values.items() if value is not None}, cls)
             arguments: dict[str, Any] = {"lr_schedule": cls._dummy_schedule, **values}
             if layout is not None:
                 arguments["layout"] = TeamLayout.from_data(layout, 1, values["action_space"])

@@ -33,7 +33,7 @@ _FACTORIES: Final = frozenset(
     f"aten::{prefix}{name}"
     for name in ("empty", "zeros", "ones", "full", "rand", "randn", "randint", "empty_strided", "empty_permuted")
     for prefix in ("", "new_")
-) | {"aten::eye", "aten::arange", "aten::randperm", "aten::linspace", "aten::repeat"}
+) | {"aten::eye", "aten::arange", "aten::randperm"}
 
 
 class StateMismatchError(ValueError, RuntimeError):
@@ -115,7 +115,9 @@ class MemoryBudget(TorchDispatchMode):
         if func._schema.name in _FACTORIES:
             given = [*args, *(kwargs or {}).values()]
             sizes = [math.prod(value) for value in given if isinstance(value, (list, tuple))]
-            sizes += [math.prod(value for value in args if type(value) is int)]
+            if func._schema.name in ("aten::eye", "aten::arange", "aten::randperm"):
+                length = int(max(value for value in args if isinstance(value, (int, float))))
+                sizes.append(length**2 if func._schema.name == "aten::eye" else length)
             # A tensor of any size costs Python some kilobytes, and no number here takes more than eight bytes.
             self.n_bytes -= max(8 * max(sizes, default=0), 2**14)
             if self.n_bytes < 0:

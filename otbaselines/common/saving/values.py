@@ -127,7 +127,7 @@ _LEAF_DECODERS: Final[dict[str, Callable[[dict[str, Any]], Any]]] = {
     "torch_dtype": lambda stored: TENSOR_DTYPES[stored["name"]],
     "class": lambda stored: class_from_name(stored["name"]),
     "schedule": _schedule_from_json,
-    "noise": noise_from_json,
+    "noise": lambda stored: noise_from_json({key: value for key, value in stored.items() if key != KIND}),
 }
 
 

@@ -225,6 +225,11 @@ class TensorVecEnv(VecEnv):
     def _global_of(self, obs: th.Tensor) -> th.Tensor | None:
         return None if self.state_space is None else self._observe_global(obs)
 
+    @property
+    def is_reset(self) -> bool:
+        """Whether there are observations to go on from."""
+        return self._obs is not None
+
     def observe(self) -> th.Tensor:
         """
         Return the current observations ``(n_copies, n_agents, obs_dim)`` without stepping.

@@ -653,3 +653,53 @@ def test_schedules_do_not_turn_negative_when_the_last_rollout_overshoots():
     model.learn(100)
     assert model.num_timesteps == 128
     assert model.policy.optimizer.param_groups[0]["lr"] == 0.0
+
+
+class _Choices(WanderersEnv):
+    """The toy team, in which one agent has another number of actions or another width than it seems from outside."""
+
+    def __init__(self, sizes=(2, 5), widths=(2, 4)):
+        super().__init__((9, 9))
+        agents = self.possible_agents
+        self.action_spaces = {agent: spaces.Discrete(size) for agent, size in zip(agents, sizes, strict=True)}
+        self.observation_spaces = {agent: spaces.Box(-1, 1, (width,)) for agent, width in zip(agents, widths, strict=True)}
+
+    def action_space(self, agent):
+        return self.action_spaces[agent]
+
+    def observation_space(self, agent):
+        return self.observation_spaces[agent]
+
+
+@pytest.mark.parametrize(
+    ("other", "message"),
+    [
+        ({"sizes": (5, 2)}, r"agent 'w0' the action space Discrete\(5\), but the model was built for Discrete\(2\)"),
+        ({"widths": (4, 4)}, r"agent 'w0' the observation space Box.*\(4,\).*built for Box.*\(2,\)"),
+    ],
+)
+def test_a_team_with_other_spaces_of_its_own_is_refused_although_the_padded_ones_agree(other, message, tmp_path):
+    model = IPPO("MlpPolicy", ParallelVecEnv(_Choices()), n_steps=8, batch_size=8)
+    model.save(tmp_path / "model")
+    # From outside the two look alike.
+    env = ParallelVecEnv(_Choices(**other))
+    assert (env.observation_space, env.action_space) == (model.observation_space, model.action_space)
+    with pytest.raises(ValueError, match=message):
+        model.set_env(env)
+    with pytest.raises(ValueError, match=message):
+        IPPO.load(tmp_path / "model", env=env)
+
+
+@pytest.mark.parametrize("is_fresh", [False, True], ids=["the same environment", "a fresh one"])
+def test_training_goes_on_after_a_load_without_a_reset_on_a_tensor_environment(is_fresh, tmp_path):
+    env = SimpleSpreadVecEnv(n_copies=2, max_cycles=5)
+    model = IPPO("MlpPolicy", env, n_steps=8, batch_size=24, n_epochs=1, seed=0).learn(48)
+    model.save(tmp_path / "model")
+    next_env = SimpleSpreadVecEnv(n_copies=2, max_cycles=5) if is_fresh else env
+    loaded = IPPO.load(tmp_path / "model", env=next_env, force_reset=False)
+    before = None if is_fresh else env.observe().clone()
+    seen = []
+    loaded.learn(48, reset_num_timesteps=False, callback=lambda local, _: seen.append(local["obs"].clone()) or True)
+    assert loaded.num_timesteps == 96
+    if before is not None:
+        assert th.equal(seen[0], before)
