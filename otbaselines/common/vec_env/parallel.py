@@ -1,5 +1,6 @@
 """PettingZoo teams as Stable-Baselines3 vector environments, one slot per copy and agent."""
 
+import contextlib
 from abc import abstractmethod
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
@@ -46,6 +47,7 @@ class TeamVecEnv(VecEnv):
         self._reader = ActionReader(team, n_copies)
         self._pending: list[Any] | None = None
         self._has_reset = False
+        self._closed = False
         super().__init__(n_copies * self.n_agents, team.observation_space, team.action_space)
         # Recorders take the frame rate from the metadata, the parent keeps only the render modes.
         self.metadata = {**metadata, **self.metadata}
@@ -71,9 +73,16 @@ class TeamVecEnv(VecEnv):
         self._reset_options()
         return seeds, options
 
+    def _require_open(self) -> None:
+        if self._closed:
+            raise RuntimeError("the environment is closed; make a new one")
+
     def _read_actions(self, actions: Array) -> list[Any]:
+        self._require_open()
         if not self._has_reset:
             raise RuntimeError("the environment was never reset; call `reset` before `step`")
+        if self._pending is not None:
+            raise RuntimeError("a step is already under way; call `step_wait` before the next `step_async`")
         return self._reader.read(actions, self.agent_active.reshape(-1))
 
     def _take_pending(self) -> list[Any]:
@@ -201,7 +210,6 @@ class ParallelVecEnv(TeamVecEnv):
         agents = list(self.envs[0].possible_agents)
         self._writer = ObservationWriter(team)
         self._copies = [make_team_copy(env, agents, self._writer) for env in self.envs]
-        self._closed = False
         super().__init__(team, len(self.envs), dict(getattr(self.envs[0], "metadata", None) or {}), seed)
 
     def reset(self) -> VecEnvObs:
@@ -211,6 +219,7 @@ class ParallelVecEnv(TeamVecEnv):
         :return: observations, one row per slot
         :raises ValueError: if observations contradict their spaces, or copies play the same random stream
         """
+        self._require_open()
         seeds, options = self._take_seeds()
         observations = self._writer.empty(self.num_envs)
         for index, copy in enumerate(self._copies):
@@ -268,8 +277,10 @@ class ParallelVecEnv(TeamVecEnv):
         """Close every copy; closing twice does nothing."""
         if not self._closed:
             self._closed = True
-            for env in self.envs:
-                env.close()
+            with contextlib.ExitStack() as stack:
+                # One that fails does not keep the others open.
+                for env in reversed(self.envs):
+                    stack.callback(env.close)
 
     def _call_copies(self, method: str, copies: Sequence[int], *args: Any, **kwargs: Any) -> dict[int, Any]:
         function = _COPY_METHODS[method]

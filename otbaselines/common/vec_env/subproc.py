@@ -4,11 +4,15 @@ import contextlib
 import itertools
 import multiprocessing as mp
 import os
+import pickle
 import random
+import signal
+import time
 import traceback
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from multiprocessing.connection import Connection
+from multiprocessing.connection import Connection, wait
+from multiprocessing.util import Finalize
 from typing import Any
 
 import cloudpickle
@@ -19,6 +23,9 @@ from otbaselines.common.vec_env.copies import check_distinct_streams, stream_fin
 from otbaselines.common.vec_env.parallel import ParallelVecEnv, TeamVecEnv
 from otbaselines.common.vec_env.rows import ObservationWriter
 from otbaselines.common.vec_env.spaces import Array, TeamSpaces
+
+# Seconds that workers are given when the vector environment is collected as garbage instead of being closed.
+_GARBAGE_TIMEOUT = 0.5
 
 
 @dataclass(frozen=True)
@@ -44,6 +51,9 @@ class SubprocParallelVecEnv(TeamVecEnv):
     As with ``SubprocVecEnv`` of Stable-Baselines3, scripts need ``if __name__ == "__main__":`` around what they run,
     unless ``start_method="fork"``, which is unsafe once threads run.
 
+    Workers ignore Ctrl-C, which is for the process that owns them. After an interrupt in the middle of a step, ``reset``
+    begins anew. A worker that dies is an error of the call that notices it and of every later one; ``close`` works always.
+
     :param env_or_factories: a factory, a list of factories (one per copy), or an environment; the copies of the latter
         are all built in the workers, and it is itself never stepped
     :param n_copies: number of copies of the team; taken from a list's length
@@ -51,7 +61,9 @@ class SubprocParallelVecEnv(TeamVecEnv):
     :param pad: whether agents may have different spaces
     :param seed: copy ``c`` is first reset with ``seed + c``; drawn from NumPy's global generator when omitted
     :param start_method: of :mod:`multiprocessing`; ``forkserver`` where there is one, else ``spawn``, when omitted
-    :raises ValueError: if the numbers of copies or workers are wrong, or the team is unsuitable
+    :param patience: seconds, > 0, that ``close`` gives the workers to close their environments before it ends them, and
+        that ``reset`` waits for the answers to a step that was interrupted
+    :raises ValueError: if the numbers of copies or workers are wrong, or the team is unsuitable, or cannot be pickled
     """
 
     def __init__(
@@ -63,18 +75,29 @@ class SubprocParallelVecEnv(TeamVecEnv):
         pad: bool = True,
         seed: int | None = None,
         start_method: str | None = None,
+        patience: float = 5.0,
     ) -> None:
-        self._closed = True
-        self._awaited: list[int] = []
         n_copies = _count_copies(env_or_factories, n_copies)
         if n_workers is not None and n_workers < 1:
             raise ValueError(f"`n_workers` must be at least 1, got {n_workers}")
+        if not patience > 0:
+            raise ValueError(f"`patience` must be a positive number of seconds, got {patience}")
         n_workers = min(n_copies, n_workers or _n_cpus())
         bounds = [n_copies * worker // n_workers for worker in range(n_workers + 1)]
         self._shares = [range(start, stop) for start, stop in itertools.pairwise(bounds)]
-        self._start(env_or_factories, pad, start_method)
+        self._patience = patience
+        self._pipes: list[Connection] = []
+        self._processes: list[Any] = []
+        # Workers from whom an answer is due, and those with whom no more can be exchanged, with the reason.
+        self._awaited: set[int] = set()
+        self._lost: dict[int, str] = {}
+        self._in_step = False
+        # Runs when this object is closed, is garbage, or when the interpreter ends; never in a forked child.
+        ends = (self._pipes, self._processes, self._awaited, self._lost)
+        self._end_workers = Finalize(self, _end_workers, (*ends, _GARBAGE_TIMEOUT), exitpriority=10)
         try:
-            greetings: list[_Greeting] = self._receive()
+            self._start(env_or_factories, pad, start_method)
+            greetings: list[_Greeting] = self._receive(range(n_workers))
             for share, greeting in zip(self._shares, greetings, strict=True):
                 if greeting.team != greetings[0].team:
                     raise ValueError(
@@ -93,20 +116,17 @@ class SubprocParallelVecEnv(TeamVecEnv):
         if start_method == "forkserver":
             # The server imports the package once; otherwise every worker would spend seconds on it.
             context.set_forkserver_preload(["__main__", __name__])
-        self._pipes: list[Connection] = []
-        self._processes: list[Any] = []
-        self._closed = False
-        for share in self._shares:
-            given = env_or_factories
-            part = [given[copy] for copy in share] if isinstance(given, list | tuple) else given
+        payloads = [_payload(env_or_factories, share, pad) for share in self._shares]
+        for worker, payload in enumerate(payloads):
             ours, theirs = context.Pipe()
-            payload = cloudpickle.dumps((part, len(share), pad))
-            process = context.Process(target=_work, args=(theirs, ours, payload), daemon=True)
+            self._pipes.append(ours)
+            # A forked process inherits all of our ends so far, and would keep them open for the others.
+            inherited = list(self._pipes) if start_method == "fork" else []
+            process = context.Process(target=_work, args=(theirs, inherited, payload), daemon=True)
+            self._processes.append(process)
             process.start()
             theirs.close()
-            self._pipes.append(ours)
-            self._processes.append(process)
-        self._awaited = list(range(len(self._pipes)))
+            self._awaited.add(worker)
 
     def reset(self) -> VecEnvObs:
         """
@@ -114,11 +134,12 @@ class SubprocParallelVecEnv(TeamVecEnv):
 
         :return: observations, one row per slot
         :raises ValueError: if observations contradict their spaces, or copies play the same random stream
+        :raises RuntimeError: if the environment is closed, or a worker is lost, or does not answer after an interrupt
         """
-        if self._awaited:
-            self._receive()
+        self._require_open()
+        self._settle()
         seeds, options = self._take_seeds()
-        self._send(
+        replies = self._ask(
             {
                 worker: ("reset", (seeds[share[0] : share[-1] + 1], options[share[0] : share[-1] + 1]))
                 for worker, share in enumerate(self._shares)
@@ -126,7 +147,7 @@ class SubprocParallelVecEnv(TeamVecEnv):
         )
         observations = self._writer.empty(self.num_envs)
         fingerprints: list[str | None] = []
-        for share, (rows, infos, active, prints) in zip(self._shares, self._receive(), strict=True):
+        for share, (rows, infos, active, prints) in zip(self._shares, replies, strict=True):
             start, stop = self._slots(share)
             self._writer.assign(observations, start, stop, rows)
             self.reset_infos[start:stop] = infos
@@ -134,8 +155,19 @@ class SubprocParallelVecEnv(TeamVecEnv):
             fingerprints += prints
         if not self._has_reset:
             check_distinct_streams(fingerprints)
-        self._has_reset, self._pending = True, None
+        self._has_reset, self._pending, self._in_step = True, None, False
         return observations  # type: ignore[no-any-return]
+
+    def _settle(self) -> None:
+        """Let the workers finish what an interrupt left them with, and forget their answers."""
+        deadline = time.monotonic() + self._patience
+        for worker in sorted(self._awaited):
+            if not self._poll(worker, max(0.0, deadline - time.monotonic())):
+                raise RuntimeError(
+                    f"worker {worker} is still busy {self._patience} s after it was interrupted; call `reset` again later, or "
+                    "`close`"
+                )
+            self._take_answer(worker)
 
     def step_async(self, actions: Array) -> None:
         """
@@ -143,23 +175,31 @@ class SubprocParallelVecEnv(TeamVecEnv):
 
         :param actions: one row per slot in the padded action space; rows of absent agents are ignored
         :raises ValueError: if a shape is wrong, or an action is not in its agent's own space
+        :raises RuntimeError: if a step is already under way, or was interrupted, or the environment is closed
         """
-        self._pending = self._read_actions(actions)
+        pending = self._read_actions(actions)
         rows = np.asarray(actions)
+        self._require_idle()
+        if self._in_step:
+            raise RuntimeError("the last step failed or was interrupted, so that copies are out of step; call `reset`")
+        self._in_step = True
         self._send({worker: ("step", rows[slice(*self._slots(share))]) for worker, share in enumerate(self._shares)})
+        self._pending = pending
 
     def step_wait(self) -> VecEnvStepReturn:
         """
         Wait for the workers.
 
         :return: observations, rewards (float32), dones (bool) and infos, one row each per slot
+        :raises RuntimeError: without a preceding :meth:`step_async`, or if a worker is lost
         """
         self._take_pending()
         observations = self._writer.empty(self.num_envs)
         rewards = np.zeros(self.num_envs, dtype=np.float32)
         dones = np.zeros(self.num_envs, dtype=np.bool_)
         infos: list[dict[str, Any]] = []
-        for share, (rows, their_rewards, their_dones, their_infos, change) in zip(self._shares, self._receive(), strict=True):
+        replies = self._receive(range(len(self._shares)))
+        for share, (rows, their_rewards, their_dones, their_infos, change) in zip(self._shares, replies, strict=True):
             start, stop = self._slots(share)
             self._writer.assign(observations, start, stop, rows)
             rewards[start:stop], dones[start:stop] = their_rewards, their_dones
@@ -167,71 +207,152 @@ class SubprocParallelVecEnv(TeamVecEnv):
             if change is not None:
                 active, self.reset_infos[start:stop] = change
                 self.agent_active = _with_rows(self.agent_active, share, active)
+        self._in_step = False
         return observations, rewards, dones, infos
 
     def _slots(self, share: range) -> tuple[int, int]:
         return share[0] * self.n_agents, (share[-1] + 1) * self.n_agents
 
     def _call_copies(self, method: str, copies: Sequence[int], *args: Any, **kwargs: Any) -> dict[int, Any]:
-        if self._awaited:
-            raise RuntimeError("the workers are busy with a step; call `step_wait` before asking for anything else")
         messages = {}
         for worker, share in enumerate(self._shares):
             wanted = [copy - share[0] for copy in copies if copy in share]
             if wanted:
-                messages[worker] = ("copies", cloudpickle.dumps((method, wanted, args, kwargs)))
-        self._send(messages)
-        replies = zip(messages, self._receive(), strict=True)
+                messages[worker] = ("copies", (method, wanted, args, kwargs))
+        replies = zip(messages, self._ask(messages), strict=True)
         return {self._shares[worker][0] + copy: value for worker, reply in replies for copy, value in reply.items()}
 
-    def _send(self, messages: Mapping[int, tuple[str, Any]]) -> None:
-        """Send one message each to some of the workers."""
-        for worker, message in messages.items():
-            # A worker that is gone is reported when its reply is due.
-            with contextlib.suppress(OSError):
-                self._pipes[worker].send(message)
-        self._awaited = list(messages)
+    # ------------------------------------------------------------------ messages
+    # A worker has at most one message to answer. It leaves `_awaited` as it answers, so that whatever interrupts the
+    # parent, and wherever, it is known from whom an answer is due. A message that was cut in half makes its worker lost.
 
-    def _receive(self) -> list[Any]:
-        """Receive the replies that are due, and raise the first error only after all have answered."""
-        values: list[Any] = []
-        errors: list[tuple[bytes | None, str]] = []
-        for worker in self._awaited:
-            try:
-                is_error, value = self._pipes[worker].recv()
-            except (EOFError, OSError):
-                process = self._processes[worker]
-                process.join(1)
-                is_error, value = True, (None, f"worker {worker} ended with exit code {process.exitcode}")
-            (errors if is_error else values).append(value)
-        self._awaited = []
-        if errors:
-            payload, text = errors[0]
-            if payload is None:
-                raise RuntimeError(f"a worker process failed: {text}")
-            raise cloudpickle.loads(payload) from WorkerTraceback(text)
-        return values
+    def _ask(self, messages: Mapping[int, tuple[str, Any]]) -> list[Any]:
+        self._send(messages)
+        return self._receive(messages)
+
+    def _require_idle(self) -> None:
+        self._require_open()
+        for worker, reason in self._lost.items():
+            raise RuntimeError(f"worker {worker} {reason}; close this environment and make a new one")
+        if self._awaited:
+            raise RuntimeError("the workers are busy with a step: call `step_wait`, or `reset` if the step was interrupted")
+
+    def _send(self, messages: Mapping[int, tuple[str, Any]]) -> None:
+        """
+        Send one message each to some of the workers.
+
+        :raises RuntimeError: if the environment is closed, a worker is lost, or answers are due
+        """
+        self._require_idle()
+        # What cannot be pickled is noticed before anybody has been told anything.
+        payloads = {worker: cloudpickle.dumps(message) for worker, message in messages.items()}
+        for worker, payload in payloads.items():
+            # A worker that is gone is reported when its reply is due.
+            with self._transfer(worker):
+                self._awaited.add(worker)
+                self._pipes[worker].send_bytes(payload)
+
+    @contextlib.contextmanager
+    def _transfer(self, worker: int) -> Iterator[None]:
+        """Whatever breaks off a message makes its worker lost; only the death of a worker is no exception."""
+        self._lost[worker] = "was interrupted in the middle of a message"
+        try:
+            yield
+        except (EOFError, OSError):
+            process = self._processes[worker]
+            process.join(1)
+            self._lost[worker] = f"ended with exit code {process.exitcode}"
+            self._awaited.discard(worker)
+        else:
+            del self._lost[worker]
+
+    def _poll(self, worker: int, timeout: float | None = None) -> bool:
+        """Wait until a worker answers or dies, without taking anything from its pipe."""
+        pipe, process = self._pipes[worker], self._processes[worker]
+        return worker in self._lost or bool(wait([pipe, process.sentinel], timeout))
+
+    def _take_answer(self, worker: int) -> tuple[bool, Any]:
+        """Take the answer that :meth:`_poll` has announced: whether it is an error, and its content."""
+        if worker not in self._lost:
+            with self._transfer(worker):
+                # Of a dead worker, whose pipe others may hold open, only what it has sent in time is read.
+                if not self._pipes[worker].poll(0):
+                    raise EOFError
+                payload = self._pipes[worker].recv_bytes()
+                self._awaited.discard(worker)
+        if worker in self._lost:
+            return True, (None, f"worker {worker} {self._lost[worker]}")
+        try:
+            answer: tuple[bool, Any] = pickle.loads(payload)
+        except Exception as error:
+            return True, (None, f"worker {worker} sent what cannot be unpickled here ({error!r})")
+        return answer
+
+    def _receive(self, workers: Iterable[int]) -> list[Any]:
+        """Receive the replies of these workers, and raise the first error only after all have answered."""
+        answers = []
+        for worker in workers:
+            self._poll(worker)
+            answers.append(self._take_answer(worker))
+        for is_error, value in answers:
+            if is_error:
+                payload, text = value
+                if payload is None:
+                    raise RuntimeError(f"a worker process failed: {text}")
+                raise cloudpickle.loads(payload) from WorkerTraceback(text)
+        return [value for _, value in answers]
 
     def close(self) -> None:
-        """Close every copy and end the workers; closing twice does nothing."""
-        if self._closed:
-            return
-        self._closed = True
-        for worker, pipe in enumerate(self._pipes):
-            with contextlib.suppress(OSError, EOFError):
-                if worker in self._awaited:
-                    pipe.recv()
-                pipe.send(("close", None))
-        for pipe, process in zip(self._pipes, self._processes, strict=True):
-            process.join(10)
-            if process.is_alive():
-                process.terminate()
-                process.join()
-            pipe.close()
+        """
+        Close every copy and end the workers; closing twice does nothing.
 
-    def __del__(self) -> None:
-        with contextlib.suppress(Exception):
-            self.close()
+        Returns within ``patience``, give or take a second: workers that are stuck, or stopped, are ended by force.
+        """
+        self._closed = True
+        if self._end_workers.still_active():
+            self._end_workers.cancel()
+            _end_workers(self._pipes, self._processes, self._awaited, self._lost, self._patience)
+
+
+def _end_workers(
+    pipes: Sequence[Connection], processes: Sequence[Any], awaited: set[int], lost: dict[int, str], timeout: float
+) -> None:
+    """Ask the workers to end, and then make them; nothing here waits without bound."""
+    running = [process for process in processes if process.pid is not None]
+    try:
+        for worker, pipe in enumerate(pipes):
+            # Only an idle worker's pipe is known to have room. The others see that their pipe is closed.
+            if worker not in awaited and worker not in lost:
+                with contextlib.suppress(OSError):
+                    pipe.send_bytes(cloudpickle.dumps(("close", None)))
+            pipe.close()
+        _wait_for_end(running, timeout)
+    finally:
+        # A stopped process notices a termination only once it goes on, hence the kill.
+        for end, seconds in (("terminate", 0.2), ("kill", 5.0)):
+            alive = [process for process in running if process.is_alive()]
+            for process in alive:
+                getattr(process, end)()
+            _wait_for_end(alive, seconds)
+
+
+def _wait_for_end(processes: Sequence[Any], timeout: float) -> None:
+    deadline = time.monotonic() + timeout
+    for process in processes:
+        process.join(max(0.0, deadline - time.monotonic()))
+
+
+def _payload(env_or_factories: Any, share: range, pad: bool) -> bytes:
+    is_list = isinstance(env_or_factories, list | tuple)
+    part = [env_or_factories[copy] for copy in share] if is_list else env_or_factories
+    try:
+        payload: bytes = cloudpickle.dumps((part, len(share), pad))
+    except Exception as error:
+        raise ValueError(
+            f"`env_or_factories` cannot be pickled ({error}), which sending it to another process needs; pass a factory, as "
+            "in `lambda: MyEnv(...)`, instead"
+        ) from error
+    return payload
 
 
 def _n_cpus() -> int:
@@ -257,30 +378,32 @@ def _with_rows(active: Array, share: range, rows: Array) -> Array:
     return changed
 
 
-def _work(pipe: Connection, parents_end: Connection, payload: bytes) -> None:
+def _work(pipe: Connection, inherited: Sequence[Connection], payload: bytes) -> None:
     """Build a share of the copies and obey the parent until it says ``close`` or is gone."""
-    parents_end.close()
-    venv: ParallelVecEnv | None = None
+    # Ctrl-C reaches every process of a terminal; what is to be done about it is the parent's decision.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    for parents_end in inherited:
+        parents_end.close()
     try:
         env, n_copies, pad = cloudpickle.loads(payload)
         venv = ParallelVecEnv(env, n_copies, pad=pad)
-        pipe.send((False, _Greeting(venv._team, venv.metadata)))
+        answer = cloudpickle.dumps((False, _Greeting(venv._team, venv.metadata)))
     except Exception as error:
-        pipe.send(_failure(error))
-    while True:
-        try:
-            command, argument = pipe.recv()
-        except (EOFError, KeyboardInterrupt):
-            break
-        if command == "close" or venv is None:
-            break
-        try:
-            pipe.send((False, _obey(venv, command, argument)))
-        except Exception as error:
-            pipe.send(_failure(error))
-    if venv is not None:
-        venv.close()
-    pipe.close()
+        pipe.send_bytes(_failure(error))
+        return
+    # The pipe breaks when the parent is gone, or has closed it because it no longer waits.
+    with contextlib.suppress(EOFError, OSError):
+        while True:
+            pipe.send_bytes(answer)
+            message = pipe.recv_bytes()
+            try:
+                command, argument = cloudpickle.loads(message)
+                if command == "close":
+                    break
+                answer = cloudpickle.dumps((False, _obey(venv, command, argument)))
+            except Exception as error:
+                answer = _failure(error)
+    venv.close()
 
 
 def _obey(venv: ParallelVecEnv, command: str, argument: Any) -> Any:
@@ -298,15 +421,16 @@ def _obey(venv: ParallelVecEnv, command: str, argument: Any) -> Any:
         venv._options = [given or {} for given in options for _ in range(venv.n_agents)]
         observations = venv.reset()
         return observations, venv.reset_infos, venv.agent_active, [stream_fingerprint(env) for env in venv.envs]
-    method, copies, args, kwargs = cloudpickle.loads(argument)
+    method, copies, args, kwargs = argument
     return venv._call_copies(method, copies, *args, **kwargs)
 
 
-def _failure(error: Exception) -> tuple[bool, tuple[bytes | None, str]]:
+def _failure(error: Exception) -> bytes:
     try:
         payload = cloudpickle.dumps(error)
         cloudpickle.loads(payload)
     except Exception:
         # What cannot be pickled is still reported, by its traceback.
         payload = None
-    return True, (payload, traceback.format_exc())
+    answer: bytes = cloudpickle.dumps((True, (payload, traceback.format_exc())))
+    return answer

@@ -148,6 +148,7 @@ class TensorVecEnv(VecEnv):
         self._elapsed = 0
         self._elapsed_of_copy = th.zeros(n_copies if terminates_early else 0, dtype=th.int64, device=self.device)
         self._pending: np.ndarray[Any, Any] | None = None
+        self._closed = False
         # The parent builds three lists of one dict per slot, which at millions of slots costs seconds and gigabytes that
         # the tensor path never looks at. It is told of one slot, and `reset` fills in `reset_infos` for those who read it.
         super().__init__(1, observation_space, action_space)
@@ -215,6 +216,8 @@ class TensorVecEnv(VecEnv):
 
         :return: observations ``(n_copies, n_agents, obs_dim)`` float32
         """
+        if self._closed:
+            raise self._not_ready()
         self._reset_state(None)
         self._elapsed = 0
         self._elapsed_of_copy.zero_()
@@ -237,8 +240,15 @@ class TensorVecEnv(VecEnv):
         :raises RuntimeError: before the first reset
         """
         if self._obs is None:
-            raise RuntimeError("the environment has no observation yet; call `reset` or `reset_tensor` first")
+            raise self._not_ready()
         return self._obs
+
+    def _not_ready(self) -> RuntimeError:
+        return RuntimeError(
+            "the environment is closed; make a new one"
+            if self._closed
+            else "the environment was never reset; call `reset` or `reset_tensor` first"
+        )
 
     def observe_state(self) -> th.Tensor | None:
         """
@@ -262,7 +272,7 @@ class TensorVecEnv(VecEnv):
         if actions.shape != self._action_shape:
             raise ValueError(f"`actions` must have shape {self._action_shape}, got {tuple(actions.shape)}")
         if self._obs is None:
-            raise RuntimeError("the environment was never reset; call `reset` or `reset_tensor` first")
+            raise self._not_ready()
         rewards, terminated = self._transition(actions)
         obs = self._observe()
         if self.terminates_early:
@@ -437,7 +447,8 @@ class TensorVecEnv(VecEnv):
         return [seed] * self.num_envs
 
     def close(self) -> None:
-        """Do nothing: there are no processes or windows to close."""
+        """Refuse further resets and steps; there are no processes or windows to close."""
+        self._closed, self._obs = True, None
 
     def get_images(self) -> Sequence[np.ndarray[Any, Any] | None]:
         """

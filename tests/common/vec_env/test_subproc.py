@@ -1,0 +1,260 @@
+"""Faults of worker processes, and interrupts of the process that owns them: nothing hangs, and nothing is left behind."""
+
+import contextlib
+import gc
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+
+import numpy as np
+import pytest
+from toy_teams import DiceEnv
+
+from otbaselines.common.vec_env.parallel import ParallelVecEnv
+from otbaselines.common.vec_env.subproc import SubprocParallelVecEnv, WorkerTraceback
+from otbaselines.ippo import IPPO
+
+# A spawned worker imports everything anew, so that kind is tried with fewer faults.
+START_METHODS = ("fork", "forkserver", "spawn")
+ZEROS = np.zeros((4, 2), np.float32)
+
+
+class TiringEnv(DiceEnv):
+    """Sleeps ``nap`` seconds in every step, and fails at step ``fails_at`` of an episode."""
+
+    nap, fails_at, extra = 0.0, None, None
+
+    def step(self, actions):
+        time.sleep(self.nap)
+        if self.t + 1 == self.fails_at:
+            raise LookupError("the dice are lost")
+        result = super().step(actions)
+        if self.extra is not None:
+            result[4]["left"]["extra"] = self.extra
+        return result
+
+    def take_lock(self):
+        self.extra = threading.Lock()
+
+
+class LockedEnv(TiringEnv):
+    """Cannot be pickled."""
+
+    def __init__(self):
+        super().__init__()
+        self.lock = threading.Lock()
+
+
+@pytest.fixture(autouse=True)
+def _interruptible():
+    """Some runners of tests ignore the signal."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@contextlib.contextmanager
+def workers(start_method="fork", patience=5.0):
+    """Two copies in a process each; whatever happens, no process is left, and closing takes no longer than promised."""
+    venv = SubprocParallelVecEnv(TiringEnv, 2, n_workers=2, seed=0, start_method=start_method, patience=patience)
+    try:
+        venv.reset()
+        yield venv
+    finally:
+        start = time.monotonic()
+        venv.close()
+        assert time.monotonic() - start < patience + 1.0
+        assert_gone(venv._processes)
+
+
+def assert_gone(processes):
+    assert not any(process.is_alive() for process in processes)
+    for process in processes:
+        with pytest.raises(ProcessLookupError):
+            os.kill(process.pid, 0)
+
+
+@contextlib.contextmanager
+def interrupted(after=0.15):
+    """Ctrl-C for this process alone, a moment from now."""
+    timer = threading.Timer(after, os.kill, (os.getpid(), signal.SIGINT))
+    timer.start()
+    with pytest.raises(KeyboardInterrupt):
+        yield
+    timer.join()
+
+
+def assert_in_step(venv):
+    """From a fresh seed on, the numbers are those of one process."""
+    serial = ParallelVecEnv(TiringEnv, 2, seed=3)
+    venv.seed(3)
+    np.testing.assert_array_equal(venv.reset(), serial.reset())
+    for _ in range(5):
+        for mine, other in zip(venv.step(ZEROS)[:3], serial.step(ZEROS)[:3], strict=True):
+            np.testing.assert_array_equal(mine, other)
+
+
+@pytest.mark.parametrize("start_method", START_METHODS)
+def test_faults_and_interrupts_leave_the_workers_in_step(start_method):
+    with workers(start_method) as venv:
+        # An exception inside one worker: the other has stepped, so that a reset is due.
+        venv.set_attr("fails_at", 1, indices=[2])
+        with pytest.raises(LookupError, match="the dice are lost") as caught:
+            venv.step(ZEROS)
+        assert isinstance(caught.value.__cause__, WorkerTraceback)
+        with pytest.raises(RuntimeError, match=r"copies are out of step; call `reset`"):
+            venv.step(ZEROS)
+        venv.set_attr("fails_at", None)
+        assert_in_step(venv)
+        # Something that cannot be pickled, on the way there and on the way back.
+        with pytest.raises(TypeError, match="cannot pickle"):
+            venv.set_attr("extra", threading.Lock())
+        with pytest.raises(AttributeError, match="tuple_iterator"):
+            venv.set_attr("extra", type(iter(())))
+        venv.env_method("take_lock", indices=[2])
+        with pytest.raises(TypeError, match="cannot pickle"):
+            venv.step(ZEROS)
+        venv.set_attr("extra", None)
+        assert_in_step(venv)
+        # A second step before the first is done.
+        venv.step_async(ZEROS)
+        with pytest.raises(RuntimeError, match="already under way; call `step_wait`"):
+            venv.step_async(ZEROS)
+        with pytest.raises(RuntimeError, match="the workers are busy with a step"):
+            venv.get_attr("nap")
+        venv.step_wait()
+        assert_in_step(venv)
+        # Ctrl-C in the middle of a step.
+        venv.set_attr("nap", 0.4)
+        with interrupted():
+            venv.step(ZEROS)
+        with pytest.raises(RuntimeError, match=r"busy with a step: .* `reset` if the step was interrupted"):
+            venv.step(ZEROS)
+        venv.reset()
+        venv.set_attr("nap", 0.0)
+        assert_in_step(venv)
+
+
+@pytest.mark.parametrize("start_method", START_METHODS)
+def test_closing_returns_though_one_worker_is_stopped_and_another_dead(start_method):
+    with workers(start_method, patience=0.5) as venv:
+        os.kill(venv._processes[0].pid, signal.SIGSTOP)
+        with interrupted():
+            venv.step(ZEROS)
+        os.kill(venv._processes[1].pid, signal.SIGKILL)
+        with pytest.raises(RuntimeError, match=r"worker 0 is still busy 0\.5 s after it was interrupted"):
+            venv.reset()
+
+
+def test_closing_ends_a_worker_that_is_stuck_in_a_step():
+    with workers(patience=0.3) as venv:
+        venv.set_attr("nap", 1000.0, indices=[0])
+        with interrupted():
+            venv.step(ZEROS)
+
+
+def test_an_interrupt_while_closing_ends_the_workers_at_once():
+    with workers(patience=30.0) as venv:
+        venv.set_attr("nap", 1000.0, indices=[0])
+        venv.step_async(ZEROS)
+        with interrupted():
+            venv.close()
+        assert_gone(venv._processes)
+
+
+@pytest.mark.parametrize("method", ["step", "reset", "get_attr"])
+def test_every_call_reports_a_worker_that_was_killed(method):
+    call = {"step": lambda v: v.step(ZEROS), "reset": lambda v: v.reset(), "get_attr": lambda v: v.get_attr("nap")}[method]
+    with workers() as venv:
+        os.kill(venv._processes[1].pid, signal.SIGKILL)
+        venv._processes[1].join()
+        for _ in range(2):
+            with pytest.raises(RuntimeError, match="worker 1 ended with exit code -9"):
+                call(venv)
+
+
+def test_a_worker_that_is_killed_in_the_middle_of_a_step_is_noticed_then():
+    with workers() as venv:
+        venv.set_attr("nap", 1000.0, indices=[2])
+        threading.Timer(0.1, os.kill, (venv._processes[1].pid, signal.SIGKILL)).start()
+        with pytest.raises(RuntimeError, match="worker 1 ended with exit code -9"):
+            venv.step(ZEROS)
+
+
+def test_a_message_that_an_interrupt_cut_in_half_is_reported_at_once(monkeypatch):
+    with workers() as venv:
+        venv.step_async(ZEROS)
+        receive = type(venv._pipes[0]).recv_bytes
+        monkeypatch.setattr(type(venv._pipes[0]), "recv_bytes", lambda pipe: signal.raise_signal(signal.SIGINT))
+        with pytest.raises(KeyboardInterrupt):
+            venv.step_wait()
+        monkeypatch.setattr(type(venv._pipes[0]), "recv_bytes", receive)
+        with pytest.raises(RuntimeError, match=r"worker 0 was interrupted in the middle of a message; close this"):
+            venv.reset()
+
+
+def test_garbage_takes_its_stopped_workers_along():
+    venv = SubprocParallelVecEnv(TiringEnv, 2, n_workers=2, start_method="fork")
+    processes = venv._processes
+    os.kill(processes[0].pid, signal.SIGSTOP)
+    start = time.monotonic()
+    del venv
+    gc.collect()
+    assert time.monotonic() - start < 2.0
+    assert_gone(processes)
+
+
+SCRIPT = """
+import os, signal
+from toy_teams import DiceEnv
+from otbaselines.common.vec_env.subproc import SubprocParallelVecEnv
+
+venv = SubprocParallelVecEnv(DiceEnv, 2, n_workers=2, start_method="fork")
+venv.reset()
+os.kill(venv._processes[0].pid, signal.SIGSTOP)
+print(*(process.pid for process in venv._processes), flush=True)
+"""
+
+
+def test_the_interpreter_ends_though_a_worker_is_stopped_and_nobody_closed():
+    tests = os.path.dirname(os.path.dirname(os.path.dirname(__file__)))
+    path = os.pathsep.join([tests, *sys.path])
+    environment = {**os.environ, "PYTHONPATH": path}
+    done = subprocess.run([sys.executable, "-c", SCRIPT], capture_output=True, timeout=60, env=environment, check=True)
+    for pid in done.stdout.split():
+        with pytest.raises(ProcessLookupError):
+            os.kill(int(pid), 0)
+
+
+def test_what_cannot_be_pickled_is_refused_by_name_before_any_process_starts():
+    with pytest.raises(ValueError, match=r"`env_or_factories` cannot be pickled .* pass a factory"):
+        SubprocParallelVecEnv(LockedEnv(), 2, start_method="fork")
+    with pytest.raises(ValueError, match="`patience` must be a positive number of seconds, got 0"):
+        SubprocParallelVecEnv(LockedEnv, 2, patience=0)
+
+
+def test_training_goes_on_after_an_interrupt_in_the_middle_of_a_step():
+    with workers() as venv:
+        model = IPPO("MlpPolicy", venv, n_steps=8, batch_size=8, n_epochs=1, seed=0).learn(32)
+        venv.set_attr("nap", 0.3)
+        with interrupted():
+            model.learn(3200, reset_num_timesteps=False)
+        venv.set_attr("nap", 0.0) if not venv._awaited else None
+        model.learn(32, reset_num_timesteps=False)
+
+
+# ---------------------------------------------------------------------- closed environments
+
+
+@pytest.mark.parametrize("make", [ParallelVecEnv, lambda env, n: SubprocParallelVecEnv(env, n, start_method="fork")])
+def test_a_closed_environment_says_so(make):
+    venv = make(TiringEnv, 2)
+    model = IPPO("MlpPolicy", venv, n_steps=8, batch_size=8, n_epochs=1)
+    venv.reset()
+    venv.close(), venv.close()
+    for call in (venv.reset, lambda: venv.step(ZEROS), lambda: model.learn(32)):
+        with pytest.raises(RuntimeError, match="the environment is closed"):
+            call()
