@@ -58,7 +58,12 @@ class TeamRollouts(OnPolicyAlgorithm):
         # An environment on another device than the learner's is stepped through NumPy: slower, and right.
         on_device = isinstance(env, TensorVecEnv) and env.device.type == self.device.type
         collect = self._collect_on_device if on_device else self._collect_from_vec_env
-        last_obs = collect(env, callback, rollout_buffer, n_rollout_steps)  # type: ignore[arg-type]
+        try:
+            last_obs = collect(env, callback, rollout_buffer, n_rollout_steps)  # type: ignore[arg-type]
+        except BaseException:
+            # Copies may be out of step with what was recorded; without a last observation SB3 resets before it goes on.
+            self._last_obs = None
+            raise
         if last_obs is None:
             return False
         check_rollout(rollout_buffer, self.layout, self.num_timesteps)
@@ -175,6 +180,10 @@ class TeamRollouts(OnPolicyAlgorithm):
         teams = {key: row for row, key in enumerate(dict.fromkeys((step, slot // n_agents) for step, slot, _ in cut))}
         rows = np.array([teams[step, slot // n_agents] * n_agents + slot % n_agents for step, slot, _ in cut])
         final_obs = _scatter_rows([obs for _, _, obs in cut], rows, len(teams) * n_agents)
+        bad = _first_not_finite(final_obs)
+        if bad is not None:
+            step, slot, _ = cut[int(np.flatnonzero(rows == bad[1])[0])]
+            raise _not_finite("terminal_observation", step, *divmod(slot, n_agents), self.layout, self.num_timesteps)
         with th.no_grad():
             values = self.team_policy.team_values(self._team_tensor(final_obs)).flatten()
         slots = th.as_tensor(
@@ -223,6 +232,8 @@ def check_rollout(buffer: AgentRolloutBuffer, layout: TeamLayout, num_timesteps:
     """
     observations = buffer.observations if isinstance(buffer.observations, dict) else {"observations": buffer.observations}
     quantities = {"rewards": buffer.rewards, **{k: v for k, v in observations.items() if v.is_floating_point()}}
+    # On the device nobody has looked at the last observations of episodes that were cut off; their values show it.
+    quantities["terminal_observation"] = buffer.bootstrap
     # The sum of absolute values is finite exactly when every entry is (and is far from overflow): one number each.
     sums = th.stack([tensor.abs().sum(dtype=th.float64) for tensor in quantities.values()])
     if bool(th.isfinite(sums).all()):
@@ -244,11 +255,17 @@ def check_rows(rows: Any, step: int, layout: TeamLayout, num_timesteps: int) -> 
     :param num_timesteps: agent-steps so far
     :raises ValueError: if one is NaN or infinite; names the quantity, the agent, its copy and the step
     """
-    named = rows if isinstance(rows, dict) else {"observations": rows}
-    for name, part in named.items():
+    bad = _first_not_finite(rows)
+    if bad is not None:
+        raise _not_finite(bad[0], step, *divmod(bad[1], layout.n_agents), layout, num_timesteps)
+
+
+def _first_not_finite(rows: Any) -> tuple[str, int] | None:
+    """Name and row of the first NaN or infinity in an array of rows, or in a dict of them."""
+    for name, part in (rows if isinstance(rows, dict) else {"observations": rows}).items():
         if part.dtype.kind == "f" and not np.isfinite(part).all():
-            slot = int(np.flatnonzero(~np.isfinite(part).reshape(len(part), -1).all(1))[0])
-            raise _not_finite(name, step, *divmod(slot, layout.n_agents), layout, num_timesteps)
+            return name, int(np.flatnonzero(~np.isfinite(part).reshape(len(part), -1).all(1))[0])
+    return None
 
 
 def _not_finite(name: str, step: int, copy: int, agent: int, layout: TeamLayout, num_timesteps: int) -> ValueError:
