@@ -12,7 +12,7 @@ from stable_baselines3.common.utils import obs_as_tensor
 
 from otbaselines.common.multi_agent.distributions import TeamDistribution
 from otbaselines.common.saving.policy import JsonPolicyMixin
-from otbaselines.common.vec_env.agent_dicts import native_actions, rows_of_agents
+from otbaselines.common.vec_env.agent_dicts import named_agents, native_actions, rows_of_agents
 from otbaselines.common.vec_env.layout import TeamLayout
 
 
@@ -200,11 +200,14 @@ class TeamRowPolicy(JsonPolicyMixin):
         return isinstance(space, spaces.Dict) and set(observation) == set(space.spaces)
 
     def _predict_dict(self, observation: dict[str, Any], deterministic: bool) -> dict[str, Any]:
-        rows, batch = rows_of_agents(observation, self.layout, self.observation_space)
+        rows, batch = rows_of_agents(named_agents(observation, self.layout), self.layout, self.observation_space)
         self.set_training_mode(False)
         with th.no_grad():
             team = self.split_rows(obs_as_tensor(rows, self.device))
             actions = self.team_distribution(team).get_actions(deterministic).cpu().numpy()
         index = {agent: i for i, agent in enumerate(self.layout.possible_agents)}
         own = self.layout.agent_action_spaces
-        return {a: native_actions(actions[:, index[a]], own[a], is_batch=batch is not None) for a in observation}
+        return {
+            agent: native_actions(actions[:, index[str(agent)]], own[str(agent)], is_batch=batch is not None)
+            for agent in observation
+        }

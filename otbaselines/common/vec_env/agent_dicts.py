@@ -8,6 +8,21 @@ from gymnasium import spaces
 from otbaselines.common.vec_env.layout import TeamLayout
 
 
+def named_agents(observation: dict[Any, Any], layout: TeamLayout) -> dict[str, Any]:
+    """
+    Name the agents of an environment's own dict, whose keys may be numbers or tuples.
+
+    :param observation: by agent, as the environment spells them
+    :param layout: the team, whose names are texts
+    :return: the same by name
+    :raises ValueError: if agents are unknown or missing altogether, or two keys have one name
+    """
+    named = {str(agent): value for agent, value in observation.items()}
+    if not named or len(named) != len(observation) or not named.keys() <= set(layout.possible_agents):
+        raise ValueError(f"`observation` names the agents {list(observation)}, but the team is {list(layout.possible_agents)}")
+    return named
+
+
 def rows_of_agents(
     observation: dict[str, Any], layout: TeamLayout, observation_space: spaces.Space[Any]
 ) -> tuple[Any, int | None]:
@@ -19,10 +34,8 @@ def rows_of_agents(
     :param layout: the team
     :param observation_space: the team's common observation space
     :return: rows ``(batch * n_agents, ...)`` (a dict of them for a ``Dict`` space), and the batch size where a batch was given
-    :raises ValueError: if agents are unknown or missing altogether, or an observation does not fit its agent
+    :raises ValueError: if an observation does not fit its agent
     """
-    if not observation or not set(observation) <= set(layout.possible_agents):
-        raise ValueError(f"`observation` names the agents {list(observation)}, but the team is {list(layout.possible_agents)}")
     natives = layout.agent_observation_spaces
     if not isinstance(observation_space, spaces.Dict):
         return _padded_rows(observation, natives, layout, observation_space)
@@ -46,8 +59,8 @@ def native_actions(actions: np.ndarray, space: spaces.Space[Any], *, is_batch: b
     if isinstance(space, spaces.Box):
         actions = actions.reshape(len(actions), -1)[:, : int(np.prod(space.shape))].reshape(-1, *space.shape)
         actions = np.clip(actions, space.low, space.high)
-    elif isinstance(space, spaces.Discrete):
-        actions = actions + int(space.start)
+    elif isinstance(space, spaces.Discrete | spaces.MultiDiscrete):
+        actions = actions + space.start
     actions = actions.astype(space.dtype)
     return actions if is_batch else actions[0]
 
@@ -85,6 +98,8 @@ def _fit(agent: str, value: np.ndarray, native: spaces.Space[Any], shape: tuple[
         if value.shape == known or value.shape[1:] == known:
             batch = None if value.shape == known else len(value)
             rows = value.reshape(-1, *known)
+            if isinstance(native, spaces.Discrete | spaces.MultiDiscrete):
+                rows = rows - native.start
             return (np.moveaxis(rows, -1, 1) if known == channels_last != shape else rows), batch
     raise ValueError(
         f"`observation[{agent!r}]` has shape {value.shape}, but the agent's observation space is {native}; give one "

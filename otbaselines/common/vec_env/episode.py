@@ -1,11 +1,14 @@
 """One copy of a team's environment: stepping it, restarting it, and keeping its agents' episode statistics."""
 
 import time
+import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
+
 from otbaselines.common.vec_env.copies import TeamEnv
-from otbaselines.common.vec_env.rows import ObservationWriter
+from otbaselines.common.vec_env.rows import ObservationWriter, as_array
 from otbaselines.common.vec_env.spaces import Array
 
 Infos = list[dict[str, Any]]
@@ -16,7 +19,8 @@ class TeamCopy:
     Runs one ``ParallelEnv`` and writes what its agents see into their rows.
 
     An agent that leaves is done once; until the copy's episode ends its row is zero and ``live`` says ``False``. The
-    copy restarts by itself when no agent is left.
+    copy restarts by itself when no agent is left. An agent that is done and still listed in ``env.agents`` has left all the
+    same: it may join again after it was missing there.
 
     :param env: the environment
     :param agents: identifiers of all agents as the environment spells them, in slot order
@@ -28,13 +32,15 @@ class TeamCopy:
         self.live = [False] * len(agents)
         self.reset_infos: Infos = [{} for _ in agents]
         self._agents = list(agents)
-        self._index = {agent: index for index, agent in enumerate(agents)}
+        self._known = set(agents)
         self._writer = writer
         self._returns = [0.0] * len(agents)
         self._lengths = [0] * len(agents)
         self._started = time.time()
-        self._checked = False
         self._keeps_states = False
+        # Agents who are done and still listed by the environment.
+        self._lingering: set[Any] = set()
+        self._has_warned = False
         self._rows: Any = None
 
     def reset(self, rows: Any, seed: int | None = None, options: dict[str, Any] | None = None) -> None:
@@ -44,25 +50,24 @@ class TeamCopy:
         :param rows: zeros, to be filled with the first observations, one row per agent
         :param seed: seed handed to the environment, if any
         :param options: options handed to the environment, if any
-        :raises ValueError: if the environment starts without agents, or observations contradict their spaces
+        :raises ValueError: if the environment starts without agents, or what it returns is not what PettingZoo asks for
         """
         if seed is None and options is None:
-            observations, infos = self.env.reset()
+            result = self.env.reset()
         else:
-            observations, infos = self.env.reset(seed=seed, options=options)
-        present = self._indices_of(self.env.agents)
+            result = self.env.reset(seed=seed, options=options)
+        observations, infos = _dicts("reset", result, "observations and infos")
+        present = self._present()
         if not present:
             raise ValueError(f"{self.env} has no agents after `reset`; an episode needs at least one")
-        for index in present:
-            observation = self._observation(observations, index)
-            if not self._checked:
-                self._writer.check(index, observation)
-            self._writer.write(rows, index, observation)
-        self._checked = True
+        self.reset_infos = [_info(infos, agent) for agent in self._agents]
+        for index, agent in enumerate(self._agents):
+            if agent in present:
+                self._writer.write(rows, index, self._entry("observation", observations, agent))
         self._rows = rows
-        self.live = [index in present for index in range(len(self._agents))]
+        self.live = [agent in present for agent in self._agents]
         self._returns, self._lengths = [0.0] * len(self._agents), [0] * len(self._agents)
-        self.reset_infos = [dict(infos.get(agent) or {}) for agent in self._agents]
+        self._lingering.clear()
 
     def step(self, actions: Sequence[Any], rows: Any, rewards: Array, dones: Array) -> Infos:
         """
@@ -73,36 +78,49 @@ class TeamCopy:
         :param rewards: zeros, to be filled with the rewards of this step
         :param dones: ``False``, to be set where an agent's own episode is over
         :return: one info per agent
-        :raises ValueError: if the environment leaves out a living agent's observation, or names an unknown agent
+        :raises ValueError: if the environment names an unknown agent, leaves out something of a living one, or returns what
+            is no observation, reward or flag
         """
         agents, live = self._agents, self.live
         acting = {agents[index]: actions[index] for index, is_live in enumerate(live) if is_live}
-        observations, step_rewards, terminations, truncations, step_infos = self.env.step(acting)
-        remaining = set(self.env.agents)
-        if not remaining <= self._index.keys():
-            self._indices_of(remaining)
+        observations, step_rewards, terminations, truncations, step_infos = _dicts(
+            "step", self.env.step(acting), "observations, rewards, terminations, truncations and infos"
+        )
+        remaining = self._present()
         infos: Infos = []
         for index, agent in enumerate(agents):
-            info = {**(step_infos.get(agent) or {}), "TimeLimit.truncated": False}
+            info = _info(step_infos, agent)
+            info["TimeLimit.truncated"] = False
             infos.append(info)
             if not live[index]:
-                if agent in remaining:
-                    self._join(index, self._observation(observations, index), rows)
+                if agent not in remaining:
+                    self._lingering.discard(agent)
+                elif agent not in self._lingering:
+                    self._join(index, self._entry("observation", observations, agent), rows)
                 continue
-            reward = float(step_rewards.get(agent, 0.0))
+            is_gone = agent not in remaining
+            # An agent that vanishes without a word is taken as terminated: nothing after it can be bootstrapped.
+            reward = 0.0 if is_gone and agent not in step_rewards else self._entry("reward", step_rewards, agent)
+            if not isinstance(reward, float):
+                reward = _number(agent, reward)
             rewards[index] = reward
             self._returns[index] += reward
             self._lengths[index] += 1
-            terminated, truncated = bool(terminations.get(agent, False)), bool(truncations.get(agent, False))
-            if terminated or truncated or agent not in remaining:
-                # An agent that vanishes without a word is taken as terminated: nothing after it can be bootstrapped.
+            terminated, truncated = terminations.get(agent), truncations.get(agent)
+            if not (terminated is False or terminated is True):
+                terminated = self._flag("termination", terminated, agent, is_gone)
+            if not (truncated is False or truncated is True):
+                truncated = self._flag("truncation", truncated, agent, is_gone)
+            if terminated or truncated or is_gone:
                 if agent in observations:
                     self._writer.write(rows, index, observations[agent])
                 else:
                     self._writer.copy_row(self._rows, rows, index)
                 self._leave(index, rows, dones, info, truncated=truncated and not terminated)
+                if not is_gone:
+                    self._linger(agent)
             else:
-                self._writer.write(rows, index, self._observation(observations, index))
+                self._writer.write(rows, index, self._entry("observation", observations, agent))
         self._rows = rows
         if self._keeps_states:
             self._add_terminal_states(infos)
@@ -143,20 +161,77 @@ class TeamCopy:
         info["episode"] = {"r": round(self._returns[index], 6), "l": self._lengths[index], "t": seconds}
         self._writer.clear(rows, index)
 
-    def _observation(self, observations: Mapping[Any, Any], index: int) -> Any:
+    def _linger(self, agent: Any) -> None:
+        """Remember an agent whose episode is over and who is still in ``env.agents``, lest it join again at every step."""
+        self._lingering.add(agent)
+        if not self._has_warned:
+            self._has_warned = True
+            warnings.warn(
+                f"agent {agent!r} was terminated or truncated but is still in `agents` of {self.env}; it is taken to have "
+                "left until it is missing there once, or the episode is over. Remove agents from `agents` when they are done",
+                UserWarning,
+                stacklevel=2,
+            )
+
+    def _present(self) -> set[Any]:
+        """The agents that the environment lists, all of them known."""
+        agents = self.env.agents
         try:
-            return observations[self._agents[index]]
+            present = set(agents)
+        except TypeError:
+            raise ValueError(f"`agents` of {self.env} is {agents!r}; make it a list of agents") from None
+        if not present <= self._known:
+            raise ValueError(
+                f"{self.env} has the agent {min(present - self._known, key=str)!r}, which `possible_agents` {self._agents} "
+                "does not list; list every agent that can ever appear"
+            )
+        return present
+
+    def _entry(self, what: str, values: Mapping[Any, Any], agent: Any) -> Any:
+        try:
+            return values[agent]
         except KeyError:
             raise ValueError(
-                f"{self.env} returned no observation for agent {self._agents[index]!r}, which is listed in `agents`; every "
-                "living agent needs one"
+                f"{self.env} returned no {what} for agent {agent!r}, which is listed in `agents`; every living agent needs one"
             ) from None
 
-    def _indices_of(self, agents: Any) -> list[int]:
-        try:
-            return [self._index[agent] for agent in agents]
-        except KeyError as error:
-            raise ValueError(
-                f"{self.env} has the agent {error.args[0]!r}, which `possible_agents` {self._agents} does not list; list "
-                "every agent that can ever appear"
-            ) from None
+    def _flag(self, what: str, flag: Any, agent: Any, is_gone: bool) -> bool:
+        """What is neither `True` nor `False` may still be one number that means it, or missing for an agent who is gone."""
+        if isinstance(flag, np.bool_):
+            return bool(flag)
+        if flag is None and is_gone:
+            return False
+        array = as_array(f"the {what} of agent {agent!r} is", flag)
+        if array.size != 1 or array.dtype.kind not in "biuf" or array.item() not in (0, 1):
+            raise ValueError(f"{self.env} returned the {what} {flag!r} for agent {agent!r}; return True or False")
+        return bool(array.item())
+
+
+def _dicts(method: str, result: Any, names: str) -> tuple[Mapping[Any, Any], ...]:
+    """What ``reset`` or ``step`` returned, if it is a tuple of dicts, as many as PettingZoo asks for."""
+    n_wanted = 2 if method == "reset" else 5
+    if not isinstance(result, tuple | list) or len(result) != n_wanted:
+        raise ValueError(f"`{method}` of the environment returned {_kind(result)}; return {names}, a dict of agents each")
+    for values in result:
+        if type(values) is not dict and not isinstance(values, Mapping):
+            raise ValueError(f"`{method}` of the environment returned {_kind(values)} among {names}; return a dict of agents")
+    return tuple(result)
+
+
+def _kind(value: Any) -> str:
+    return f"{len(value)} values" if isinstance(value, tuple | list) else f"a value of type {type(value).__name__}"
+
+
+def _info(infos: Mapping[Any, Any], agent: Any) -> dict[str, Any]:
+    info = infos.get(agent)
+    try:
+        return {**info} if info else {}
+    except TypeError:
+        raise ValueError(f"the info of agent {agent!r} is {info!r}; return a dict") from None
+
+
+def _number(agent: Any, reward: Any) -> float:
+    array = as_array(f"the reward of agent {agent!r} is", reward)
+    if array.size != 1 or array.dtype.kind not in "biuf":
+        raise ValueError(f"the reward of agent {agent!r} is {reward!r}; return a number")
+    return float(array.item())

@@ -291,12 +291,29 @@ def _spaces_of(env: Any, *, pad: bool) -> TeamSpaces:
     agents = getattr(env, "possible_agents", None)
     if agents is None:
         raise ValueError(f"{env} has no `possible_agents`; list every agent that can ever appear, because slots are fixed")
+    _check_names(agents)
     return team_spaces(
         {str(agent): env.observation_space(agent) for agent in agents},
         {str(agent): native_action_space(env, agent) if pad else env.action_space(agent) for agent in agents},
         pad=pad,
         state_space=getattr(env, "state_space", None),
     )
+
+
+def _check_names(agents: Iterable[Any]) -> None:
+    names: dict[str, Any] = {}
+    for agent in agents:
+        try:
+            hash(agent)
+        except TypeError:
+            raise ValueError(
+                f"`possible_agents` holds {agent!r}, which cannot be the key of a dict; use names or numbers"
+            ) from None
+        if str(agent) in names:
+            raise ValueError(
+                f"`possible_agents` holds {names[str(agent)]!r} and {agent!r}, which have one name; give every agent its own"
+            )
+        names[str(agent)] = agent
 
 
 def _get(copy: TeamCopy, name: str) -> Any:

@@ -19,16 +19,20 @@ class ObservationWriter:
     def __init__(self, team: TeamSpaces) -> None:
         self._space = team.observation_space
         self._agents = team.agents
-        self._native = list(team.agent_observation_spaces.values())
-        self._shapes = [space.shape for space in self._native]
-        self._padded = [shape != self._space.shape for shape in self._shapes]
+        natives = list(team.agent_observation_spaces.values())
+        self._columns = {
+            key: _Column(team.agents, [space[key] if isinstance(space, spaces.Dict) else space for space in natives], part)
+            for key, part in _parts(self._space).items()
+        }
+        self._only = None if isinstance(self._space, spaces.Dict) else self._columns[None]
+        #: :meth:`_write_entries`, or for a single array its shortcut.
+        self.write: Callable[[Any, int, Any], None] = self._write_entries if self._only is None else self._only.write
         self._state_space = team.state_space
 
     def empty(self, n_rows: int) -> Any:
         """Return zeros for ``n_rows`` slots: an array, or a dict of arrays for a ``Dict`` space."""
-        if isinstance(self._space, spaces.Dict):
-            return {key: np.zeros((n_rows, *(part.shape or ())), dtype=part.dtype) for key, part in self._space.spaces.items()}
-        return np.zeros((n_rows, *(self._space.shape or ())), dtype=self._space.dtype)
+        arrays = {key: np.zeros((n_rows, *(part.shape or ())), dtype=part.dtype) for key, part in _parts(self._space).items()}
+        return arrays if self._only is None else arrays[None]
 
     def rows(self, buffer: Any, start: int, stop: int) -> Any:
         """Return a view of the rows ``start`` to ``stop`` of what :meth:`empty` made."""
@@ -42,40 +46,35 @@ class ObservationWriter:
             return {key: part[index].copy() for key, part in buffer.items()}
         return buffer[index].copy()
 
-    def write(self, buffer: Any, index: int, observation: Any) -> None:
+    def _write_entries(self, buffer: Any, index: int, observation: Any) -> None:
         """
         Write the observation of agent ``index`` into the row of that agent, leaving the padding at zero.
 
         :param buffer: the rows of one copy of the environment
         :param index: number of the agent within its team
         :param observation: what the environment returned for the agent
-        :raises ValueError: if the observation does not have the shape of the agent's own space
+        :raises ValueError: if keys, shape, dtype or range contradict the agent's own space
         """
-        if isinstance(buffer, dict):
-            for key, part in buffer.items():
-                part[index] = observation[key]
-            return
-        shape = getattr(observation, "shape", None)
-        if shape != self._shapes[index]:
-            observation = self._as_native(index, observation)
-        if self._padded[index]:
-            buffer[index, : self._shapes[index][0]] = observation  # type: ignore[index]
-        else:
-            buffer[index] = observation
+        if not isinstance(observation, Mapping) or observation.keys() != self._columns.keys():
+            raise ValueError(
+                f"agent {self._agents[index]!r} observed {observation!r}, but its observation space is {self._space}"
+            )
+        for key, column in self._columns.items():
+            column.write(buffer[key], index, observation[key])
 
     def assign(self, buffer: Any, start: int, stop: int, rows: Any) -> None:
         """Write whole rows that another process has made into the rows ``start`` to ``stop``."""
-        for part, new in zip(_parts(buffer), _parts(rows), strict=True):
-            part[start:stop] = new
+        for key, part in _parts(buffer).items():
+            part[start:stop] = _parts(rows)[key]
 
     def copy_row(self, source: Any, target: Any, index: int) -> None:
         """Copy one row from one buffer to another."""
-        for old, new in zip(_parts(source), _parts(target), strict=True):
-            new[index] = old[index]
+        for key, part in _parts(target).items():
+            part[index] = _parts(source)[key][index]
 
     def clear(self, buffer: Any, index: int) -> None:
         """Set one row to zero."""
-        for part in _parts(buffer):
+        for part in _parts(buffer).values():
             part[index] = 0
 
     def state(self, state: Any) -> Array:
@@ -87,7 +86,7 @@ class ObservationWriter:
         :raises ValueError: if its size contradicts ``state_space``, or it is not made of finite numbers
         """
         assert self._state_space is not None
-        array = np.asarray(state)
+        array = as_array("`state()` returned", state)
         if array.dtype.kind not in "fiub" or array.size != self._state_space.shape[0]:
             raise ValueError(
                 f"`state()` returned an array of shape {array.shape} and dtype {array.dtype}, but `state_space` holds "
@@ -98,40 +97,63 @@ class ObservationWriter:
             raise ValueError("`state()` returned NaN or infinity; check the environment")
         return row
 
-    def _as_native(self, index: int, observation: Any) -> Array:
-        array = np.asarray(observation)
-        if array.shape != self._shapes[index]:
+
+def _parts(value: Any) -> Mapping[Any, Any]:
+    """The entries of a ``Dict`` space, or of a dict of arrays; anything else is the only entry, and has no name."""
+    if isinstance(value, spaces.Dict):
+        return value.spaces
+    return value if isinstance(value, dict) else {None: value}
+
+
+def as_array(who: str, value: Any) -> Array:
+    """Make an array of ``value``, or raise a ``ValueError`` that begins with ``who``."""
+    try:
+        return np.asarray(value)
+    except Exception as error:
+        raise ValueError(f"{who} {value!r}, of which no array can be made: {error}") from None
+
+
+class _Column:
+    """
+    One array of observations, the only one or an entry of a ``Dict``, of which every agent has a row.
+
+    :param agents: names of the agents
+    :param natives: each agent's own space
+    :param shared: the space of the rows
+    """
+
+    def __init__(self, agents: Sequence[str], natives: Sequence[Any], shared: Space) -> None:
+        self._agents = agents
+        self._natives = natives
+        self._shapes = [space.shape for space in natives]
+        self._padded = [space.shape != shared.shape for space in natives]
+        # The dtype that each agent was last seen with and that fits its space: what comes again is not checked again.
+        self._accepted: list[Any] = [self] * len(natives)
+
+    def write(self, rows: Array, index: int, value: Any) -> None:
+        if getattr(value, "dtype", None) is not self._accepted[index] or value.shape != self._shapes[index]:
+            value = self._checked(index, value)
+        if self._padded[index]:
+            rows[index, : self._shapes[index][0]] = value
+        else:
+            rows[index] = value
+
+    def _checked(self, index: int, value: Any) -> Array:
+        space, agent = self._natives[index], self._agents[index]
+        array = as_array(f"agent {agent!r} observed", value)
+        if array.shape != space.shape or not np.can_cast(array.dtype, np.dtype(space.dtype), casting="same_kind"):
             raise ValueError(
-                f"agent {self._agents[index]!r} observed an array of shape {array.shape}, but its observation space is "
-                f"{self._native[index]}; make `observation_space` and what `reset` and `step` return agree"
+                f"agent {agent!r} observed an array of shape {array.shape} and dtype {array.dtype}, but its observation space "
+                f"is {space} ({space.dtype}); make `observation_space` and what `reset` and `step` return agree"
             )
+        if isinstance(space, spaces.Discrete | spaces.MultiDiscrete):
+            # These are encoded one-hot, which fails on a value that does not exist: every one is checked.
+            from_zero: Array = array - space.start
+            if np.any((from_zero < 0) | (from_zero >= (space.n if isinstance(space, spaces.Discrete) else space.nvec))):
+                raise ValueError(f"agent {agent!r} observed {value!r}, which is not in its observation space {space}")
+            return from_zero
+        self._accepted[index] = array.dtype
         return array
-
-    def check(self, index: int, observation: Any) -> None:
-        """
-        Compare an observation with the agent's own space.
-
-        :param index: number of the agent within its team
-        :param observation: what the environment returned for the agent
-        :raises ValueError: if keys, shape or dtype contradict the space
-        """
-        space, agent = self._native[index], self._agents[index]
-        parts: list[tuple[Any, Space]] = [(observation, space)]
-        if isinstance(space, spaces.Dict):
-            if not isinstance(observation, Mapping) or set(observation) != set(space.spaces):
-                raise ValueError(f"agent {agent!r} observed {observation!r}, but its observation space is {space}")
-            parts = [(observation[key], part) for key, part in space.spaces.items()]
-        for value, part in parts:
-            array = np.asarray(value)
-            if array.shape != part.shape or not np.can_cast(array.dtype, np.dtype(part.dtype), casting="same_kind"):
-                raise ValueError(
-                    f"agent {agent!r} observed an array of shape {array.shape} and dtype {array.dtype}, but its observation "
-                    f"space is {part} ({part.dtype}); make `observation_space` and what `reset` and `step` return agree"
-                )
-
-
-def _parts(buffer: Any) -> list[Array]:
-    return list(buffer.values()) if isinstance(buffer, dict) else [buffer]
 
 
 class ActionReader:
@@ -157,7 +179,8 @@ class ActionReader:
             self._read = self._read_boxes
         else:
             self._n = np.asarray(space.nvec if isinstance(space, spaces.MultiDiscrete) else 2)
-            self._start = np.asarray(space.start if isinstance(space, spaces.MultiDiscrete) else 0)
+            first = self._native[0]
+            self._start = np.asarray(first.start if isinstance(first, spaces.MultiDiscrete) else 0)
             self._read = self._read_integers
 
     def read(self, actions: Array, active: Array) -> list[Any]:
@@ -172,7 +195,7 @@ class ActionReader:
         :return: one native action per slot
         :raises ValueError: if the shape or dtype is wrong, or an active slot's action is out of range or not a number
         """
-        actions = np.asarray(actions)
+        actions = as_array("`actions` are", actions)
         if actions.shape != self._shape:
             if actions.size != int(np.prod(self._shape)):
                 raise ValueError(f"`actions` must have shape {self._shape}, one row per slot, got {actions.shape}")
@@ -190,11 +213,10 @@ class ActionReader:
         if isinstance(self._team.action_space, spaces.MultiBinary) and actions.dtype.kind in "bf":
             actions = actions.astype(np.int8)
         self._check_integers(actions)
-        relative = actions - self._start
-        wrong = ((relative < 0) | (relative >= self._n)).reshape(len(actions), -1).any(axis=1) & active
+        wrong = ((actions < 0) | (actions >= self._n)).reshape(len(actions), -1).any(axis=1) & active
         if wrong.any():
             self._refuse(actions, int(np.flatnonzero(wrong)[0]))
-        return list(actions)
+        return list(actions + self._start if self._start.any() else actions)
 
     def _check_integers(self, actions: Array) -> None:
         if actions.dtype.kind not in "iu":
@@ -215,6 +237,8 @@ class ActionReader:
         self._uniform = all(box.shape == width and box.dtype == dtype for box in boxes)
 
     def _read_boxes(self, actions: Array, active: Array) -> list[Any]:
+        if actions.dtype.kind not in "fiu":
+            raise ValueError(f"`actions` must be real numbers for {self._team.action_space}, got dtype {actions.dtype}")
         finite = np.isfinite(actions).reshape(len(actions), -1).all(axis=1)
         if not finite.all() and (~finite & active).any():
             self._refuse(actions, int(np.flatnonzero(~finite & active)[0]), "only finite numbers can be acted on")

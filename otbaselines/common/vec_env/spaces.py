@@ -11,6 +11,7 @@ Array = np.ndarray[Any, Any]
 Space = spaces.Space[Any]
 
 _PAD_REMEDY = "use `pad=True`, or supersuit's `pad_observations_v0` and `pad_action_space_v0`"
+_FLATTEN = "gymnasium.wrappers.FlattenObservation"
 _KNOWN = (spaces.Box, spaces.Discrete, spaces.MultiDiscrete, spaces.MultiBinary)
 
 
@@ -22,21 +23,39 @@ def check_spaces(observation_space: spaces.Space[Any], action_space: spaces.Spac
     :param action_space: the team's common action space
     :raises ValueError: if a space is not supported; says what to do instead
     """
-    parts = list(observation_space.spaces.values()) if isinstance(observation_space, spaces.Dict) else [observation_space]
+    for role, space in (("observation", observation_space), ("action", action_space)):
+        remedy = _remedy(role, space) or _policy_remedy(role, space)
+        if remedy is not None:
+            raise ValueError(f"the {role} space {space} is not supported; {remedy}")
+
+
+def _remedy(role: str, space: Any) -> str | None:
+    """What to do about a space that no vector environment can carry; ``None`` where nothing needs to be done."""
+    parts = list(space.spaces.values()) if isinstance(space, spaces.Dict) and role == "observation" else [space]
     if not parts or not all(isinstance(part, _KNOWN) for part in parts):
-        raise ValueError(
-            f"the observation space {observation_space} is not supported; use Box, Discrete, MultiDiscrete or MultiBinary, or "
-            "an un-nested Dict of them (gymnasium.wrappers.FlattenObservation makes one Box of anything)"
-        )
-    remedy = _action_remedy(action_space)
-    if remedy is not None:
-        raise ValueError(f"the action space {action_space} is not supported; {remedy}")
+        known = "use Box, Discrete, MultiDiscrete or MultiBinary"
+        return known if role == "action" else f"{known}, or an un-nested Dict of them ({_FLATTEN} makes one Box of anything)"
+    if any(isinstance(part, spaces.Box) and part.shape == () for part in parts):
+        return "give its Box the shape (1,) instead of ()"
+    if role == "action" and 0 in (space.shape or ()):
+        return "an agent needs something to choose: give it at least one dimension, or leave the agent out"
+    return None
+
+
+def _policy_remedy(role: str, space: Space) -> str | None:
+    """What to do about a space that no policy can be built for."""
+    if role == "action":
+        return _action_remedy(space)
+    for part in space.spaces.values() if isinstance(space, spaces.Dict) else [space]:
+        if isinstance(part, spaces.Discrete | spaces.MultiDiscrete) and np.any(part.start != 0):
+            return "count its values from zero (gymnasium.wrappers.TransformObservation subtracts the start)"
+        if 0 in (part.shape or ()):
+            return "an observation needs at least one number; a constant will do"
+    return None
 
 
 def _action_remedy(space: spaces.Space[Any]) -> str | None:
     """What to do about an action space; ``None`` where nothing needs to be done."""
-    if not isinstance(space, _KNOWN):
-        return "use Box, Discrete, MultiDiscrete or MultiBinary"
     if isinstance(space, spaces.Box) and not np.isfinite(np.stack([space.low, space.high])).all():
         return "give it finite bounds, to which actions are clipped (gymnasium.wrappers.RescaleAction or ClipAction)"
     if isinstance(space, spaces.MultiDiscrete | spaces.MultiBinary) and len(space.shape) != 1:
@@ -114,9 +133,7 @@ def _shared_space(role: str, native: Mapping[str, Space], *, pad: bool) -> Space
     first, *others = native.values()
     _check_supported(role, native)
     if all(space == first for space in others):
-        # Policies number their choices from zero; where a space starts elsewhere the offset is added on the way in.
-        is_offset = role == "action" and isinstance(first, spaces.Discrete) and first.start != 0
-        return spaces.Discrete(int(first.n)) if is_offset and isinstance(first, spaces.Discrete) else first
+        return _from_zero(first)
     if not pad:
         raise ValueError(f"the agents' {role} spaces differ ({_listing(native)}) but `pad=False`; {_PAD_REMEDY}")
     if all(isinstance(space, spaces.Discrete) for space in native.values()):
@@ -130,14 +147,24 @@ def _shared_space(role: str, native: Mapping[str, Space], *, pad: bool) -> Space
     )
 
 
+def _from_zero(space: Space) -> Space:
+    """
+    Policies number choices and values from zero; where a space starts elsewhere, rows are shifted on their way in and out.
+    """
+    if isinstance(space, spaces.Discrete) and space.start != 0:
+        return spaces.Discrete(int(space.n))
+    if isinstance(space, spaces.MultiDiscrete) and (space.start != 0).any():
+        return spaces.MultiDiscrete(space.nvec)
+    if isinstance(space, spaces.Dict):
+        return spaces.Dict({key: _from_zero(part) for key, part in space.spaces.items()})
+    return space
+
+
 def _check_supported(role: str, native: Mapping[str, Space]) -> None:
     for agent, space in native.items():
-        parts = list(space.spaces.values()) if isinstance(space, spaces.Dict) and role == "observation" else [space]
-        if not parts or not all(isinstance(part, _KNOWN) for part in parts):
-            raise ValueError(
-                f"the {role} space of agent {agent!r} is {space}, which is not supported; use Box, Discrete, MultiDiscrete or "
-                "MultiBinary, or (for observations) an un-nested Dict of them"
-            )
+        remedy = _remedy(role, space)
+        if remedy is not None:
+            raise ValueError(f"the {role} space of agent {agent!r} is {space}, which is not supported; {remedy}")
 
 
 def _covering_box(boxes: Sequence[spaces.Box]) -> spaces.Box:

@@ -368,17 +368,21 @@ class TensorVecEnv(VecEnv):
         Keep the actions for :meth:`step_wait`.
 
         :param actions: one row per slot; continuous actions are clipped to their box
-        :raises ValueError: if the shape is wrong or a discrete action is out of range
+        :raises ValueError: if the shape or dtype is wrong, a discrete action is out of range, or one is NaN or infinite
         """
         actions = np.asarray(actions)
         shape = (self.num_envs, *self._action_shape[2:])
         if actions.shape != shape:
             raise ValueError(f"`actions` must have shape {shape}, got {actions.shape}")
         if isinstance(self.action_space, spaces.Discrete):
+            if actions.dtype.kind not in "iu":
+                raise ValueError(f"`actions` must be integers for {self.action_space}, got dtype {actions.dtype}")
             first, last = int(self.action_space.start), int(self.action_space.start + self.action_space.n) - 1
             if actions.min() < first or actions.max() > last:
                 raise ValueError(f"`actions` must lie in {first}..{last}, got {actions.min()}..{actions.max()}")
         elif isinstance(self.action_space, spaces.Box):
+            if actions.dtype.kind not in "fiu" or not np.isfinite(actions).all():
+                raise ValueError(f"`actions` must be finite numbers for {self.action_space}, got {actions}")
             actions = np.clip(actions, self.action_space.low, self.action_space.high)
         self._pending = actions
 
