@@ -25,10 +25,13 @@ class EpisodeLedger:
 
     :param layout: the team
     :param n_episodes: episodes wanted from all copies together
+    :param max_steps: steps after which an episode is taken to be endless
     """
 
-    def __init__(self, layout: TeamLayout, n_episodes: int) -> None:
+    def __init__(self, layout: TeamLayout, n_episodes: int, max_steps: int) -> None:
         self.layout = layout
+        self._max_steps = max_steps
+        self._n_waited = 0
         self.left = (n_episodes + np.arange(layout.n_copies)) // layout.n_copies
         self._returns: list[np.ndarray] = []
         self._lengths: list[int] = []
@@ -37,6 +40,20 @@ class EpisodeLedger:
     def is_open(self) -> bool:
         """Whether any copy owes an episode."""
         return bool((self.left > 0).any())
+
+    def count_step(self) -> None:
+        """
+        Note that every copy is about to make a step.
+
+        :raises RuntimeError: if no episode that is owed has ended in ``max_steps`` steps
+        """
+        self._n_waited += 1
+        if self._n_waited > self._max_steps:
+            copy = int(np.flatnonzero(self.left > 0)[0])
+            raise RuntimeError(
+                f"no episode of copy {copy} has ended in `max_steps`={self._max_steps} steps; give the environment a time "
+                "limit (its own, or gymnasium.wrappers.TimeLimit), or raise `max_steps`"
+            )
 
     def close(self, copies: np.ndarray, returns: np.ndarray, lengths: np.ndarray) -> None:
         """
@@ -49,6 +66,7 @@ class EpisodeLedger:
         for copy in copies:
             if self.left[copy] > 0:
                 self.left[copy] -= 1
+                self._n_waited = 0
                 self._returns.append(np.array(returns[copy], dtype=np.float64))
                 self._lengths.append(int(lengths[copy]))
 
@@ -79,6 +97,7 @@ def play_rows(
     observations: Any = env.reset()
     states, episode_starts = None, np.ones(env.num_envs, dtype=bool)
     while ledger.is_open:
+        ledger.count_step()
         live = _live(env, shape)
         actions, states = _actions(model, observations, states, episode_starts, deterministic)
         new_observations, rewards, dones, infos = env.step(actions)
@@ -110,6 +129,7 @@ def play_on_device(
         bounds = th.as_tensor(np.stack([env.action_space.low, env.action_space.high]), device=env.device)
     obs = env.reset_tensor()
     while ledger.is_open:
+        ledger.count_step()
         with th.no_grad():
             actions = policy.team_distribution(obs.to(policy.device)).get_actions(deterministic).to(env.device)
         # As in `predict`: within the box, or counted from the space's start.

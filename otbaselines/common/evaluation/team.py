@@ -1,6 +1,7 @@
 """Evaluation of whole teams: every copy's episode counts once, whatever the number of its agents."""
 
 import contextlib
+import copy
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -11,15 +12,18 @@ import numpy as np
 import torch as th
 from stable_baselines3.common import env_util
 from stable_baselines3.common.callbacks import BaseCallback, EvalCallback
-from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv, sync_envs_normalization
+from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv
 from stable_baselines3.common.vec_env import unwrap_vec_normalize as vec_normalize_of
 
 from otbaselines.common.evaluation.episodes import EpisodeLedger, EvaluationHook, play_on_device, play_rows
 from otbaselines.common.multi_agent.policies import MultiAgentActorCriticPolicy
 from otbaselines.common.saving.archive import atomic_write
-from otbaselines.common.vec_env.layout import TeamLayout, team_layout
+from otbaselines.common.vec_env.layout import TeamLayout, normalizes_observations, team_layout
 from otbaselines.common.vec_env.make import wrap_team_env
 from otbaselines.common.vec_env.tensor import TensorVecEnv
+
+# Longer than any episode of Atari's; a minute or so of a small environment.
+MAX_STEPS = 100_000
 
 
 @dataclass(frozen=True, eq=False)
@@ -55,6 +59,7 @@ def evaluate_team(
     render: bool = False,
     callback: EvaluationHook | None = None,
     seed: int | None = None,
+    max_steps: int = MAX_STEPS,
 ) -> TeamEvaluation:
     """
     Play whole episodes and report what the team and each agent earned.
@@ -74,12 +79,14 @@ def evaluate_team(
         dict of locals (``i`` is the slot, and ``reward``, ``done``, ``info`` are its own) and the module's globals
     :param seed: seed of the episodes, and of the samples that a policy draws; the caller's random stream in torch is left
         as it was. When omitted the environment goes on with its own stream
+    :param max_steps: steps, at least 1, after which an episode is taken to be endless
     :return: the statistics
-    :raises ValueError: if ``n_eval_episodes`` is not positive, or the environment is not the model's team
+    :raises ValueError: if ``n_eval_episodes`` or ``max_steps`` is not positive, or the environment is not the model's team,
+        or observations are normalised here and were not in training, or the other way round
     :raises TypeError: if ``model`` can neither predict nor be called
+    :raises RuntimeError: if an episode is longer than ``max_steps``
     """
-    if n_eval_episodes < 1:
-        raise ValueError(f"`n_eval_episodes` must be at least 1, got {n_eval_episodes}")
+    _check_positive(n_eval_episodes=n_eval_episodes, max_steps=max_steps)
     if not (hasattr(model, "predict") or callable(model)):
         raise TypeError(f"`model` must have `predict` or be a function of the observations, got {type(model).__name__}")
     venv = as_evaluation_env(env)
@@ -87,7 +94,8 @@ def evaluate_team(
     policy = _team_policy(model)
     if policy is not None:
         _check_same_team(policy, venv, layout)
-    ledger = EpisodeLedger(layout, n_eval_episodes)
+    _check_same_normalization(_trained_normalized(model), venv, "env")
+    ledger = EpisodeLedger(layout, n_eval_episodes, max_steps)
     with _seeded(venv, model, seed), _frozen_normalizer(venv):
         # A callback wants rows and infos, which only the general loop has; and so do two different devices.
         together = isinstance(venv, TensorVecEnv) and policy is not None and policy.device.type == venv.device.type
@@ -151,6 +159,39 @@ def _check_same_team(policy: MultiAgentActorCriticPolicy, env: VecEnv, layout: T
             )
 
 
+def _check_positive(**numbers: int) -> None:
+    for name, value in numbers.items():
+        if value < 1:
+            raise ValueError(f"`{name}` must be at least 1, got {value}")
+
+
+def _trained_normalized(model: Any) -> bool | None:
+    """Whether a model knows normalised observations only; ``None`` where nothing tells."""
+    trained, env = getattr(model, "trained_normalized", None), getattr(model, "env", None)
+    return normalizes_observations(env) if trained is None and isinstance(env, VecEnv) else trained
+
+
+def _check_same_normalization(trained: bool | None, env: VecEnv, name: str) -> None:
+    """
+    :param trained: whether the policy knows normalised observations only; ``None`` where nothing tells
+    :param env: where it is to be evaluated
+    :param name: of the argument that was passed
+    :raises ValueError: if they do not go together
+    """
+    if trained is None or trained == normalizes_observations(env):
+        return
+    problem = "so the policy would see observations it was not trained on"
+    if trained:
+        raise ValueError(
+            f"the model was trained in an environment that is wrapped in VecNormalize and `{name}` is not, {problem}; wrap "
+            f"`{name}` in VecNormalize(..., training=False) with the statistics of the training"
+        )
+    raise ValueError(
+        f"`{name}` is wrapped in VecNormalize and the environment that the model was trained in is not, {problem}; pass the "
+        "environment inside, or VecNormalize(..., norm_obs=False)"
+    )
+
+
 @contextlib.contextmanager
 def _seeded(env: VecEnv, model: Any, seed: int | None) -> Iterator[None]:
     """Seed the environment and torch; afterwards torch's stream goes on where it was."""
@@ -202,7 +243,8 @@ class TeamEvalCallback(EvalCallback):
     :param verbose: 1 prints each evaluation
     :param warn: warn if the environments are normalised differently
     :param seed: seed of every evaluation, which then all play the same starts; each continues the stream when omitted
-    :raises ValueError: if ``n_eval_episodes`` is not positive
+    :param max_steps: steps after which an episode is taken to be endless
+    :raises ValueError: if ``n_eval_episodes`` or ``max_steps`` is not positive
     """
 
     def __init__(
@@ -219,9 +261,9 @@ class TeamEvalCallback(EvalCallback):
         verbose: int = 1,
         warn: bool = True,
         seed: int | None = None,
+        max_steps: int = MAX_STEPS,
     ) -> None:
-        if n_eval_episodes < 1:
-            raise ValueError(f"`n_eval_episodes` must be at least 1, got {n_eval_episodes}")
+        _check_positive(n_eval_episodes=n_eval_episodes, max_steps=max_steps)
         super().__init__(
             as_evaluation_env(eval_env),
             callback_on_new_best=callback_on_new_best,
@@ -236,16 +278,12 @@ class TeamEvalCallback(EvalCallback):
             warn=warn,
         )
         self.seed = seed
+        self.max_steps = max_steps
         self.last_evaluation: TeamEvaluation | None = None
         self.evaluations: list[TeamEvaluation] = []
 
     def _init_callback(self) -> None:
-        trained, evaluated = (vec_normalize_of(env) is not None for env in (self.training_env, self.eval_env))
-        if trained and not evaluated:
-            raise ValueError(
-                "the training environment is wrapped in VecNormalize and `eval_env` is not, so the policy would see "
-                "observations it was not trained on; wrap `eval_env` in VecNormalize(..., training=False) too"
-            )
+        _check_same_normalization(normalizes_observations(self.training_env), self.eval_env, "eval_env")
         policy = _team_policy(self.model)
         if policy is not None:
             _check_same_team(policy, self.eval_env, team_layout(self.eval_env))
@@ -258,8 +296,7 @@ class TeamEvalCallback(EvalCallback):
     def _on_step(self) -> bool:
         if self.eval_freq <= 0 or self.n_calls % self.eval_freq != 0:
             return True
-        if self.model.get_vec_normalize_env() is not None:
-            sync_envs_normalization(self.training_env, self.eval_env)
+        self._share_statistics()
         self._is_success_buffer = []
         # Tensor environments report no successes, and without a hook they are evaluated on their device.
         hook = None if isinstance(self.eval_env, TensorVecEnv) else self._log_success_callback
@@ -271,6 +308,7 @@ class TeamEvalCallback(EvalCallback):
             render=self.render,
             callback=hook,
             seed=self.seed,
+            max_steps=self.max_steps,
         )
         self.last_evaluation = result
         self.last_mean_reward = result.mean_agent_return
@@ -280,6 +318,14 @@ class TeamEvalCallback(EvalCallback):
         if self.callback is not None:
             continue_training = continue_training and self._on_event()
         return continue_training
+
+    def _share_statistics(self) -> None:
+        """Normalise the evaluation as the training is normalised by now."""
+        trained, evaluated = (vec_normalize_of(env) for env in (self.training_env, self.eval_env))
+        if trained is not None and evaluated is not None:
+            evaluated.ret_rms = copy.deepcopy(trained.ret_rms)
+            if trained.norm_obs:
+                evaluated.obs_rms = copy.deepcopy(trained.obs_rms)
 
     def _store(self, result: TeamEvaluation) -> None:
         """Rewrite ``evaluations.npz`` with one more row."""

@@ -36,7 +36,7 @@ from otbaselines.common.settings import (
     settings_of,
 )
 from otbaselines.common.training import with_progress_bar
-from otbaselines.common.vec_env.layout import TeamLayout, team_layout
+from otbaselines.common.vec_env.layout import TeamLayout, normalizes_observations, team_layout
 from otbaselines.common.vec_env.make import wrap_team_env
 from otbaselines.common.vec_env.spaces import check_spaces
 from otbaselines.common.vec_env.tensor import TensorVecEnv
@@ -101,6 +101,9 @@ class MultiAgentOnPolicyAlgorithm(JsonSaveMixin, TeamRollouts):
         "device": Setting((str, th.device), fits=is_device, what="'auto', 'cpu', 'cuda' or another device of torch"),
         "_init_setup_model": Setting("flag"),
     }
+    _json_state: ClassVar[tuple[str, ...]] = ("trained_normalized",)
+    #: Whether the environment last trained in normalises observations; ``None`` before the first training.
+    trained_normalized: bool | None = None
     policy_aliases: ClassVar[dict[str, type[BasePolicy]]] = {
         "MlpPolicy": MultiAgentActorCriticPolicy,
         "CnnPolicy": MultiAgentActorCriticCnnPolicy,
@@ -246,6 +249,7 @@ class MultiAgentOnPolicyAlgorithm(JsonSaveMixin, TeamRollouts):
         if reset_num_timesteps or self._last_obs is None:
             # The environment is about to be reset, so no episode is under way.
             self._statistics = None
+        self.trained_normalized = normalizes_observations(self.env)
         return super()._setup_learn(total_timesteps, callback, reset_num_timesteps, tb_log_name, progress_bar)
 
     def _keeps(self, name: str) -> bool:

@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 from gymnasium import spaces
-from stable_baselines3.common.vec_env import VecEnv
+from stable_baselines3.common.vec_env import VecEnv, unwrap_vec_normalize
 
 
 @dataclass(frozen=True)
@@ -109,3 +109,14 @@ def team_layout(env: VecEnv) -> TeamLayout:
     # `VecEnvWrapper` forwards attributes that it does not have, which static types cannot show.
     team: Any = env
     return TeamLayout(tuple(agents), int(team.n_copies), dict(team.agent_observation_spaces), dict(team.agent_action_spaces))
+
+
+def normalizes_observations(env: VecEnv) -> bool:
+    """
+    Tell whether a policy sees normalised observations.
+
+    :param env: a vector environment, with any wrappers
+    :return: whether a ``VecNormalize`` with ``norm_obs`` is among them
+    """
+    normalizer = unwrap_vec_normalize(env)
+    return normalizer is not None and bool(normalizer.norm_obs)

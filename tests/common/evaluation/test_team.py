@@ -323,11 +323,62 @@ def test_normalisation_is_synchronised_before_each_evaluation():
     np.testing.assert_array_equal(eval_env.obs_rms.mean, env.obs_rms.mean)
 
 
-def test_training_normalised_and_evaluating_raw_is_an_error_before_training():
-    model = IPPO("MlpPolicy", VecNormalize(_dice()), **SMALL)
-    with pytest.raises(ValueError, match="wrap `eval_env` in VecNormalize"):
-        model.learn(64, callback=TeamEvalCallback(_dice(), verbose=0))
+def _normalised(**kwargs):
+    return VecNormalize(_dice(), **kwargs)
+
+
+RAW_MODEL, NORMALISED_MODEL = "`{}` is wrapped in VecNormalize and", "wrap `{}` in VecNormalize"
+MISMATCHES = [(_dice, _normalised, RAW_MODEL), (_normalised, _dice, NORMALISED_MODEL)]
+
+
+@pytest.mark.parametrize(("train", "evaluate", "message"), MISMATCHES)
+def test_observations_normalised_on_one_side_only_are_an_error_before_training(train, evaluate, message):
+    model = IPPO("MlpPolicy", train(), **SMALL)
+    with pytest.raises(ValueError, match=message.format("eval_env")):
+        model.learn(64, callback=TeamEvalCallback(evaluate(), verbose=0))
     assert model.num_timesteps == 0
+
+
+@pytest.mark.parametrize("algorithm", [IPPO, PPO])
+@pytest.mark.parametrize(("train", "evaluate", "message"), MISMATCHES)
+def test_evaluating_with_observations_normalised_otherwise_is_an_error(train, evaluate, message, algorithm):
+    model = algorithm("MlpPolicy", train(), **SMALL)
+    for _ in range(2):
+        with pytest.raises(ValueError, match=message.format("env")):
+            evaluate_team(model, evaluate(), n_eval_episodes=1)
+        assert evaluate_team(model, train(), n_eval_episodes=1).n_episodes == 1
+        model.learn(64)
+
+
+@pytest.mark.parametrize(("train", "evaluate", "message"), MISMATCHES)
+def test_a_loaded_model_remembers_whether_its_observations_were_normalised(train, evaluate, message, tmp_path):
+    IPPO("MlpPolicy", train(), **SMALL).learn(64).save(tmp_path / "model")
+    for loaded in (IPPO.load(tmp_path / "model"), IPPO.load(tmp_path / "model", env=evaluate())):
+        with pytest.raises(ValueError, match=message.format("env")):
+            evaluate_team(loaded, evaluate(), n_eval_episodes=1)
+        assert evaluate_team(loaded, train(), n_eval_episodes=1).n_episodes == 1
+
+
+def test_normalised_rewards_alone_are_no_mismatch():
+    model = IPPO("MlpPolicy", _normalised(norm_obs=False), **SMALL)
+    model.learn(64, callback=TeamEvalCallback(_dice(), n_eval_episodes=2, eval_freq=8, verbose=0))
+    assert evaluate_team(model, _dice(), n_eval_episodes=2).n_episodes == 2
+
+
+@pytest.mark.parametrize("intake", ["rows", "device"])
+def test_endless_episodes_are_an_error_with_a_remedy(intake):
+    if intake == "rows":
+        env, model = _dice(horizon=10**9), _pushes
+    else:
+        env = SimpleSpreadVecEnv(n_copies=2, max_cycles=10**9)
+        model = IPPO("MlpPolicy", env, **SMALL)
+    with pytest.raises(RuntimeError, match=r"no episode of copy 0 has ended in `max_steps`=50 steps; .* raise `max_steps`"):
+        evaluate_team(model, env, n_eval_episodes=2, max_steps=50)
+    with pytest.raises(RuntimeError, match="`max_steps`=7 steps"):
+        _train(IPPO("MlpPolicy", _dice(), **SMALL), TeamEvalCallback(_dice(horizon=8), eval_freq=1, max_steps=7), 8)
+    assert evaluate_team(_pushes, _dice(horizon=50), n_eval_episodes=4, max_steps=50).lengths.tolist() == [50] * 4
+    with pytest.raises(ValueError, match="`max_steps` must be at least 1, got 0"):
+        evaluate_team(_pushes, _dice(), max_steps=0)
 
 
 def test_evaluating_another_team_is_an_error_before_training():

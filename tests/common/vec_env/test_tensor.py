@@ -10,6 +10,7 @@ from stable_baselines3.common.vec_env import VecMonitor, VecNormalize
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from otbaselines.common.vec_env.tensor import TensorStep, TensorVecEnv
+from otbaselines.ippo import IPPO
 
 N_COPIES, N_AGENTS = 4, 2
 
@@ -283,6 +284,29 @@ def test_continuous_actions_are_clipped_to_their_box() -> None:
     env.reset()
     _, rewards, _, _ = env.step(np.array([[3.0], [0.5], [-3.0], [-0.5]]))
     assert rewards.tolist() == [1.0, 0.5, -1.0, -0.5]
+
+
+@pytest.mark.parametrize(
+    "wrong", [np.full((4, 1), np.nan), np.full((4, 1), np.inf), np.full((4, 1), "a"), np.ones((4, 1)) * 1j]
+)
+def test_actions_that_are_no_finite_numbers_are_errors(wrong: np.ndarray) -> None:
+    env = Still()
+    env.reset()
+    with pytest.raises(ValueError, match="`actions` must be finite numbers"):
+        env.step(wrong)
+    with pytest.raises(ValueError, match=r"`actions` must be integers for Discrete\(3\), got dtype float64"):
+        Fuses().step(np.zeros(8))
+
+
+def test_a_closed_environment_says_so() -> None:
+    env = Still()
+    env.reset()
+    env.close(), env.close()
+    for call in (env.reset, env.observe, env.observe_state, lambda: env.step_tensor(th.zeros(2, 2, 1))):
+        with pytest.raises(RuntimeError, match="the environment is closed; make a new one"):
+            call()
+    with pytest.raises(RuntimeError, match="the environment is closed"):
+        IPPO("MlpPolicy", env, n_steps=4, n_epochs=1).learn(16)
 
 
 @pytest.mark.parametrize(
