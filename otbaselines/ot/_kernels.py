@@ -69,10 +69,6 @@ class Domain:
         """Reciprocal."""
         return x.reciprocal()
 
-    def power(self, x: th.Tensor, exponent: float) -> th.Tensor:
-        """Power with a real exponent."""
-        return x.pow(exponent)
-
     def root(self, x: th.Tensor) -> th.Tensor:
         """Square root."""
         return x.sqrt()
@@ -103,9 +99,6 @@ class LogDomain(Domain):
 
     def inverse(self, x: th.Tensor) -> th.Tensor:
         return -x
-
-    def power(self, x: th.Tensor, exponent: float) -> th.Tensor:
-        return x * exponent
 
     def root(self, x: th.Tensor) -> th.Tensor:
         return 0.5 * x

@@ -75,8 +75,7 @@ class Projections:
         if self.outer <= 1.0:
             return mapped
         # Where the reference is weaker than the entropy the plain map overshoots by eps / tau and diverges.
-        share = 1.0 / self.outer
-        return self.domain.mul(self.domain.power(x, 1.0 - share), self.domain.power(mapped, share))
+        return self.domain.enter(th.lerp(self.domain.leave(x), self.domain.leave(mapped), 1.0 / self.outer))
 
     def weight(self) -> th.Tensor:
         return self._barycenter.sqrt()

@@ -219,12 +219,10 @@ def _embed(actions: th.Tensor, name: str, embedding: th.Tensor | None, states: t
                 "`embedding` is needed for action numbers; pass `one_hot_embedding(n_actions)` or a table of moves"
             )
         _check_embedding(embedding)
-        if actions.dtype in (th.bool, th.uint8):
-            # torch would take these for a mask.
-            raise ValueError(f"`{name}` must be vectors, or numbers in int64 or int32, got {actions.dtype}")
         if not bool(((actions >= 0) & (actions < len(embedding))).all()):
             low, high = actions.min().item(), actions.max().item()
             raise ValueError(f"`{name}` must be in [0, {len(embedding)}), the rows of `embedding`, got {low} to {high}")
+        # Bytes and truth values would be taken for a mask.
         vectors = embedding.to(states.dtype)[actions.long()]
     if vectors.dim() < 2 or vectors.shape[-2] != states.shape[-2]:
         raise ValueError(f"`{name}` must have one entry per state, {states.shape[-2]}, got shape {tuple(actions.shape)}")

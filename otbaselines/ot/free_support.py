@@ -74,9 +74,11 @@ def _move(
     plans: list[OTResult] = []
     n_iter, error = 0, float("inf")
     while error > tol and n_iter < max_iter:
+        costs = [pairwise_of(atoms, cloud, 2.0, None, ("support", "points")) for cloud in clouds]
         starts: Sequence[OTResult | None] = plans or [None] * len(clouds)
         plans = [
-            _plan(atoms, cloud, uniform, mass, reg, start) for cloud, mass, start in zip(clouds, masses, starts, strict=True)
+            sinkhorn(cost, uniform, mass, reg=reg, max_iter=PLAN_MAX_ITER, init=start, validate=False)
+            for cost, mass, start in zip(costs, masses, starts, strict=True)
         ]
         pulls = [plan.plan @ cloud for plan, cloud in zip(plans, clouds, strict=True)]
         moved = len(atoms) * th.tensordot(shares, th.stack(pulls), 1)
@@ -85,13 +87,6 @@ def _move(
         atoms = moved
     exact = all(bool(plan.converged) for plan in plans)
     return FreeSupportResult(atoms, n_iter, error <= tol and exact, error)
-
-
-def _plan(
-    atoms: th.Tensor, cloud: th.Tensor, uniform: th.Tensor, mass: th.Tensor, reg: float, start: OTResult | None
-) -> OTResult:
-    cost = pairwise_of(atoms, cloud, 2.0, None, ("support", "points"))
-    return sinkhorn(cost, uniform, mass, reg=reg, max_iter=PLAN_MAX_ITER, init=start, validate=False)
 
 
 def _check_cloud(cloud: th.Tensor, weights: th.Tensor | None, support: th.Tensor) -> th.Tensor:

@@ -71,23 +71,13 @@ class ScalingBarycenter:
         return (center / center.sum(-1, keepdim=True)).squeeze(1)
 
     @cached_property
-    def potentials(self) -> th.Tensor:
-        r"""Gradient of :math:`W(\mu_i, \mu^*)` with respect to :math:`\mu_i`, shape ``(B, N, n)``, in the unit of the cost."""
-        return self._solver.potential(self.state.u)
-
-    @cached_property
-    def self_potentials(self) -> th.Tensor:
-        r"""Gradient of :math:`\tfrac12 W(\mu_i, \mu_i)`, of the same shape; zero unless debiased."""
-        if self._solver.debiased:
-            return self._solver.potential(self.state.own[:, 1:])
-        return th.zeros_like(self.potentials)
-
-    @property
     def gradient(self) -> th.Tensor:
         r"""
-        Gradient of :math:`W(\mu_i, \mu^*) - \tfrac12 W(\mu_i, \mu_i)` with respect to :math:`\mu_i`, shape ``(B, N, n)``.
+        Gradient of :math:`W(\mu_i, \mu^*)` with respect to :math:`\mu_i`, less that of :math:`\tfrac12 W(\mu_i, \mu_i)` when
+        debiased, shape ``(B, N, n)``, in the unit of the cost.
         """
-        return self.potentials - self.self_potentials if self._solver.debiased else self.potentials
+        potentials = self._solver.potential(self.state.u)
+        return potentials - self._solver.potential(self.state.own[:, 1:]) if self._solver.debiased else potentials
 
     @cached_property
     def divergences(self) -> th.Tensor:

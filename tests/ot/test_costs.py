@@ -75,9 +75,9 @@ def test_action_numbers_are_rows_of_the_table() -> None:
     for actions in ([-1, 0], [0, 3]):
         with pytest.raises(ValueError, match=r"`actions` must be in \[0, 3\), the rows of `embedding`"):
             ot.state_action_cost(states, th.tensor(actions), embedding=table)
-    # A mask is no list of numbers.
-    with pytest.raises(ValueError, match=r"`actions` must be vectors, or numbers in int64 or int32, got torch.bool"):
-        ot.state_action_cost(states, th.tensor([True, False]), embedding=table)
+    # Truth values are numbers, not a mask.
+    expected = ot.state_action_cost(states, th.tensor([0, 1]), embedding=table)
+    assert th.equal(ot.state_action_cost(states, th.tensor([False, True]), embedding=table), expected)
 
 
 def test_errors_of_inner_functions_have_the_callers_names() -> None:

@@ -394,3 +394,16 @@ def test_the_kind_of_the_error_is_that_of_the_mistake(change: dict[str, object],
     arguments = {"cost": cost(4), "a": measures(1, 4)[0], "b": measures(1, 4)[0], "reg": 0.1} | change
     with pytest.raises(kind, match=message):
         ot.sinkhorn(**arguments)
+
+
+def test_measures_that_are_all_but_empty_somewhere_are_solved_in_logarithms() -> None:
+    # Products at a range of 460 run out on weights of 1e-50: the error was infinite, the potentials those of the start.
+    near, far = 1e-8, 0.1
+    matrix = th.tensor([[0, far, near], [far, 0, far], [near, far, 0]], dtype=th.float64)
+    team = th.tensor([[1e-219, 1e-51, 1.0], [5e-10, 0.0, 1.0], [0.0, 1.0, 0.0]], dtype=th.float64)
+    own = ot.self_transport(matrix, team, reg=far / 460)
+    assert own.converged.all()
+    assert own.potential_a.isfinite().all()
+    # All mass is where the potentials vanish, or a hundred millionth away.
+    assert float(own.value.abs().max()) < 1e-8
+    assert ot.pairwise_sinkhorn(team, matrix, reg=far / 460).converged.all()
