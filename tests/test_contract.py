@@ -126,7 +126,7 @@ def test_the_defaults_train(algorithm):
         warnings.simplefilter("error")
         model = algorithm("MlpPolicy", env, seed=0).learn(1)
     assert model.num_timesteps == model.n_steps * env.num_envs
-    assert (model.rollout_buffer.size * 3) % model.batch_size == 0
+    assert (model.rollout_buffer.size() * 3) % model.batch_size == 0
 
 
 def test_it_logs_sb3s_keys_and_whole_numbers_of_rollouts(algorithm, tmp_path):

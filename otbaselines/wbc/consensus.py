@@ -98,7 +98,7 @@ def draw_states(
     """
     n_agents, device = buffer.n_agents, buffer.device
     if buffer.all_active:
-        index = th.randint(buffer.size * n_agents, (n_states,), device=device, generator=generator)
+        index = th.randint(buffer.size() * n_agents, (n_states,), device=device, generator=generator)
         if agent is not None:
             index = index - index % n_agents + agent
     else:

@@ -202,7 +202,7 @@ class WBC(MultiAgentPPO):
 
     def _minibatches(self) -> int:
         assert self.batch_size is not None
-        return -(-self.rollout_buffer.size // (self.batch_size // self.layout.n_agents))
+        return -(-self.rollout_buffer.size() // (self.batch_size // self.layout.n_agents))
 
     def _barycenter_weights(self) -> th.Tensor:
         """Weights of the agents, shape ``(n_agents,)``."""

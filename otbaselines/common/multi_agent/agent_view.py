@@ -71,6 +71,7 @@ def agent_view(policy: Policy, index: int) -> Policy:
     )
     view.n_agents = view.n_sets = 1
     view._groups = None
+    vars(view)["features_extractor"] = view.pi_extractors[0]
     if team.use_sde:
         view.exploration = team.exploration.agent(index)
     # It would step the whole team.

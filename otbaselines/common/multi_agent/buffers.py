@@ -84,9 +84,8 @@ class AgentRolloutBuffer:
         self.returns = th.zeros(lead, device=device)
         self.pos = 0
 
-    @property
     def size(self) -> int:
-        """Joint steps in a full buffer."""
+        """Joint steps in a full buffer; a method, as SB3's callbacks expect."""
         return self.n_steps * self.n_copies
 
     @property
@@ -175,14 +174,14 @@ class AgentRolloutBuffer:
         :param batch_rows: joint steps per minibatch; ``batch_rows * n_agents`` agent-steps
         :return: the minibatches; the last one is smaller when ``batch_rows`` does not divide the rollout
         """
-        order = th.randperm(self.size, device=self.device)
+        order = th.randperm(self.size(), device=self.device)
         shuffled = [
             tensor.flatten(0, 1).index_select(0, order)
             for tensor in (self.actions, self.values, self.log_probs, self.advantages, self.returns)
         ]
         observations = _map(self.observations, lambda tensor: tensor.flatten(0, 1).index_select(0, order))
         active = None if self.all_active else self.active.flatten(0, 1).index_select(0, order)
-        for start in range(0, self.size, batch_rows):
+        for start in range(0, self.size(), batch_rows):
             rows = slice(start, start + batch_rows)
             actions, values, log_probs, advantages, returns = (tensor[rows] for tensor in shuffled)
             yield AgentRolloutSamples(

@@ -11,7 +11,8 @@ from stable_baselines3.common.utils import obs_as_tensor
 from stable_baselines3.common.vec_env import VecEnv
 
 from otbaselines.common.multi_agent.buffers import AgentRolloutBuffer
-from otbaselines.common.multi_agent.row_policy import TeamRowPolicy
+from otbaselines.common.multi_agent.row_policy import TeamPolicy
+from otbaselines.common.multi_agent.sb3_policy import SB3TeamPolicy
 from otbaselines.common.vec_env.layout import TeamLayout
 from otbaselines.common.vec_env.statistics import DeviceEpisodeStatistics
 from otbaselines.common.vec_env.tensor import TensorVecEnv
@@ -29,10 +30,28 @@ class TeamRollouts(OnPolicyAlgorithm):
     _statistics: DeviceEpisodeStatistics | None = None
 
     @property
-    def team_policy(self) -> TeamRowPolicy:
+    def team_policy(self) -> TeamPolicy:
         """The policy as the collectors and losses see it: teams of rows, whatever class the user chose."""
-        policy: TeamRowPolicy = self.policy
-        return policy
+        policy: Any = self.policy
+        return policy if isinstance(policy, TeamPolicy) else SB3TeamPolicy(policy, self.layout)
+
+    def predict(
+        self,
+        observation: Any,
+        state: tuple[np.ndarray, ...] | None = None,
+        episode_start: np.ndarray | None = None,
+        deterministic: bool = False,
+    ) -> tuple[Any, tuple[np.ndarray, ...] | None]:
+        """
+        Actions for rows of observations, or for a dict of agents as PettingZoo gives it.
+
+        :param observation: rows ``(n_copies * n_agents, ...)``, or ``{agent: observation}``
+        :param state: unused; returned as given
+        :param episode_start: unused
+        :param deterministic: the most probable actions instead of samples
+        :return: the actions in the form of the observation, and ``state``
+        """
+        return self.team_policy.predict(observation, state, episode_start, deterministic)
 
     def collect_rollouts(  # type: ignore[override]
         self,
@@ -202,7 +221,7 @@ class TeamRollouts(OnPolicyAlgorithm):
         rows = max(1, VALUE_ROWS // buffer.n_agents)
         chunks = []
         with th.no_grad():
-            for start in range(0, buffer.size, rows):
+            for start in range(0, buffer.size(), rows):
                 part = slice(start, start + rows)
                 if isinstance(observations, dict):
                     chunks.append(self.team_policy.team_values({k: v.flatten(0, 1)[part] for k, v in observations.items()}))

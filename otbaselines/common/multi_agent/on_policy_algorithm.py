@@ -21,6 +21,7 @@ from otbaselines.common.multi_agent.policies import (
     MultiAgentActorCriticPolicy,
     MultiAgentMultiInputPolicy,
 )
+from otbaselines.common.multi_agent.sb3_policy import check_policy_class
 from otbaselines.common.saving.algorithm import JsonSaveMixin
 from otbaselines.common.schedules import parse_schedule
 from otbaselines.common.seeding import child_seeds
@@ -205,12 +206,14 @@ class MultiAgentOnPolicyAlgorithm(JsonSaveMixin, TeamRollouts):
         self._check_setup(n_copies)
         vars(self).pop("rollout_buffer", None)
         policy_class: Any = self.policy_class
+        of_team = {"layout": self.layout, "share_parameters": self.share_parameters}
+        if check_policy_class(policy_class, self.layout, self.action_space, share_parameters=self.share_parameters):
+            of_team = {}
         self.policy = policy_class(
             self.observation_space,
             self.action_space,
             self.lr_schedule,
-            layout=self.layout,
-            share_parameters=self.share_parameters,
+            **of_team,
             **({"use_sde": True} if self.use_sde else {}),
             **self.policy_kwargs,
         ).to(self.device)

@@ -48,6 +48,7 @@ class MultiAgentActorCriticPolicy(TeamRowPolicy):
     :param log_std_init: initial log standard deviation of continuous actions, or of the entries of the noise matrices
     :param full_std: with ``use_sde``: a standard deviation for every entry of the noise matrix, not one per row
     :param use_expln: with ``use_sde``: a standard deviation that grows more slowly than the exponential
+    :param squash_output: not supported; SB3's own ``ActorCriticPolicy`` has it, for a team of one or shared parameters
     :param features_extractor_class: SB3 features extractor; one instance per parameter set
     :param features_extractor_kwargs: its keyword arguments
     :param share_features_extractor: one extractor for actor and critic
@@ -76,6 +77,7 @@ class MultiAgentActorCriticPolicy(TeamRowPolicy):
         log_std_init: float = 0.0,
         full_std: bool = True,
         use_expln: bool = False,
+        squash_output: bool = False,
         features_extractor_class: type[BaseFeaturesExtractor] = FlattenExtractor,
         features_extractor_kwargs: dict[str, Any] | None = None,
         share_features_extractor: bool = True,
@@ -87,6 +89,11 @@ class MultiAgentActorCriticPolicy(TeamRowPolicy):
         share_parameters: bool = False,
         append_agent_id: bool = False,
     ) -> None:
+        if squash_output:
+            raise ValueError(
+                "`squash_output=True` is not supported by stacked policies; pass SB3's own ActorCriticPolicy as `policy`, for "
+                "a team of one or with `share_parameters=True`"
+            )
         super().__init__(
             observation_space,
             action_space,
@@ -135,6 +142,9 @@ class MultiAgentActorCriticPolicy(TeamRowPolicy):
     def _build(self, lr_schedule: Schedule) -> None:
         self.pi_extractors = self._make_extractors()
         self.vf_extractors = self.pi_extractors if self.share_features_extractor else self._make_extractors()
+        if self.n_sets == 1:
+            # SB3's name for it, without registering its parameters twice.
+            vars(self)["features_extractor"] = self.pi_extractors[0]
         extractor: Any = self.pi_extractors[0]
         width = int(extractor.features_dim) + (0 if self.agent_ids is None else self.agent_ids.shape[1])
         self.pi_net = StackedMLP(self.n_sets, width, self.net_arch["pi"], self.activation_fn)

@@ -1,6 +1,6 @@
 """SB3's view of a team's policy: rows of observations, or a dict of agents, instead of teams."""
 
-from abc import abstractmethod
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import Any
 
@@ -31,28 +31,39 @@ class TeamActionEvaluation:
     values: th.Tensor
     log_prob: th.Tensor
     entropy: th.Tensor
-    distribution: TeamDistribution
+    distribution: TeamDistribution | None = None
     common: TeamDistribution | None = None
 
 
-class TeamRowPolicy(JsonPolicyMixin):
+class TeamPolicy(ABC):
     """
-    What SB3's algorithms, callbacks and evaluation call, in terms of what a team's policy computes.
+    What rollouts and losses ask of a team's policy, whatever its class.
 
     Rows are ordered ``row = copy * n_agents + agent``, as in the vector environments.
     """
 
     layout: TeamLayout
     n_agents: int
-    action_start: int
-    action_low: th.Tensor
-    action_high: th.Tensor
+    observation_space: spaces.Space[Any]
+    device: th.device
 
     @abstractmethod
-    def team_distribution(self, obs: PyTorchObs) -> TeamDistribution:
+    def act(self, obs: PyTorchObs) -> tuple[th.Tensor, th.Tensor, th.Tensor | None]:
         """
-        :param obs: shape ``(batch, n_agents, ...)``
-        :return: every agent's policy at its own observation
+        What a rollout needs of one step, without gradients.
+
+        :param obs: shape ``(n_copies, n_agents, ...)``
+        :return: sampled actions ``(n_copies, n_agents, ...)``, their log-likelihoods ``(n_copies, n_agents)``, and the critics
+            at ``obs``, of the same shape; ``None`` where these are cheaper in one pass over the whole rollout
+        """
+
+    @abstractmethod
+    def env_actions(self, actions: th.Tensor) -> th.Tensor:
+        """
+        Sampled actions as the environment wants them: within the box, or counted from the space's start.
+
+        :param actions: of :meth:`act`, shape ``(n_copies, n_agents, ...)``
+        :return: shape ``(n_copies, n_agents, *action_space.shape)``
         """
 
     @abstractmethod
@@ -90,30 +101,48 @@ class TeamRowPolicy(JsonPolicyMixin):
         :param n_envs: slots of the environment, copies times agents
         """
 
-    @th.no_grad()
-    def act(self, obs: PyTorchObs) -> tuple[th.Tensor, th.Tensor, th.Tensor | None]:
-        """
-        What a rollout needs of one step.
+    @abstractmethod
+    def _team_actions(self, obs: PyTorchObs, deterministic: bool) -> th.Tensor:
+        """Actions at observations ``(n_copies, n_agents, ...)``, for each agent's own space still to be cut and clipped."""
 
-        :param obs: shape ``(n_copies, n_agents, ...)``
-        :return: sampled actions ``(n_copies, n_agents, ...)``, their log-likelihoods ``(n_copies, n_agents)``, and the critics
-            at ``obs``, of the same shape; ``None`` where these are cheaper in one pass over the whole rollout
-        """
-        distribution = self.team_distribution(obs)
-        actions = distribution.sample()
-        return actions, distribution.log_prob(actions), None
+    @abstractmethod
+    def _predict_rows(self, observation: Any, deterministic: bool) -> np.ndarray:
+        """SB3's ``predict`` for rows of observations."""
 
-    def env_actions(self, actions: th.Tensor) -> th.Tensor:
+    def predict(
+        self,
+        observation: np.ndarray | dict[str, np.ndarray],
+        state: tuple[np.ndarray, ...] | None = None,
+        episode_start: np.ndarray | None = None,
+        deterministic: bool = False,
+    ) -> tuple[Any, tuple[np.ndarray, ...] | None]:
         """
-        Sampled actions as the environment wants them: within the box, or counted from the space's start.
+        Actions for rows of observations, or for a dict of agents as PettingZoo gives it.
 
-        :param actions: of :meth:`act`, shape ``(n_copies, n_agents, ...)``
-        :return: shape ``(n_copies, n_agents, *action_space.shape)``
+        :param observation: rows ``(n_copies * n_agents, ...)``, or ``{agent: observation}`` with each agent's own,
+            unpadded observation (an optional first batch dimension is kept)
+        :param state: unused; returned as given
+        :param episode_start: unused
+        :param deterministic: the most probable actions instead of samples
+        :return: the actions in the form of the observation, and ``state``
+        :raises ValueError: if rows do not fill whole teams, or a dict names an unknown agent
         """
-        if isinstance(self.action_space, spaces.Box):
-            actions = actions.reshape(*actions.shape[:-1], *self.action_space.shape)
-            return actions.clamp(self.action_low, self.action_high)
-        return actions + self.action_start if self.action_start else actions
+        space = self.observation_space
+        if isinstance(observation, dict) and not (isinstance(space, spaces.Dict) and set(observation) == set(space.spaces)):
+            return self._predict_agents(observation, deterministic), state
+        return self._predict_rows(observation, deterministic), state
+
+    def _predict_agents(self, observation: dict[str, Any], deterministic: bool) -> dict[str, Any]:
+        rows, batch = rows_of_agents(named_agents(observation, self.layout), self.layout, self.observation_space)
+        with th.no_grad():
+            team = self.split_rows(obs_as_tensor(rows, self.device))
+            actions = self._team_actions(team, deterministic).cpu().numpy()
+        index = {agent: i for i, agent in enumerate(self.layout.possible_agents)}
+        own = self.layout.agent_action_spaces
+        return {
+            agent: native_actions(actions[:, index[str(agent)]], own[str(agent)], is_batch=batch is not None)
+            for agent in observation
+        }
 
     def split_rows(self, obs: PyTorchObs) -> PyTorchObs:
         """
@@ -133,6 +162,40 @@ class TeamRowPolicy(JsonPolicyMixin):
                 f"`observation` has {rows.shape[0]} rows, which is not a multiple of the team's {self.n_agents} agents; "
                 f"pass one row per agent in the order {list(self.layout.possible_agents)}, or a dict of agents"
             ) from None
+
+
+class TeamRowPolicy(TeamPolicy, JsonPolicyMixin):
+    """What SB3's algorithms, callbacks and evaluation call, in terms of what a team's policy computes."""
+
+    action_start: int
+    action_low: th.Tensor
+    action_high: th.Tensor
+
+    @abstractmethod
+    def team_distribution(self, obs: PyTorchObs) -> TeamDistribution:
+        """
+        :param obs: shape ``(batch, n_agents, ...)``
+        :return: every agent's policy at its own observation
+        """
+
+    @th.no_grad()
+    def act(self, obs: PyTorchObs) -> tuple[th.Tensor, th.Tensor, th.Tensor | None]:
+        distribution = self.team_distribution(obs)
+        actions = distribution.sample()
+        return actions, distribution.log_prob(actions), None
+
+    def env_actions(self, actions: th.Tensor) -> th.Tensor:
+        if isinstance(self.action_space, spaces.Box):
+            actions = actions.reshape(*actions.shape[:-1], *self.action_space.shape)
+            return actions.clamp(self.action_low, self.action_high)
+        return actions + self.action_start if self.action_start else actions
+
+    def _team_actions(self, obs: PyTorchObs, deterministic: bool) -> th.Tensor:
+        self.set_training_mode(False)
+        return self.team_distribution(obs).get_actions(deterministic)
+
+    def _predict_rows(self, observation: Any, deterministic: bool) -> np.ndarray:
+        return JsonPolicyMixin.predict(self, observation, deterministic=deterministic)[0]
 
     def forward(self, obs: PyTorchObs, deterministic: bool = False) -> tuple[th.Tensor, th.Tensor, th.Tensor]:
         """
@@ -172,42 +235,3 @@ class TeamRowPolicy(JsonPolicyMixin):
     def _predict(self, observation: PyTorchObs, deterministic: bool = False) -> th.Tensor:
         actions = self.get_distribution(observation).get_actions(deterministic)
         return actions.flatten(0, 1) + self.action_start
-
-    def predict(
-        self,
-        observation: np.ndarray | dict[str, np.ndarray],
-        state: tuple[np.ndarray, ...] | None = None,
-        episode_start: np.ndarray | None = None,
-        deterministic: bool = False,
-    ) -> tuple[Any, tuple[np.ndarray, ...] | None]:
-        """
-        Actions for rows of observations, or for a dict of agents as PettingZoo gives it.
-
-        :param observation: rows ``(n_copies * n_agents, ...)``, or ``{agent: observation}`` with each agent's own,
-            unpadded observation (an optional first batch dimension is kept)
-        :param state: unused; returned as given
-        :param episode_start: unused
-        :param deterministic: the most probable actions instead of samples
-        :return: the actions in the form of the observation, and ``state``
-        :raises ValueError: if rows do not fill whole teams, or a dict names an unknown agent
-        """
-        if isinstance(observation, dict) and not self._is_dict_observation(observation):
-            return self._predict_dict(observation, deterministic), state
-        return super().predict(observation, state, episode_start, deterministic)
-
-    def _is_dict_observation(self, observation: dict[str, Any]) -> bool:
-        space = self.observation_space
-        return isinstance(space, spaces.Dict) and set(observation) == set(space.spaces)
-
-    def _predict_dict(self, observation: dict[str, Any], deterministic: bool) -> dict[str, Any]:
-        rows, batch = rows_of_agents(named_agents(observation, self.layout), self.layout, self.observation_space)
-        self.set_training_mode(False)
-        with th.no_grad():
-            team = self.split_rows(obs_as_tensor(rows, self.device))
-            actions = self.team_distribution(team).get_actions(deterministic).cpu().numpy()
-        index = {agent: i for i, agent in enumerate(self.layout.possible_agents)}
-        own = self.layout.agent_action_spaces
-        return {
-            agent: native_actions(actions[:, index[str(agent)]], own[str(agent)], is_batch=batch is not None)
-            for agent in observation
-        }

@@ -174,7 +174,7 @@ def disagreement(model: WBC, n_iterations: int, *, probe: bool = False) -> Disag
     """
     record = Disagreement(probe=probe)
     buffer = model.rollout_buffer
-    model.learn(n_iterations * buffer.size * buffer.n_agents, callback=record)
+    model.learn(n_iterations * buffer.size() * buffer.n_agents, callback=record)
     return record
 
 
