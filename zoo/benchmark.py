@@ -69,11 +69,7 @@ def make_parser() -> argparse.ArgumentParser:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """
-    Run the command line.
-
-    :param argv: the arguments; those of the process when omitted
-    """
+    """Run the command line ``argv``, that of the process when omitted."""
     parser = make_parser()
     args = parser.parse_args(argv)
     if args.device is not None and args.only is not None:

@@ -17,12 +17,7 @@ from zoo.runs.comparison import run_job
 
 
 def table(results: Mapping[str, NavigationResult]) -> str:
-    """
-    Compare the methods with the random policy on the same starts.
-
-    :param results: by label
-    :return: lines of text
-    """
+    """Compare the methods with the random policy on the same starts."""
     random = next(iter(results.values())).random
     rows = [
         ("random", random, float("nan"), 0),
@@ -40,11 +35,7 @@ def table(results: Mapping[str, NavigationResult]) -> str:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """
-    Run the command line.
-
-    :param argv: the arguments; those of the process when omitted
-    """
+    """Run the command line ``argv``, that of the process when omitted."""
     parser = make_parser("zoo.demo", "Train WBC beside IPPO and draw both.")
     add = parser.add_argument
     add("--out", type=Path, default=Path("runs/navigation"), help="folder for agents and figures")

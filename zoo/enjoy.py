@@ -22,13 +22,7 @@ from zoo.runs.job import Job
 
 
 def find_agent(args: argparse.Namespace) -> Path:
-    """
-    Look up an agent: of the run that is asked for, or of the last run that has one.
-
-    :param args: the command line
-    :return: its file
-    :raises ValueError: if there is none
-    """
+    """The file of the agent: of the run that is asked for, or of the last run that has one."""
     name, folder = run_name(args.env), Path(args.folder) / args.algo
     runs = numbered_runs(folder, name)
     if args.exp_id not in (0, *runs):
@@ -61,11 +55,7 @@ def _remedy(args: argparse.Namespace) -> str:
 
 
 def read_run(args: argparse.Namespace, run: Path) -> Job:
-    """
-    :param args: the command line
-    :param run: the run's folder
-    :return: what was trained there, on the environment that the command line asks for
-    """
+    """What was trained in a run's folder, on the environment that the command line asks for."""
     config = run / run_name(args.env) / "config.yml"
     entry: dict[str, Any] = read_yaml(config) if config.is_file() else {"n_timesteps": 1}
     if args.env_kwargs:
@@ -77,12 +67,7 @@ def read_run(args: argparse.Namespace, run: Path) -> Job:
 
 
 def make_env(job: Job, n_copies: int, **env_kwargs: Any) -> VecEnv:
-    """
-    :param job: of :func:`read_run`
-    :param n_copies: copies of the team
-    :param env_kwargs: further arguments of the environment
-    :return: the environment that the run was trained on, normalised as in training
-    """
+    """Copies of the environment that the run was trained on, normalised as in training."""
     venv = job.make_env(n_copies, **env_kwargs)
     return load_normalizer(venv, job.normalizer, training=False) if job.normalizer.is_file() else venv
 
@@ -149,12 +134,7 @@ def make_parser() -> argparse.ArgumentParser:
 
 
 def enjoy(argv: Sequence[str] | None = None) -> TeamEvaluation:
-    """
-    Run the command line.
-
-    :param argv: the arguments; those of the process when omitted
-    :return: the evaluation
-    """
+    """Run the command line ``argv``, that of the process when omitted, and return the evaluation."""
     parser = make_parser()
     args = parser.parse_args(argv)
     stage = None

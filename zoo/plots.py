@@ -26,13 +26,7 @@ COMPARISONS: dict[str, Comparison[Any]] = {"wbc-paper": PAPER, "wbc-estimators":
 
 
 def compare(comparison: Comparison[Any], args: argparse.Namespace, parser: argparse.ArgumentParser) -> None:
-    """
-    Train if asked to, and draw every run that is finished.
-
-    :param comparison: what is compared
-    :param args: the command line
-    :param parser: to tell mistakes with
-    """
+    """Train if asked to, and draw every run that is finished."""
     team = getattr(args, "heterogeneous", None)
     folder = Path(args.out) / "runs" / (team or "homogeneous" if comparison.teams else "")
     overrides = {} if args.n_timesteps == -1 else {"n_timesteps": args.n_timesteps}
@@ -61,12 +55,7 @@ def compare(comparison: Comparison[Any], args: argparse.Namespace, parser: argpa
 
 
 def learning_curve(args: argparse.Namespace, parser: argparse.ArgumentParser) -> None:
-    """
-    Draw what ``zoo.train`` measured while it trained.
-
-    :param args: the command line
-    :param parser: to tell mistakes with
-    """
+    """Draw what ``zoo.train`` measured while it trained."""
     curves = {}
     with mistakes(parser):
         for algo in args.algo:
@@ -118,11 +107,7 @@ def parser_of_figures() -> argparse.ArgumentParser:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """
-    Run the command line.
-
-    :param argv: the arguments; those of the process when omitted
-    """
+    """Run the command line ``argv``, that of the process when omitted."""
     parser = parser_of_figures()
     args = parser.parse_args(argv)
     args.draw(args, parser)

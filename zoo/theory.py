@@ -40,11 +40,7 @@ def parser_of_theorems() -> argparse.ArgumentParser:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """
-    Run the command line.
-
-    :param argv: the arguments; those of the process when omitted
-    """
+    """Run the command line ``argv``, that of the process when omitted."""
     parser = parser_of_theorems()
     args = parser.parse_args(argv)
     with mistakes(parser):

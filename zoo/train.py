@@ -68,11 +68,7 @@ def make_parser() -> argparse.ArgumentParser:
 
 
 def read_job(args: argparse.Namespace) -> Job:
-    """
-    :param args: the command line
-    :return: the training that it asks for, in the folder of its algorithm
-    :raises ValueError: if the hyperparameters or a trained agent cannot be found
-    """
+    """The training that the command line asks for, in the folder of its algorithm."""
     if args.trained_agent and not (args.trained_agent.endswith(".zip") and Path(args.trained_agent).is_file()):
         raise ValueError(f"--trained-agent must name an existing .zip file, got {args.trained_agent!r}")
     overrides = merge(args.hyperparams, {"env_kwargs": args.env_kwargs} if args.env_kwargs else {})
@@ -95,15 +91,7 @@ def read_job(args: argparse.Namespace) -> Job:
 
 
 def make_callbacks(args: argparse.Namespace, job: Job, model: BaseAlgorithm, eval_env: VecEnv | None) -> list[BaseCallback]:
-    """
-    Checkpoints and evaluations, with frequencies given in agent-steps.
-
-    :param args: the command line
-    :param job: whose folder exists
-    :param model: to be trained
-    :param eval_env: copies to play the evaluations
-    :return: the callbacks
-    """
+    """Checkpoints and evaluations, with frequencies given in agent-steps; the job's folder exists."""
     callbacks: list[BaseCallback] = []
     if args.save_freq > 0:
         frequency = max(args.save_freq // model.n_envs, 1)
@@ -124,12 +112,7 @@ def make_callbacks(args: argparse.Namespace, job: Job, model: BaseAlgorithm, eva
 
 
 def record(args: argparse.Namespace, job: Job) -> None:
-    """
-    Write the command and the hyperparameters beside the run.
-
-    :param args: the command line
-    :param job: whose folder exists
-    """
+    """Write the command and the hyperparameters beside the run."""
     write_yaml(job.parameters / "config.yml", dict(job.entry))
     write_yaml(job.parameters / "args.yml", vars(args))
     command_line = f"python -m zoo.train {shlex.join(sys.argv[1:])}\n"
@@ -137,12 +120,7 @@ def record(args: argparse.Namespace, job: Job) -> None:
 
 
 def train(argv: Sequence[str] | None = None) -> Path:
-    """
-    Run the command line.
-
-    :param argv: the arguments; those of the process when omitted
-    :return: the folder of the run
-    """
+    """Run the command line ``argv``, that of the process when omitted, and return the folder of the run."""
     parser = make_parser()
     args = parser.parse_args(argv)
     if args.seed == -1:

@@ -43,11 +43,7 @@ class SpreadResult(RunResult):
 
 
 def report(runs: Mapping[str, Sequence[SpreadResult]], args: argparse.Namespace) -> str:
-    """
-    :param runs: by label
-    :param args: the command line
-    :return: mean and range over the seeds
-    """
+    """Mean and range over the seeds, as Markdown."""
     table = Table(
         "mpe2 simple_spread, three agents, mean return per agent and episode, mean (range) over the seeds",
         ("learner", "seeds", "most probable actions", "sampled actions", "CPU s per run"),

@@ -211,11 +211,7 @@ def share_cell(record: Record) -> str:
 
 
 def throughput_table(*, quick: bool = False, rounds: int = 5) -> Table:
-    """
-    :param quick: small rollouts and two rounds
-    :param rounds: turns of each contender
-    :return: agent-steps per CPU second of every stack
-    """
+    """Agent-steps per CPU second of every stack; little of it when ``quick``."""
     contenders = throughput_contenders(quick)
     records = measure(contenders, rounds=2 if quick else rounds, min_seconds=0.0 if quick else 0.8)
     reference, ippo = records[contenders[0].name], records[NATIVE_IPPO]
@@ -237,11 +233,7 @@ def _pair(setting: Setting) -> list[Contender]:
 
 
 def growth_table(*, quick: bool = False, rounds: int = 3) -> Table:
-    """
-    :param quick: two small set-ups, one round
-    :param rounds: turns of each contender
-    :return: how the rates grow with the team and with the number of copies
-    """
+    """How the rates grow with the team and with the number of copies; little of it when ``quick``."""
     teams = [Setting(n_agents=n) for n in (3, 8, 16, 32, 64)]
     copies = [Setting(n_copies=c, n_steps=max(25, 2000 // c)) for c in (16, 256, 1024, 4096)]
     settings = [Setting(n_agents=2, n_copies=8), Setting(n_copies=16)] if quick else [*teams, *copies]
@@ -272,11 +264,7 @@ FORMS: dict[str, dict[str, Any]] = {
 
 
 def consensus_tables(*, quick: bool = False, rounds: int = 3) -> list[Table]:
-    """
-    :param quick: one small team, one round
-    :param rounds: turns of each contender
-    :return: what consensus costs by team and support, and by its form
-    """
+    """What consensus costs by team and support, and by its form; little of it when ``quick``."""
     turns, seconds = (1, 0.0) if quick else (rounds, 0.4)
     supports = (24, 96, 384)
     grid = Table(

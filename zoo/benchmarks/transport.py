@@ -118,10 +118,7 @@ def bregman_errors(measures: Array, cost: Array, reg: float, tol: float, max_ite
 
 
 def benchmark_barycenter(quick: bool) -> Table:
-    """
-    :param quick: whether to leave out the large problems and repeat less
-    :return: ours against POT's sound backends
-    """
+    """Ours against POT's sound backends; little of it when ``quick``."""
     import ot as pot
 
     table = Table(
@@ -207,10 +204,7 @@ def pot_pairs(problem: Problem, reg: float, threshold: float, agents: range, gro
 
 
 def benchmark_pairs(quick: bool) -> Table:
-    """
-    :param quick: whether to solve a small team
-    :return: all pairs of a team, ours with the self terms that debias them, POT's without
-    """
+    """All pairs of a team, ours with the self terms that debias them, POT's without; little of it when ``quick``."""
     title = (
         "Entropic transport between all pairs, reg .1 of the median cost, float64, |marginal error|_1 <= 1e-6 in every pair"
     )
@@ -238,10 +232,7 @@ def benchmark_pairs(quick: bool) -> Table:
 
 
 def benchmark_sliced(quick: bool) -> Table:
-    """
-    :param quick: whether to solve a small team
-    :return: sliced W1 between all pairs, on the same directions
-    """
+    """Sliced W1 between all pairs, on the same directions; little of it when ``quick``."""
     import ot as pot
 
     n_agents, m, n_projections = (8, 256, 50) if quick else (32, 1024, 50)
@@ -270,10 +261,7 @@ def benchmark_sliced(quick: bool) -> Table:
 
 
 def benchmark_discrete(quick: bool) -> Table:
-    """
-    :param quick: whether to solve few states
-    :return: exact W1 per state against loops over POT's public and internal network simplex
-    """
+    """Exact W1 per state against loops over POT's public and internal network simplex; little of it when ``quick``."""
     import ot as pot
     from ot.lp.emd_wrap import emd_c
 
@@ -313,9 +301,6 @@ def benchmark_discrete(quick: bool) -> Table:
 
 
 def run(quick: bool = False) -> list[Table]:
-    """
-    :param quick: whether to make do with small problems, for a smoke test
-    :return: all tables
-    """
+    """All tables; little of it when ``quick``."""
     with one_thread():
         return [section(quick) for section in (benchmark_barycenter, benchmark_pairs, benchmark_sliced, benchmark_discrete)]

@@ -110,9 +110,6 @@ def _seeds(runs: Mapping[str, Sequence[RunResult]]) -> str:
 
 
 def save(figure: Figure, path: Path) -> None:
-    """
-    :param figure: what was drawn
-    :param path: the PNG; its folder is made
-    """
+    """Write a figure as PNG, into a folder that is made."""
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path)

@@ -73,23 +73,14 @@ class RunResult:
 
     @classmethod
     def load(cls, path: Path) -> Self:
-        """
-        Read the results of a finished run.
-
-        :param path: what :func:`run_job` wrote
-        :return: the results
-        """
+        """Read what :func:`run_job` wrote."""
         with path.open("rb") as file, np.load(file, allow_pickle=False) as stored:
             values: dict[str, Any] = {name: stored[name] for name in stored.files}
         values.update(entry=json.loads(str(values["entry"])), cpu_seconds=float(values["cpu_seconds"]))
         return cls(**values)
 
     def store(self, path: Path) -> None:
-        """
-        Write the results, whole or not at all.
-
-        :param path: the file
-        """
+        """Write the results, whole or not at all."""
         with atomic_write(path) as file:
             np.savez_compressed(file, **{**vars(self), "entry": json.dumps(self.entry)})
 
@@ -158,10 +149,7 @@ class LearningCurve(BaseCallback):
 
 
 def results_path(job: Job) -> Path:
-    """
-    :param job: a run
-    :return: file of its results
-    """
+    """File of a run's results."""
     return job.folder / f"{job.name}.npz"
 
 
@@ -243,8 +231,8 @@ def _train_in_processes(jobs: Sequence[Job], train: Callable[[Job], RunResult], 
     context, ignore = multiprocessing.get_context("spawn"), (signal.SIGINT, signal.SIG_IGN)
     with ProcessPoolExecutor(n_processes, mp_context=context, initializer=signal.signal, initargs=ignore) as pool:
         try:
-            for job, kept in zip(jobs, pool.map(train, jobs), strict=True):
-                _announce(job, kept)
+            for job, future in [(job, pool.submit(train, job)) for job in jobs]:
+                _announce(job, future.result())
         except BaseException:
             # The pool would wait for the runs in progress.
             for process in multiprocessing.active_children():

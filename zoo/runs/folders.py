@@ -13,10 +13,7 @@ STATUS = "status.yml"
 
 
 def run_name(env_id: str) -> str:
-    """
-    :param env_id: an environment's id
-    :return: its name in files
-    """
+    """An environment's name in files."""
     return canonical(env_id).replace("/", "-")
 
 
@@ -53,12 +50,7 @@ def new_folder(parent: Path, name: str) -> Path:
 
 
 def write_yaml(path: Path, values: Any) -> None:
-    """
-    Write plain values, whole or not at all.
-
-    :param path: the file; its folder is made
-    :param values: what :func:`zoo.config.entries.read_yaml` will give back
-    """
+    """Write plain values, whole or not at all, into a file whose folder is made."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with atomic_write(path) as file:
         file.write(yaml.safe_dump(values, sort_keys=True).encode())

@@ -85,12 +85,7 @@ def learn_and_keep(job: Job, model: BaseAlgorithm, **options: Any) -> None:
 
 
 def save_agent(job: Job, model: BaseAlgorithm) -> None:
-    """
-    Save the agent and, where there is one, its normaliser.
-
-    :param job: where they go
-    :param model: the agent
-    """
+    """Save the agent and, where there is one, its normaliser."""
     job.folder.mkdir(parents=True, exist_ok=True)
     model.save(str(job.agent))
     normalizer = model.get_vec_normalize_env()

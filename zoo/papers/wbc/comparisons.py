@@ -22,13 +22,7 @@ Runs = Mapping[str, Sequence[NavigationResult]]
 
 
 def draw_paper(runs: Runs, args: argparse.Namespace) -> str:
-    """
-    Draw Figures 1 to 3.
-
-    :param runs: of all methods
-    :param args: the command line
-    :return: the table
-    """
+    """Draw Figures 1 to 3, and return the table of the runs."""
     suffix = f"_{args.heterogeneous}" if args.heterogeneous else ""
     # One run stands for each method: that of the median evaluation, neither the luckiest nor the worst.
     typical = {label: sorted(seeds, key=lambda run: run.evaluation.mean())[len(seeds) // 2] for label, seeds in runs.items()}
@@ -43,13 +37,7 @@ def draw_paper(runs: Runs, args: argparse.Namespace) -> str:
 
 
 def summary(runs: Runs, args: argparse.Namespace | None = None) -> str:
-    """
-    Compare the methods, mean over seeds with 95 % bootstrap intervals.
-
-    :param runs: by label
-    :param args: unused
-    :return: a Markdown table
-    """
+    """Compare the methods in a Markdown table, mean over seeds with 95 % bootstrap intervals."""
     kinds = ("training, whole curve", "training, last 10 rollouts", "evaluation")
     table = Table("", ("method", "seeds", *kinds, "CPU seconds per run"))
     for label, seeds in runs.items():
@@ -62,10 +50,7 @@ def summary(runs: Runs, args: argparse.Namespace | None = None) -> str:
 
 
 def random_reward(runs: Runs) -> float:
-    """
-    :param runs: by label
-    :return: mean reward per agent and step of uniformly random actions
-    """
+    """Mean reward per agent and step of uniformly random actions."""
     return float(np.mean([run.random.mean() for seeds in runs.values() for run in seeds]))
 
 

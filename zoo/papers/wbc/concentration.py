@@ -142,12 +142,7 @@ def draw_rate(fits: list[RateFit], path: Path) -> None:
 
 
 def rate(args: argparse.Namespace) -> list[Table]:
-    """
-    Measure and draw Theorem 3.2.
-
-    :param args: the command line of ``zoo.theory``
-    :return: the table
-    """
+    """Measure and draw Theorem 3.2, as the command line of ``zoo.theory`` says."""
     fits = [fit for p in (1.0, 2.0) for fit in measure_rate(p, n_seeds=args.seeds, quick=args.quick)]
     draw_rate(fits, args.out / "theorem32.png")
     return [rate_table(fits)]

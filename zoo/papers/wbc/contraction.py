@@ -16,6 +16,7 @@ import numpy as np
 import torch as th
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from scipy.stats import linregress
 from stable_baselines3.common.callbacks import BaseCallback
 
 from otbaselines import WBC, ot
@@ -216,11 +217,8 @@ def fit_geometric(values: Array, *, start: float = 0.5, floor: float = 0.02) -> 
             f"`values` has fewer than three entries between {start:g} and {floor:g} of its first; record more iterations, or "
             "take smaller steps"
         )
-    time = np.arange(first, last + 1)
-    logs = np.log(values[first : last + 1])
-    slope, intercept = np.polyfit(time, logs, 1)
-    residual = np.square(logs - slope * time - intercept).sum()
-    return Fit(float(np.exp(slope)), float(1.0 - residual / np.square(logs - logs.mean()).sum()), first, last)
+    line = linregress(np.arange(first, last + 1), np.log(values[first : last + 1]))
+    return Fit(float(np.exp(line.slope)), float(line.rvalue**2), first, last)
 
 
 @dataclass(frozen=True, eq=False)
@@ -380,12 +378,7 @@ def _draw_supports(axis: Axes, result: Contraction) -> None:
 
 
 def contraction(args: argparse.Namespace) -> list[Table]:
-    """
-    Measure and draw Theorem 3.1.
-
-    :param args: the command line of ``zoo.theory``
-    :return: the tables
-    """
+    """Measure and draw Theorem 3.1, as the command line of ``zoo.theory`` says."""
     result = measure_contraction(n_seeds=args.seeds, quick=args.quick)
     draw_contraction(result, args.out / "theorem31.png")
     return contraction_tables(result)

@@ -117,12 +117,7 @@ def distances(model: WBC, n_states: int = 32, n_draws: int = 20) -> tuple[float,
 
 
 def supports(args: argparse.Namespace) -> list[Table]:
-    """
-    Show what consensus on the agents' own states does.
-
-    :param args: the command line of ``zoo.theory``; ``--quick`` is two rollouts only
-    :return: behaviour by coefficient, and the distances
-    """
+    """Behaviour by coefficient, and distances between states, as the command line of ``zoo.theory`` says."""
     table = Table(
         f"Trained teams on cooperative navigation, mean over {args.seeds} seeds (range): nats, and total variation",
         ("consensus", "reward", "entropy given the state", "information about the state", "disagreement"),
