@@ -47,4 +47,6 @@ def test_an_interrupted_comparison_keeps_what_is_finished_and_leaves_no_process(
             os.killpg(process.pid, signal.SIGKILL)
     kept = {path.name for path in (tmp_path / "runs" / "homogeneous").iterdir()}
     assert {"ippo-seed0.npz", "ippo-seed0.zip"} <= kept
+    # One was finished and two were in progress; the others were not begun.
+    assert len(kept) < 2 * 5
     assert not any(name.endswith(".tmp") for name in kept)
