@@ -224,10 +224,9 @@ def _kind(value: Any) -> str:
 
 def _info(infos: Mapping[Any, Any], agent: Any) -> dict[str, Any]:
     info = infos.get(agent)
-    try:
-        return {**info} if info else {}
-    except TypeError:
-        raise ValueError(f"the info of agent {agent!r} is {info!r}; return a dict") from None
+    if info is not None and not isinstance(info, Mapping):
+        raise ValueError(f"the info of agent {agent!r} is {info!r}; return a dict")
+    return {**info} if info else {}
 
 
 def _number(agent: Any, reward: Any) -> float:

@@ -289,8 +289,11 @@ class ParallelVecEnv(TeamVecEnv):
 
 def _spaces_of(env: Any, *, pad: bool) -> TeamSpaces:
     agents = getattr(env, "possible_agents", None)
-    if agents is None:
-        raise ValueError(f"{env} has no `possible_agents`; list every agent that can ever appear, because slots are fixed")
+    if not isinstance(agents, Iterable):
+        raise ValueError(
+            f"{env} has no `possible_agents`, or no list of them ({agents!r}); list every agent that can ever appear, because "
+            "slots are fixed"
+        )
     _check_names(agents)
     return team_spaces(
         {str(agent): env.observation_space(agent) for agent in agents},

