@@ -8,7 +8,8 @@ from typing import Any, overload
 import numpy as np
 import torch as th
 
-from otbaselines.common.vec_env.tensor import TensorStep, TensorVecEnv
+from otbaselines.common.vec_env.tensor import TensorVecEnv
+from otbaselines.common.vec_env.tensor_rows import TensorStep
 
 
 class LazyInfos(Sequence[dict[str, Any]]):

@@ -5,12 +5,8 @@ import itertools
 import multiprocessing as mp
 import os
 import pickle
-import random
-import signal
 import time
-import traceback
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
 from multiprocessing.util import Finalize
 from typing import Any
@@ -19,21 +15,14 @@ import cloudpickle
 import numpy as np
 from stable_baselines3.common.vec_env.base_vec_env import VecEnvObs, VecEnvStepReturn
 
-from otbaselines.common.vec_env.copies import check_distinct_streams, stream_fingerprint
-from otbaselines.common.vec_env.parallel import ParallelVecEnv, TeamVecEnv
+from otbaselines.common.vec_env.copies import check_distinct_streams
+from otbaselines.common.vec_env.parallel import TeamVecEnv
 from otbaselines.common.vec_env.rows import ObservationWriter
-from otbaselines.common.vec_env.spaces import Array, TeamSpaces
+from otbaselines.common.vec_env.spaces import Array
+from otbaselines.common.vec_env.worker import Greeting, work
 
 # Seconds that workers are given when the vector environment is collected as garbage instead of being closed.
 _GARBAGE_TIMEOUT = 0.5
-
-
-@dataclass(frozen=True)
-class _Greeting:
-    """What a worker says of its copies once it has built them."""
-
-    team: TeamSpaces
-    metadata: dict[str, Any]
 
 
 class WorkerTraceback(Exception):
@@ -97,7 +86,7 @@ class SubprocParallelVecEnv(TeamVecEnv):
         self._end_workers = Finalize(self, _end_workers, (*ends, _GARBAGE_TIMEOUT), exitpriority=10)
         try:
             self._start(env_or_factories, pad, start_method)
-            greetings: list[_Greeting] = self._receive(range(n_workers))
+            greetings: list[Greeting] = self._receive(range(n_workers))
             for share, greeting in zip(self._shares, greetings, strict=True):
                 if greeting.team != greetings[0].team:
                     raise ValueError(
@@ -122,7 +111,7 @@ class SubprocParallelVecEnv(TeamVecEnv):
             self._pipes.append(ours)
             # A forked process inherits all of our ends so far, and would keep them open for the others.
             inherited = list(self._pipes) if start_method == "fork" else []
-            process = context.Process(target=_work, args=(theirs, inherited, payload), daemon=True)
+            process = context.Process(target=work, args=(theirs, inherited, payload), daemon=True)
             self._processes.append(process)
             process.start()
             theirs.close()
@@ -376,61 +365,3 @@ def _with_rows(active: Array, share: range, rows: Array) -> Array:
     changed = active.copy()
     changed[share[0] : share[-1] + 1] = rows
     return changed
-
-
-def _work(pipe: Connection, inherited: Sequence[Connection], payload: bytes) -> None:
-    """Build a share of the copies and obey the parent until it says ``close`` or is gone."""
-    # Ctrl-C reaches every process of a terminal; what is to be done about it is the parent's decision.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    for parents_end in inherited:
-        parents_end.close()
-    try:
-        env, n_copies, pad = cloudpickle.loads(payload)
-        venv = ParallelVecEnv(env, n_copies, pad=pad)
-        answer = cloudpickle.dumps((False, _Greeting(venv._team, venv.metadata)))
-    except Exception as error:
-        pipe.send_bytes(_failure(error))
-        return
-    # The pipe breaks when the parent is gone, or has closed it because it no longer waits.
-    with contextlib.suppress(EOFError, OSError):
-        while True:
-            pipe.send_bytes(answer)
-            message = pipe.recv_bytes()
-            try:
-                command, argument = cloudpickle.loads(message)
-                if command == "close":
-                    break
-                answer = cloudpickle.dumps((False, _obey(venv, command, argument)))
-            except Exception as error:
-                answer = _failure(error)
-    venv.close()
-
-
-def _obey(venv: ParallelVecEnv, command: str, argument: Any) -> Any:
-    if command == "step":
-        active = venv.agent_active
-        reply = venv.step(argument)
-        return (*reply, None if venv.agent_active is active else (venv.agent_active, venv.reset_infos))
-    if command == "reset":
-        seeds, options = argument
-        if seeds[0] is not None:
-            # For environments that draw from the global generators, which every process has for itself.
-            np.random.seed(seeds[0] % 2**32)  # noqa: NPY002
-            random.seed(seeds[0])
-        venv._seeds = [seed for seed in seeds for _ in range(venv.n_agents)]
-        venv._options = [given or {} for given in options for _ in range(venv.n_agents)]
-        observations = venv.reset()
-        return observations, venv.reset_infos, venv.agent_active, [stream_fingerprint(env) for env in venv.envs]
-    method, copies, args, kwargs = argument
-    return venv._call_copies(method, copies, *args, **kwargs)
-
-
-def _failure(error: Exception) -> bytes:
-    try:
-        payload = cloudpickle.dumps(error)
-        cloudpickle.loads(payload)
-    except Exception:
-        # What cannot be pickled is still reported, by its traceback.
-        payload = None
-    answer: bytes = cloudpickle.dumps((True, (payload, traceback.format_exc())))
-    return answer

@@ -9,7 +9,8 @@ from gymnasium import spaces
 from stable_baselines3.common.vec_env import VecMonitor, VecNormalize
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from otbaselines.common.vec_env.tensor import TensorStep, TensorVecEnv
+from otbaselines.common.vec_env.tensor import TensorVecEnv
+from otbaselines.common.vec_env.tensor_rows import TensorStep
 from otbaselines.ippo import IPPO
 
 N_COPIES, N_AGENTS = 4, 2
