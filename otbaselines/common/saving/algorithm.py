@@ -139,7 +139,7 @@ class JsonSaveMixin(JsonContents):
                 f"`path` {label} could not store {names_of(missing)}; give it at load: "
                 f"{cls.__name__}.load(path, {ask_again(missing)})"
             )
-        if "tensorboard_log" in values and "tensorboard_log" not in given:
+        if isinstance(values.get("tensorboard_log"), str) and "tensorboard_log" not in given:
             values["tensorboard_log"] = portable_log(values["tensorboard_log"])
         return {**{name: given[name] for name in cls._constructor_parameters() if name in given}, **values}
 
@@ -289,7 +289,7 @@ class JsonSaveMixin(JsonContents):
         if env is not None:
             model._attach(env)
         with naming_damage(label, given, "`policy_kwargs`, spaces or sizes, from which no model can be built"):
-            check_arguments(model.policy_kwargs, model.policy_class)
+            check_arguments(model.policy_kwargs, model.policy_class, "policy_kwargs")
             with MemoryBudget(building_budget(saved.tensors.values())):
                 model._setup_model()
             # Once more: the counters are there for `_setup_model`, and it must not have reset them.

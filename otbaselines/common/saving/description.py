@@ -9,7 +9,7 @@ import pathlib
 import types
 import typing
 from collections import deque
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import numpy as np
@@ -105,21 +105,23 @@ def _has_nan(value: Any) -> bool:
     return isinstance(value, (float, np.floating)) and math.isnan(value)
 
 
-def check_arguments(values: Mapping[str, Any], function: Callable[..., Any] | type) -> None:
+def check_arguments(values: Mapping[str, Any], cls: type, within: str = "") -> None:
     """
-    Compare values with the annotations of what they are for.
+    Compare values with the annotations of a class's constructor.
 
     :param values: by name
-    :param function: a class, for its constructor's parameters
+    :param cls: the class
+    :param within: the parameter of another class that holds them all
     :raises ValueError: if a value is of another kind, or NaN
     """
-    hints = constructor_parameters(function) if isinstance(function, type) else typing.get_type_hints(function)
+    hints = constructor_parameters(cls)
     for name, value in values.items():
+        label = f"`{within}[{name!r}]`" if within else f"`{name}`"
         if name in hints and not _fits(value, hints[name]):
             wanted = getattr(hints[name], "__name__", str(hints[name]))
-            raise ValueError(f"`{name}` must be of type {wanted}, got {str(value)[:100]!r}")
+            raise ValueError(f"{label} must be of type {wanted}, got {str(value)[:100]!r}")
         if name in hints and _has_nan(value):
-            raise ValueError(f"`{name}` is NaN")
+            raise ValueError(f"{label} is NaN")
 
 
 def check_sizes(data: Mapping[str, Any], values: Mapping[str, Any]) -> None:

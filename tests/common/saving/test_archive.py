@@ -296,6 +296,35 @@ def test_a_damaged_manifest_is_a_value_error(saved: pathlib.Path, changes: dict[
         JsonPPO.load(saved)
 
 
+@pytest.mark.parametrize(
+    ("name", "values"),
+    [
+        ("num_timesteps", [-1, 1.5, "3", True, None, [1]]),
+        ("_n_updates", [-1, None, {}]),
+        ("_current_progress_remaining", [2.0, None, "x", {":kind:": "float", "value": "nan"}]),
+        (
+            "ep_info_buffer",
+            [[], 3, {":kind:": "deque", "items": [3], "maxlen": 5}, {":kind:": "deque", "items": [], "maxlen": -1}],
+        ),
+        ("ep_success_buffer", [{":kind:": "deque", "items": ["x"], "maxlen": 5}]),
+        ("_last_obs", [3, [1.0], {":kind:": "array", "dtype": "float32", "shape": [2], "data": [0, 0]}]),
+        ("n_envs", [0, -1, 1.0, True, "1", 10**12]),
+        ("n_epochs", ["x", [], None, 1.5]),
+        ("gamma", [{":kind:": "float", "value": "nan"}, "x", None]),
+        ("policy_kwargs", [3, {"net_arch": "x"}, {"net_arch": [8], "log_std_init": "x"}, {"net_arch": [8], "nothing": 1}]),
+        ("tensorboard_log", [{":kind:": "class", "name": "torch.nn.Tanh"}, 3]),
+        ("_extra_data", [3, []]),
+    ],
+)
+def test_an_impossible_value_is_a_value_error_with_file_and_entry(saved: pathlib.Path, name: str, values: list[Any]) -> None:
+    whole = saved.read_bytes()
+    for value in values:
+        saved.write_bytes(whole)
+        edit_data(saved, **{name: value})
+        with pytest.raises(ValueError, match=rf"model.zip' cannot be loaded: .*`{name}"):
+            JsonPPO.load(saved, device="cpu")
+
+
 def test_a_newer_format_asks_for_an_update(saved: pathlib.Path) -> None:
     rewrite(saved, otbaselines__json=json.dumps({"format": 999}).encode())
     with pytest.raises(ValueError, match=r"999.*update"):
