@@ -69,6 +69,8 @@ class SB3TeamPolicy(TeamPolicy):
         self.n_agents = layout.n_agents
         self.observation_space = policy.observation_space
         self.device = policy.device
+        # SB3's policies count choices from zero, and hand them over like that.
+        self.action_start = int(policy.action_space.start) if isinstance(policy.action_space, spaces.Discrete) else 0
 
     def _rows(self, obs: PyTorchObs) -> PyTorchObs:
         return {key: value.flatten(0, 1) for key, value in obs.items()} if isinstance(obs, dict) else obs.flatten(0, 1)
@@ -86,7 +88,7 @@ class SB3TeamPolicy(TeamPolicy):
     def env_actions(self, actions: th.Tensor) -> th.Tensor:
         space = self.policy.action_space
         if not isinstance(space, spaces.Box):
-            return actions
+            return actions + self.action_start if self.action_start else actions
         low, high = (th.as_tensor(bound, device=actions.device) for bound in (space.low, space.high))
         actions = actions.reshape(*actions.shape[:2], *space.shape)
         if self.policy.squash_output:
@@ -99,7 +101,7 @@ class SB3TeamPolicy(TeamPolicy):
         return self.env_actions(actions) if self.policy.squash_output else actions
 
     def _predict_rows(self, observation: Any, deterministic: bool) -> np.ndarray:
-        return self.policy.predict(observation, deterministic=deterministic)[0]
+        return self.policy.predict(observation, deterministic=deterministic)[0] + self.action_start
 
     def team_values(self, obs: PyTorchObs) -> th.Tensor:
         return self._split_tensor(self.policy.predict_values(self._rows(obs)).flatten())  # type: ignore[arg-type]

@@ -100,6 +100,7 @@ def test_an_iteration_is_that_of_sb3s_ppo(env_id):
 
 SPACES = {
     "discrete": (vector(3), spaces.Discrete(3), ActorCriticPolicy),
+    "from_five": (vector(3), spaces.Discrete(3, start=5), ActorCriticPolicy),
     "box": (vector(3), spaces.Box(-2, 3, (2,), np.float32), ActorCriticPolicy),
     "matrix": (vector(3), spaces.Box(-2, 3, (2, 2), np.float32), ActorCriticPolicy),
     "multi_discrete": (vector(3), spaces.MultiDiscrete([2, 3]), ActorCriticPolicy),
