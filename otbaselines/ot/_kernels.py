@@ -57,21 +57,21 @@ class Domain:
         """A number of this domain, as an ordinary one."""
         return x
 
-    def mul(self, x: th.Tensor, y: th.Tensor) -> th.Tensor:
-        """Product."""
-        return x * y
+    def mul(self, x: th.Tensor, y: th.Tensor, out: th.Tensor | None = None) -> th.Tensor:
+        """Product, written to ``out`` if given."""
+        return th.mul(x, y, out=out)
 
-    def div(self, x: th.Tensor, y: th.Tensor) -> th.Tensor:
-        """Quotient."""
-        return x / y
+    def div(self, x: th.Tensor, y: th.Tensor, out: th.Tensor | None = None) -> th.Tensor:
+        """Quotient, written to ``out`` if given."""
+        return th.div(x, y, out=out)
 
     def inverse(self, x: th.Tensor) -> th.Tensor:
         """Reciprocal."""
         return x.reciprocal()
 
-    def root(self, x: th.Tensor) -> th.Tensor:
-        """Square root."""
-        return x.sqrt()
+    def root(self, x: th.Tensor, out: th.Tensor | None = None) -> th.Tensor:
+        """Square root, written to ``out`` if given."""
+        return th.sqrt(x, out=out)
 
 
 class LogDomain(Domain):
@@ -91,17 +91,17 @@ class LogDomain(Domain):
     def value(self, x: th.Tensor) -> th.Tensor:
         return x.exp()
 
-    def mul(self, x: th.Tensor, y: th.Tensor) -> th.Tensor:
-        return x + y
+    def mul(self, x: th.Tensor, y: th.Tensor, out: th.Tensor | None = None) -> th.Tensor:
+        return th.add(x, y, out=out)
 
-    def div(self, x: th.Tensor, y: th.Tensor) -> th.Tensor:
-        return x - y
+    def div(self, x: th.Tensor, y: th.Tensor, out: th.Tensor | None = None) -> th.Tensor:
+        return th.sub(x, y, out=out)
 
     def inverse(self, x: th.Tensor) -> th.Tensor:
         return -x
 
-    def root(self, x: th.Tensor) -> th.Tensor:
-        return 0.5 * x
+    def root(self, x: th.Tensor, out: th.Tensor | None = None) -> th.Tensor:
+        return th.mul(x, 0.5, out=out)
 
 
 class Kernel(ABC):
@@ -121,6 +121,11 @@ class Kernel(ABC):
     @abstractmethod
     def adjoint(self, u: th.Tensor) -> th.Tensor:
         """``K' u``, shape ``(B, N, m)``."""
+
+    def columns(self, v: th.Tensor, out: th.Tensor | None = None) -> th.Tensor:
+        """``K v`` for one kernel and many problems, which lie along the last axis: ``(N, m, B) -> (N, n, B)``."""
+        product = self.forward(v.transpose(1, 2)).transpose(1, 2)
+        return product if out is None else out.copy_(product)
 
     def arrange(self, rows: th.Tensor) -> th.Tensor:
         """The same rows, in the memory layout that this kernel is fast on."""
@@ -188,12 +193,19 @@ class ThinKernel(DenseKernel):
     def __init__(self, exponent: th.Tensor, span: float) -> None:
         super().__init__(exponent, PRODUCT)
         self._span = span
+        self._stacks: dict[int, th.Tensor] = {}
 
     def arrange(self, rows: th.Tensor) -> th.Tensor:
         return rows.permute(1, 2, 0).contiguous().permute(2, 0, 1)
 
+    def columns(self, v: th.Tensor, out: th.Tensor | None = None) -> th.Tensor:
+        # The broadcasting of `matmul` costs as much as the product itself.
+        if len(v) not in self._stacks:
+            self._stacks[len(v)] = self._matrix.expand(len(v), -1, -1)
+        return th.bmm(self._stacks[len(v)], v, out=out)
+
     def forward(self, v: th.Tensor) -> th.Tensor:
-        return th.matmul(self._matrix, v.permute(1, 2, 0)).permute(2, 0, 1)
+        return self.columns(v.permute(1, 2, 0)).permute(2, 0, 1)
 
     def adjoint(self, u: th.Tensor) -> th.Tensor:
         return th.matmul(self._transpose, u.permute(1, 2, 0)).permute(2, 0, 1)

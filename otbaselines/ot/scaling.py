@@ -14,7 +14,7 @@ from functools import cached_property
 
 import torch as th
 
-from otbaselines.ot._kernels import LOG, MAX_RANGE_FIXED, PRODUCT, DenseKernel, check_range
+from otbaselines.ot._kernels import LOG, MAX_RANGE_FIXED, PRODUCT, DenseKernel, Kernel, ThinKernel, check_range
 from otbaselines.ot._validation import check_alike, check_count, check_measure, check_number, check_reg, check_rows
 from otbaselines.ot.costs import check_problem, validate_cost
 from otbaselines.ot.result import DivergenceResult
@@ -34,20 +34,18 @@ class ScalingState:
     r"""
     Where the iteration stands, in the arithmetic of the solver that made it: scalings, or their logarithms.
 
-    :param u: scalings of the barycenter's side :math:`u_i`, shape ``(B, N, n)``
-    :param own: the debiasing scaling :math:`d` and then those of the self terms, :math:`\mu_i = s_i K s_i`, shape
-        ``(B, 1 + N, n)``; :math:`d = 1` without debiasing
+    :param scalings: those of the barycenter's side :math:`u_i`, the debiasing scaling :math:`d`, and those of the self terms,
+        :math:`\mu_i = s_i K s_i`, one after the other, shape ``(2 N + 1, n, B)``; :math:`d = 1` without debiasing
     """
 
-    u: th.Tensor
-    own: th.Tensor
+    scalings: th.Tensor
 
     def rows(self, index: slice | th.Tensor) -> ScalingState:
         """
         :param index: problems to keep
         :return: the state of those problems
         """
-        return ScalingState(self.u[index], self.own[index])
+        return ScalingState(self.scalings[..., index])
 
 
 @dataclass(frozen=True)
@@ -60,6 +58,7 @@ class ScalingBarycenter:
     """
 
     state: ScalingState
+    # In the order of the state: the measures, shape (N, n, B), and the barycenter, shape (1, n, B).
     _measures: th.Tensor = field(repr=False)
     _center: th.Tensor = field(repr=False)
     _solver: ScalingSolver = field(repr=False)
@@ -67,8 +66,13 @@ class ScalingBarycenter:
     @cached_property
     def weights(self) -> th.Tensor:
         """The barycenters, shape ``(B, n)``."""
-        center = self._solver.domain.value(self._center)
-        return (center / center.sum(-1, keepdim=True)).squeeze(1)
+        center = self._solver.domain.value(self._center)[0]
+        return (center / center.sum(0)).T
+
+    @cached_property
+    def _potentials(self) -> th.Tensor:
+        """Of every scaling of the state, in its order."""
+        return self._solver.potential(self.state.scalings)
 
     @cached_property
     def gradient(self) -> th.Tensor:
@@ -76,18 +80,20 @@ class ScalingBarycenter:
         Gradient of :math:`W(\mu_i, \mu^*)` with respect to :math:`\mu_i`, less that of :math:`\tfrac12 W(\mu_i, \mu_i)` when
         debiased, shape ``(B, N, n)``, in the unit of the cost.
         """
-        potentials = self._solver.potential(self.state.u)
-        return potentials - self._solver.potential(self.state.own[:, 1:]) if self._solver.debiased else potentials
+        n_agents, potentials = len(self._measures), self._potentials
+        near = potentials[:n_agents]
+        return (near - potentials[n_agents + 1 :] if self._solver.debiased else near).permute(2, 0, 1)
 
     @cached_property
     def divergences(self) -> th.Tensor:
         r""":math:`W(\mu_i, \mu^*)`, less half of both self terms when debiased, shape ``(B, N)``, in the unit of the cost."""
-        solver, domain = self._solver, self._solver.domain
-        far = solver.potential(domain.div(self._measures, solver.kernel.forward(self.state.u)))
+        solver, domain, n_agents = self._solver, self._solver.domain, len(self._measures)
+        v = domain.div(self._measures, solver.kernel.columns(self.state.scalings[:n_agents]))
+        far = solver.potential(v)
         if solver.debiased:
-            far = far - solver.potential(self.state.own[:, :1])
-        near = self.gradient * domain.value(self._measures)
-        return (near + far * domain.value(self._center)).sum(-1)
+            far = far - self._potentials[n_agents]
+        near = self.gradient.permute(1, 2, 0) * domain.value(self._measures)
+        return (near + far * domain.value(self._center)).sum(1).T
 
     @cached_property
     def error(self) -> th.Tensor:
@@ -95,15 +101,16 @@ class ScalingBarycenter:
         :math:`\max_i |P_i 1 - \mu_i|_1`, and of the self plans of barycenter and measures when debiased, shape ``(B,)``.
         """
         # The barycenter's marginal is exact after a step; what is left is by how much the measures' own are missed.
-        u, own = self.state.u, self.state.own
-        apply, domain = self._solver.kernel.forward, self._solver.domain
+        n_agents = len(self._measures)
+        u, own = self.state.scalings[:n_agents], self.state.scalings[n_agents:]
+        apply, domain = self._solver.kernel.columns, self._solver.domain
         rows = domain.mul(apply(domain.div(self._measures, apply(u))), u)
-        error = (domain.value(rows) - domain.value(self._center)).abs().sum(-1).amax(-1)
+        error = (domain.value(rows) - domain.value(self._center)).abs().sum(1).amax(0)
         if not self._solver.debiased:
             return error
         # For blunt kernels these are the last to settle, and the plans above do not show it.
-        targets = th.cat([self._center, self._measures], 1)
-        own_error = (domain.value(domain.mul(own, apply(own))) - domain.value(targets)).abs().sum(-1).amax(-1)
+        targets = th.cat([self._center, self._measures])
+        own_error = (domain.value(domain.mul(own, apply(own))) - domain.value(targets)).abs().sum(1).amax(0)
         return th.maximum(error, own_error)
 
 
@@ -150,7 +157,8 @@ class ScalingSolver:
         self.span = check_range(largest, self.reg)
         self.domain = LOG if self.span > MAX_RANGE_FIXED else PRODUCT
         with th.no_grad():
-            self.kernel = DenseKernel(-cost.detach() / self.reg, self.domain, symmetric=True)
+            exponent = -cost.detach() / self.reg
+            self.kernel: Kernel = DenseKernel(exponent, LOG) if self.domain.log else ThinKernel(exponent, self.span)
 
     def steps_for(self, remaining: float, most: int) -> int:
         r"""
@@ -172,12 +180,12 @@ class ScalingSolver:
             return most
         return min(most, max(1, math.ceil(math.log(remaining) / math.log(contraction))))
 
-    def potential(self, scaling: th.Tensor) -> th.Tensor:
+    def potential(self, scalings: th.Tensor) -> th.Tensor:
         """
-        :param scaling: in the solver's arithmetic, shape ``(B, k, n)``
-        :return: the potential on the other side, of the same shape, in the unit of the cost
+        :param scalings: in the solver's arithmetic and the order of a state, shape ``(k, n, B)``
+        :return: the potentials on the other side, of the same shape, in the unit of the cost
         """
-        return -self.reg * self.domain.leave(self.kernel.forward(scaling))
+        return -self.reg * self.domain.leave(self.kernel.columns(scalings))
 
     @th.no_grad()
     def solve(self, measures: th.Tensor, n_iter: int, init: ScalingState | None = None) -> ScalingBarycenter:
@@ -191,22 +199,35 @@ class ScalingSolver:
         """
         check_count(n_iter, "n_iter")
         measures = self._checked(measures, init)
-        apply, div, mul, root = self.kernel.forward, self.domain.div, self.domain.mul, self.domain.root
-        weights = self._weights_of(measures)
-        mu = self.domain.wrap(measures.clamp_min(FLOOR))
-        roots = root(mu)
-        state = self._agreement(mu, roots, weights) if init is None else init
-        u, own = state.u, state.own
-        center = own[:, :1]
+        apply, div, mul, root = self.kernel.columns, self.domain.div, self.domain.mul, self.domain.root
+        weights, (batch, n_agents, n) = self._weights_of(measures), measures.shape
+        # Agents first, problems last, and in place: with a handful of bins each, it is the number of operations that costs.
+        mu = self._columns(measures)
+        targets = root(th.cat([mu[:1], mu]))
+        state = self._agreement(targets[1:], weights) if init is None else init.scalings
+        state = state.clone(memory_format=th.contiguous_format)
+        used = state if self.debiased else state[:n_agents]
+        product, v, kernel_v = th.empty_like(used), th.empty_like(mu), th.empty_like(mu)
+        (u, own), (product_u, product_own) = (x.tensor_split((n_agents,)) for x in (state, product))
+        # The same in one row for each agent.
+        u_row, d_row, goal_row, kernel_row = (x.flatten(1) for x in (u, own[:1], targets[:1], kernel_v))
+        center = d_row
         for _ in range(n_iter):
-            kernel_v = apply(div(mu, apply(u)))
-            center = self._mean(weights, kernel_v)
+            apply(used, product)
+            apply(div(mu, product_u, v), kernel_v)
+            center = self._mean(weights, kernel_row)
             if self.debiased:
-                center = mul(own[:, :1], center)
+                mul(d_row, center, center)
                 # A root of each factor: in an improbable bin their product would be zero, and stay so.
-                own = mul(root(div(own, apply(own))), th.cat([root(center), roots], 1))
-            u = div(center, kernel_v)
-        return ScalingBarycenter(ScalingState(u, own), mu, center, self)
+                root(center, goal_row)
+                div(own, product_own, own)
+                mul(root(own, own), targets, own)
+            div(center, kernel_row, u_row)
+        return ScalingBarycenter(ScalingState(state), mu, center.view(1, n, batch), self)
+
+    def _columns(self, measures: th.Tensor) -> th.Tensor:
+        """Measures in the solver's arithmetic, shape ``(N, n, B)``."""
+        return self.domain.wrap(measures.permute(1, 2, 0).contiguous().clamp_min(FLOOR))
 
     def _checked(self, measures: th.Tensor, init: ScalingState | None) -> th.Tensor:
         if self.validate:
@@ -214,34 +235,41 @@ class ScalingSolver:
         if measures.dim() != 3 or measures.shape[-1] != len(self._cost):
             shapes = f"{tuple(measures.shape)} and {tuple(self._cost.shape)}"
             raise ValueError(f"`measures` must be (B, N, n) and `cost` (n, n), got shapes {shapes}")
-        if init is not None and init.u.shape != measures.shape:
-            raise ValueError(f"`init` must hold scalings of shape {tuple(measures.shape)}, got {tuple(init.u.shape)}")
+        needed = (2 * measures.shape[1] + 1, measures.shape[2], measures.shape[0])
+        if init is not None and init.scalings.shape != needed:
+            raise ValueError(f"`init` must hold scalings of shape {needed}, got {tuple(init.scalings.shape)}")
         return check_measure(measures.detach(), "measures") if self.validate else measures.detach()
 
     def _mean(self, weights: th.Tensor, x: th.Tensor) -> th.Tensor:
-        """Weighted geometric mean over the agents, shape ``(B, 1, n)``."""
-        return self.domain.enter((weights * self.domain.leave(x)).sum(1, keepdim=True))
+        """Weighted geometric mean over the agents, whose rows ``x`` has, shape ``(1, n * B)``."""
+        logs = self.domain.leave(x)
+        if len(weights) == 1:
+            return self.domain.enter(weights @ logs)
+        # Every problem has weights of its own.
+        return self.domain.enter((weights.T.unsqueeze(1) * logs.view(len(x), -1, len(weights))).sum(0).view(1, -1))
 
-    def _agreement(self, mu: th.Tensor, roots: th.Tensor, weights: th.Tensor) -> ScalingState:
+    def _agreement(self, roots: th.Tensor, weights: th.Tensor) -> th.Tensor:
         """
         The solution for a team that agrees, taken from the agents' self terms: ``u = d = s`` there.
 
         Started from it, the error is proportional to the disagreement; started from ones it is not, and where policies are
         still alike the pull would be all error.
         """
-        domain, s = self.domain, roots
+        domain, s = self.domain, roots.clone()
         for _ in range(SELF_STEPS):
-            s = domain.mul(domain.root(domain.div(s, self.kernel.forward(s))), roots)
-        mean = self._mean(weights, s)
+            domain.div(s, self.kernel.columns(s), out=s)
+            domain.mul(domain.root(s, out=s), roots, out=s)
+        mean = self._mean(weights, s.view(len(s), -1)).view_as(s[:1])
         d = mean if self.debiased else domain.div(mean, mean)
-        return ScalingState(mean.expand_as(mu), th.cat([d, s], 1))
+        return th.cat([mean.expand_as(s), d, s])
 
     def _weights_of(self, measures: th.Tensor) -> th.Tensor:
+        """Of the agents, shape ``(1, N)`` or ``(B, N)``."""
         n_agents = measures.shape[1]
         if self._weights is None:
-            return measures.new_full((1, n_agents, 1), 1.0 / n_agents)
+            return measures.new_full((1, n_agents), 1.0 / n_agents)
         check_rows(self._weights, "weights", "agent", n_agents, measures.shape[:1])
-        return self._weights.to(measures.dtype).reshape(-1, n_agents, 1)
+        return self._weights.to(measures.dtype).reshape(-1, n_agents)
 
     @th.no_grad()
     def pair_divergences(self, measures: th.Tensor, state: ScalingState) -> DivergenceResult:
@@ -258,21 +286,21 @@ class ScalingSolver:
         :raises ValueError: if the shapes do not agree, or the contents are no measures
         """
         measures, domain = self._checked(measures, state), self.domain
-        apply, div, n_agents = self.kernel.forward, domain.div, measures.shape[1]
+        apply, div, n_agents = self.kernel.columns, domain.div, measures.shape[1]
         first, second = th.triu_indices(n_agents, n_agents, 1, device=measures.device)
-        mu, s = domain.wrap(measures.clamp_min(FLOOR)), state.own[:, 1:]
-        a, b = mu[:, first], mu[:, second]
-        u, v = s[:, first], s[:, second]
-        n_iter, error = 0, measures.new_full(a.shape[:-1], math.inf)
+        mu, s = self._columns(measures), state.scalings[n_agents + 1 :]
+        a, b = mu[first], mu[second]
+        u, v = s[first], s[second]
+        n_iter, error = 0, th.full_like(a[:, 0], math.inf)
         while n_iter < MAX_PAIR_STEPS and bool((error >= PAIR_ERROR).any()):
             for _ in range(PAIR_STEPS):
-                u = div(a, apply(v))
-                v = div(b, apply(u))
+                div(a, apply(v), out=u)
+                div(b, apply(u), out=v)
             rows = domain.mul(u, apply(v))
-            error, n_iter = (domain.value(rows) - domain.value(a)).abs().sum(-1), n_iter + PAIR_STEPS
+            error, n_iter = (domain.value(rows) - domain.value(a)).abs().sum(1), n_iter + PAIR_STEPS
         left, right = self.potential(v), self.potential(u)
         if self.debiased:
             own = self.potential(s)
-            left, right = left - own[:, first], right - own[:, second]
-        value = (left * domain.value(a) + right * domain.value(b)).sum(-1)
-        return DivergenceResult(value, n_iter, error < PAIR_ERROR, error)
+            left, right = left - own[first], right - own[second]
+        value = (left * domain.value(a) + right * domain.value(b)).sum(1)
+        return DivergenceResult(value.T, n_iter, (error < PAIR_ERROR).T, error.T)

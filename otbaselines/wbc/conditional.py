@@ -109,7 +109,7 @@ class CategoricalConsensus(StatewiseConsensus):
         self._scalings[chunk] = solved.state
         # Plans and potentials are held constant: at the optimum their dependence on the policy contributes no gradient
         # (envelope theorem), so the derivative of the divergence is its potential on the policy's own marginal.
-        return (solved.gradient * measures).sum((0, 2)) / len(measures)
+        return (solved.gradient / len(measures) * measures).sum((0, 2))
 
 
 class GaussianConsensus(StatewiseConsensus):

@@ -174,7 +174,7 @@ def test_the_error_is_that_of_two_bins_by_hand():
     # the plan's rows are u_1 K (mu_1 / K u_1) = (655, 637) / 1292.
     cost, reg = 1.0 - th.eye(2, dtype=th.float64), 1.0 / math.log(2.0)
     measures = th.tensor([[[0.75, 0.25], [0.25, 0.75]]], dtype=th.float64)
-    ones = ot.ScalingState(th.ones(1, 2, 2, dtype=th.float64), th.ones(1, 3, 2, dtype=th.float64))
+    ones = ot.ScalingState(th.ones(5, 2, 1, dtype=th.float64))
     solved = scaling_barycenter(measures, cost, reg=reg, n_iter=1, debiased=False, init=ones)
     center = math.sqrt(35.0) / 12.0
     assert float(solved.error) == pytest.approx(abs(655 / 1292 - center) + abs(637 / 1292 - center), abs=1e-14)
@@ -231,7 +231,8 @@ def test_about_the_share_of_the_error_that_was_asked_for_is_left(reg, left):
     measures = _measures(16)
     start = solver.solve(measures, 2000).state
     moved = (measures.log() + 0.05 * th.randn_like(measures)).softmax(-1)
-    before = solver.potential(start.u) - solver.potential(start.own[:, 1:])
+    potentials = solver.potential(start.scalings)
+    before = (potentials[:3] - potentials[4:]).permute(2, 0, 1)
     exact = solver.solve(moved, 2000, start).gradient
     after = solver.solve(moved, solver.steps_for(0.1, 1000), start).gradient
 
