@@ -8,6 +8,7 @@ from otbaselines.common.vec_env.make import make_vec_env
 from otbaselines.common.vec_env.parallel import ParallelVecEnv
 from otbaselines.common.vec_env.tensor import TensorVecEnv
 from otbaselines.ippo import IPPO
+from otbaselines.mappo import MAPPO
 from otbaselines.wbc import WBC
 
 try:
@@ -17,6 +18,7 @@ except PackageNotFoundError:  # a checkout that was never installed
 
 __all__ = [
     "IPPO",
+    "MAPPO",
     "WBC",
     "ParallelVecEnv",
     "TeamEvalCallback",

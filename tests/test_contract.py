@@ -20,10 +20,10 @@ from stable_baselines3.common.vec_env import VecNormalize
 from toy_teams import DiceEnv
 
 import otbaselines
-from otbaselines import IPPO, WBC, ParallelVecEnv, evaluate_team, make_vec_env
+from otbaselines import IPPO, MAPPO, WBC, ParallelVecEnv, evaluate_team, make_vec_env
 from otbaselines.envs.simple_spread_tensor import SimpleSpreadVecEnv
 
-ALGORITHMS = [IPPO, WBC]
+ALGORITHMS = [IPPO, MAPPO, WBC]
 MPE2 = sorted(module.name for module in pkgutil.iter_modules(mpe2.__path__) if "_v" in module.name)
 
 pytestmark = [

@@ -13,7 +13,7 @@ from stable_baselines3.common.logger import configure
 from stable_baselines3.common.vec_env import VecEnvWrapper
 from toy_teams import DiceEnv
 
-from otbaselines import IPPO, WBC, ParallelVecEnv
+from otbaselines import IPPO, MAPPO, WBC, ParallelVecEnv
 from otbaselines.envs.navigation_tensor import NavigationVecEnv
 from otbaselines.envs.simple_spread_tensor import SimpleSpreadVecEnv
 
@@ -77,13 +77,23 @@ def _gymnasium(env_id):
     return make_vec_env(env_id, 2)
 
 
-@pytest.mark.parametrize("algorithm", [IPPO, WBC], ids=lambda cls: cls.__name__)
-def test_one_agent_shares_with_nobody_and_agrees_with_itself(algorithm):
+ALONE = {
+    "sharing": (IPPO, {"share_parameters": True}),
+    "consensus": (WBC, {"consensus_coef": 5.0}),
+    "shared critic": (IPPO, {"critic": "shared"}),
+    "central critic": (MAPPO, {}),
+    "central critic, own actor": (MAPPO, {"share_parameters": False}),
+}
+
+
+@pytest.mark.parametrize("variant", ALONE)
+@pytest.mark.parametrize("truncates", [False, True])
+def test_one_agent_shares_with_nobody_and_agrees_with_itself(variant, truncates):
     def make():
-        return ParallelVecEnv([lambda: WanderersEnv((5,))] * 2)
+        return ParallelVecEnv([lambda: WanderersEnv((5,), truncates=truncates)] * 2)
 
     alone = _learn(IPPO("MlpPolicy", make(), **SMALL))
-    kwargs = {"share_parameters": True} if algorithm is IPPO else {"consensus_coef": 5.0}
+    algorithm, kwargs = ALONE[variant]
     _assert_same_bits(_learn(algorithm("MlpPolicy", make(), **SMALL, **kwargs)), alone)
 
 

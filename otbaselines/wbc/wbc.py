@@ -82,6 +82,7 @@ class WBC(MultiAgentPPO):
         use_sde: bool = False,
         sde_sample_freq: int = -1,
         target_kl: float | None = None,
+        critic: str = "own",
         consensus_coef: float | str | Schedule = "lin_50.0",
         reg: float | str | Schedule | None = None,
         estimator: str = "conditional",

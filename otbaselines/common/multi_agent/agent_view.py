@@ -19,7 +19,7 @@ _STACKED = ("log_std", "action_mask", "agent_ids")
 
 def parameter_groups(policy: Any) -> tuple[list[nn.Parameter], list[list[nn.Parameter]]]:
     """
-    The parameters of a stacked policy by the set that they belong to.
+    The parameters of a stacked policy by the set that they belong to; those of a critic that all sets share belong to none.
 
     :param policy: a :class:`~otbaselines.common.multi_agent.policies.MultiAgentActorCriticPolicy`
     :return: tensors with one leading entry per parameter set, and lists of one tensor per set, for the extractors
@@ -27,15 +27,16 @@ def parameter_groups(policy: Any) -> tuple[list[nn.Parameter], list[list[nn.Para
     """
     if policy.n_sets == 1:
         return list(policy.parameters()), []
+    common = policy.common_parameters()
     stacked = [policy.log_std] if hasattr(policy, "log_std") else []
     stacked += [
         p for m in policy.modules() if isinstance(m, StackedLinear) and m.n_sets == policy.n_sets for p in m.parameters()
     ]
     apart = []
-    for name in _AGENT_WISE if policy.pi_extractors is not policy.vf_extractors else _AGENT_WISE[:1]:
+    for name in _AGENT_WISE if not common and policy.pi_extractors is not policy.vf_extractors else _AGENT_WISE[:1]:
         columns = (extractor.parameters() for extractor in getattr(policy, name))
         apart += [list(column) for column in zip(*columns, strict=True)]
-    known = [id(parameter) for group in (stacked, *apart) for parameter in group]
+    known = [id(parameter) for group in (stacked, *apart, common) for parameter in group]
     strays = [name for name, parameter in policy.named_parameters() if known.count(id(parameter)) != 1]
     if strays:
         raise ValueError(
@@ -69,7 +70,7 @@ def agent_view(policy: Policy, index: int) -> Policy:
         {agent: team.layout.agent_observation_spaces[agent]},
         {agent: team.layout.agent_action_spaces[agent]},
     )
-    view.n_agents = view.n_sets = 1
+    view.n_agents = view.n_sets = view.n_critics = 1
     view._groups = None
     vars(view)["features_extractor"] = view.pi_extractors[0]
     if team.use_sde:
@@ -88,7 +89,7 @@ def _view(module: Any, index: int, *, n_sets: int) -> Any:
     copied: dict[int, nn.Module] = {}
     for name, child in module._modules.items():
         if name in _AGENT_WISE and n_sets > 1:
-            copied.setdefault(id(child), nn.ModuleList([child[index]]))
+            copied.setdefault(id(child), nn.ModuleList([child[index if len(child) > 1 else 0]]))
         else:
             copied.setdefault(id(child), _view(child, index, n_sets=n_sets))
     view._modules = {name: copied[id(child)] for name, child in module._modules.items()}

@@ -23,6 +23,7 @@ class AgentRolloutSamples:
     :param advantages: shape ``(batch, n_agents)``
     :param returns: shape ``(batch, n_agents)``
     :param active: ``False`` where the agent had left its episode, shape ``(batch, n_agents)``; ``None`` when all stay
+    :param states: of the teams, shape ``(batch, state_dim)``; ``None`` where no critic reads them
     """
 
     observations: PyTorchObs
@@ -32,6 +33,7 @@ class AgentRolloutSamples:
     advantages: th.Tensor
     returns: th.Tensor
     active: th.Tensor | None
+    states: th.Tensor | None = None
 
 
 class AgentRolloutBuffer:
@@ -49,6 +51,7 @@ class AgentRolloutBuffer:
     :param device: where the tensors live
     :param gamma: discount
     :param gae_lambda: bias-variance trade-off of generalized advantage estimation
+    :param state_dim: numbers in the state that a central critic reads; no states are kept when 0
     """
 
     def __init__(
@@ -62,6 +65,7 @@ class AgentRolloutBuffer:
         device: th.device,
         gamma: float,
         gae_lambda: float,
+        state_dim: int = 0,
     ) -> None:
         self.n_steps = n_steps
         self.n_copies = n_copies
@@ -72,6 +76,7 @@ class AgentRolloutBuffer:
         lead = (n_steps, n_copies, n_agents)
         self.observations = _allocate_observations(lead, observation_space, device)
         self.actions = _allocate_actions(lead, action_space, device)
+        self.states = th.zeros((n_steps, n_copies, state_dim), device=device) if state_dim else None
         self.rewards = th.zeros(lead, device=device)
         self.dones = th.zeros(lead, dtype=th.bool, device=device)
         self.log_probs = th.zeros(lead, device=device)
@@ -109,6 +114,7 @@ class AgentRolloutBuffer:
         dones: th.Tensor | bool,
         active: th.Tensor | None = None,
         values: th.Tensor | None = None,
+        states: th.Tensor | None = None,
     ) -> None:
         """
         Write one environment step of every copy.
@@ -121,6 +127,7 @@ class AgentRolloutBuffer:
         :param active: which agents acted, shape ``(n_copies, n_agents)``; all when omitted
         :param values: the critics at these observations, where the policy computes them with the actions, shape
             ``(n_copies, n_agents)``; when omitted, they are computed for the whole rollout at its end
+        :param states: of the teams, shape ``(n_copies, state_dim)``, where a critic reads them
         """
         if self.full:
             raise ValueError(f"the rollout buffer is full after `n_steps`={self.n_steps} steps; call `reset()` first")
@@ -131,6 +138,9 @@ class AgentRolloutBuffer:
         else:
             assert isinstance(self.observations, th.Tensor)
             self.observations[self.pos].copy_(observations)
+        if self.states is not None:
+            assert states is not None
+            self.states[self.pos].copy_(states)
         self.actions[self.pos].copy_(actions)
         self.log_probs[self.pos].copy_(log_probs)
         self.rewards[self.pos].copy_(rewards)
@@ -181,6 +191,7 @@ class AgentRolloutBuffer:
         ]
         observations = _map(self.observations, lambda tensor: tensor.flatten(0, 1).index_select(0, order))
         active = None if self.all_active else self.active.flatten(0, 1).index_select(0, order)
+        states = None if self.states is None else self.states.flatten(0, 1).index_select(0, order)
         for start in range(0, self.size(), batch_rows):
             rows = slice(start, start + batch_rows)
             actions, values, log_probs, advantages, returns = (tensor[rows] for tensor in shuffled)
@@ -192,6 +203,7 @@ class AgentRolloutBuffer:
                 advantages,
                 returns,
                 None if active is None else active[rows],
+                None if states is None else states[rows],
             )
 
 

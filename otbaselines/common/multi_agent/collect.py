@@ -78,18 +78,21 @@ class TeamRollouts(OnPolicyAlgorithm):
         on_device = isinstance(env, TensorVecEnv) and env.device.type == self.device.type
         collect = self._collect_on_device if on_device else self._collect_from_vec_env
         try:
-            last_obs = collect(env, callback, rollout_buffer, n_rollout_steps)  # type: ignore[arg-type]
+            last = collect(env, callback, rollout_buffer, n_rollout_steps)  # type: ignore[arg-type]
         except BaseException:
             # Copies may be out of step with what was recorded; without a last observation SB3 resets before it goes on.
             self._last_obs = None
             raise
-        if last_obs is None:
+        if last is None:
             return False
         check_rollout(rollout_buffer, self.layout, self.num_timesteps)
         values = rollout_buffer.values if rollout_buffer.has_values else self._rollout_values(rollout_buffer.observations)
         with th.no_grad():
-            last_values = self.team_policy.team_values(last_obs)
+            last_values = self.team_policy.team_values(*last)
         rollout_buffer.compute_returns_and_advantages(values, last_values)
+        if rollout_buffer.states is not None:
+            # Only now, so that a rollout's values, and those after it, are of one scale, the one that was trained.
+            self.team_policy.track_states(rollout_buffer.states)
         callback.update_locals(locals())
         callback.on_rollout_end()
         return True
@@ -101,14 +104,15 @@ class TeamRollouts(OnPolicyAlgorithm):
 
     def _collect_on_device(
         self, env: TensorVecEnv, callback: BaseCallback, buffer: AgentRolloutBuffer, n_steps: int
-    ) -> th.Tensor | None:
+    ) -> tuple[th.Tensor, th.Tensor | None] | None:
         """
         Step a tensor environment; no number reaches the host unless a callback asks for it.
 
-        :return: the last observation, or ``None`` when a callback stopped the training
+        :return: the last observation and state, or ``None`` when a callback stopped the training
         """
         statistics = self._device_statistics(env)
         obs = env.observe()
+        states = None if buffer.states is None else env.observe_state()
         for n_steps_done in range(n_steps):
             self._draw_noise(env, n_steps_done)
             actions, log_probs, values = self.team_policy.act(obs)
@@ -123,10 +127,10 @@ class TeamRollouts(OnPolicyAlgorithm):
             # A host `False` says that nobody was cut off: no episode ended, or all of them terminated.
             if step.truncated is not False:
                 self._bootstrap_on_device(buffer, step)
-            buffer.add(obs, actions, log_probs, rewards, step.done, values=values)
-            obs = new_obs
+            buffer.add(obs, actions, log_probs, rewards, step.done, values=values, states=states)
+            obs, states = new_obs, None if states is None else step.state
         statistics.flush(self.ep_info_buffer)
-        return obs
+        return obs, states
 
     def _device_statistics(self, env: TensorVecEnv) -> DeviceEpisodeStatistics:
         """The running episodes of this environment; they outlive a rollout, but not a reset."""
@@ -139,7 +143,7 @@ class TeamRollouts(OnPolicyAlgorithm):
     def _bootstrap_on_device(self, buffer: AgentRolloutBuffer, step: Any) -> None:
         """The value of the last observation of every episode that was cut off, not finished."""
         with th.no_grad():
-            values = self.team_policy.team_values(step.final_obs)
+            values = self.team_policy.team_values(step.final_obs, None if buffer.states is None else step.final_state)
         if not isinstance(step.truncated, bool):
             cut = step.truncated.unsqueeze(1)
             values = th.where(cut if step.terminated is None else cut & ~step.terminated, values, 0.0)
@@ -147,15 +151,16 @@ class TeamRollouts(OnPolicyAlgorithm):
 
     def _collect_from_vec_env(
         self, env: VecEnv, callback: BaseCallback, buffer: AgentRolloutBuffer, n_steps: int
-    ) -> PyTorchObs | None:
+    ) -> tuple[PyTorchObs, th.Tensor | None] | None:
         """
         Step an ordinary SB3 vector environment.
 
-        :return: the last observation, or ``None`` when a callback stopped the training
+        :return: the last observation and state, or ``None`` when a callback stopped the training
         """
         has_active = hasattr(env, "agent_active")
         cut_off: list[tuple[int, int, Any]] = []
-        obs = self._team_tensor(self._last_obs)
+        mates: dict[tuple[int, int], Any] = {}
+        obs, states = self._team_tensor(self._last_obs), self._states(env)
         for n_steps_done in range(n_steps):
             check_rows(self._last_obs, n_steps_done, self.layout, self.num_timesteps)
             active = np.array(getattr(env, "agent_active", None)) if has_active else None
@@ -169,6 +174,8 @@ class TeamRollouts(OnPolicyAlgorithm):
                 return None
             self._update_info_buffer(infos, dones)
             cut_off += [(n_steps_done, int(slot), infos[slot]) for slot in np.flatnonzero(dones)]
+            if self.team_policy.reads_team:
+                mates |= self._team_mates(env, n_steps_done, self._last_obs, new_obs, dones)
             buffer.add(
                 obs,
                 actions,
@@ -177,34 +184,63 @@ class TeamRollouts(OnPolicyAlgorithm):
                 th.as_tensor(dones, dtype=th.bool, device=self.device).view_as(log_probs),
                 None if active is None or active.all() else th.as_tensor(active, device=self.device),
                 values,
+                states,
             )
             self._last_obs = new_obs  # type: ignore[assignment]
             self._last_episode_starts = dones
-            obs = self._team_tensor(new_obs)
+            obs, states = self._team_tensor(new_obs), self._states(env)
         check_rows(self._last_obs, n_steps, self.layout, self.num_timesteps)
-        self._bootstrap_from_infos(buffer, cut_off)
-        return obs
+        self._bootstrap_from_infos(buffer, cut_off, mates)
+        return obs, states
 
-    def _bootstrap_from_infos(self, buffer: AgentRolloutBuffer, ended: list[tuple[int, int, dict[str, Any]]]) -> None:
+    def _states(self, env: VecEnv) -> th.Tensor | None:
+        """The teams' states as the critic reads them, shape ``(n_copies, state_dim)``."""
+        if self.rollout_buffer.states is None:
+            return None
+        return th.as_tensor(env.team_states(), dtype=th.float32, device=self.device)  # type: ignore[attr-defined]
+
+    def _team_mates(self, env: VecEnv, step: int, before: Any, after: Any, dones: np.ndarray) -> dict[tuple[int, int], Any]:
+        """
+        What the team-mates of agents whose episode ended saw at that moment, for a critic that reads whole teams.
+
+        Where a copy goes on, that is what they see now. A copy has restarted where an agent is done and there again; then
+        only those are left out who had gone before, and their rows are as they were.
+        """
+        teams = dones.reshape(-1, self.layout.n_agents)
+        restarted = np.logical_and(teams, getattr(env, "agent_active", True)).any(1)
+        n = self.layout.n_agents
+        rows = {int(copy): slice(copy * n, (copy + 1) * n) for copy in np.flatnonzero(teams.any(1))}
+        return {(step, copy): _rows_at(before if restarted[copy] else after, part) for copy, part in rows.items()}
+
+    def _bootstrap_from_infos(
+        self,
+        buffer: AgentRolloutBuffer,
+        ended: list[tuple[int, int, dict[str, Any]]],
+        mates: dict[tuple[int, int], Any],
+    ) -> None:
         """The value of the last observation of every episode that was cut off, all in one forward pass."""
         n_agents = buffer.n_agents
-        cut = [
-            (step, slot, info["terminal_observation"])
-            for step, slot, info in ended
-            if info.get("TimeLimit.truncated", False) and info.get("terminal_observation") is not None
-        ]
+        ended = [(step, slot, info) for step, slot, info in ended if info.get("terminal_observation") is not None]
+        cut = [(step, slot, info) for step, slot, info in ended if info.get("TimeLimit.truncated", False)]
         if not cut:
             return
-        # Critics are evaluated for whole teams; the rows of agents whose episode goes on are not looked at.
-        teams = {key: row for row, key in enumerate(dict.fromkeys((step, slot // n_agents) for step, slot, _ in cut))}
-        rows = np.array([teams[step, slot // n_agents] * n_agents + slot % n_agents for step, slot, _ in cut])
-        final_obs = _scatter_rows([obs for _, _, obs in cut], rows, len(teams) * n_agents)
+        # Critics are evaluated for whole teams; unless they read whole teams, the rows of others are not looked at.
+        infos = {(step, slot // n_agents): info for step, slot, info in cut}
+        teams = {key: row for row, key in enumerate(infos)}
+        seen = [(step, slot, info) for step, slot, info in ended if (step, slot // n_agents) in teams] if mates else cut
+        rows_seen = np.array([teams[step, slot // n_agents] * n_agents + slot % n_agents for step, slot, _ in seen])
+        among = [mates[key] for key in teams] if mates else []
+        final_obs = _scatter_rows([info["terminal_observation"] for *_, info in seen], rows_seen, len(teams) * n_agents, among)
         bad = _first_not_finite(final_obs)
         if bad is not None:
-            step, slot, _ = cut[int(np.flatnonzero(rows == bad[1])[0])]
+            step, slot, _ = seen[int(np.flatnonzero(rows_seen == bad[1])[0])]
             raise _not_finite("terminal_observation", step, *divmod(slot, n_agents), self.layout, self.num_timesteps)
+        states = None
+        if buffer.states is not None:
+            states = th.as_tensor(np.stack([info["terminal_state"] for info in infos.values()]), device=self.device)
         with th.no_grad():
-            values = self.team_policy.team_values(self._team_tensor(final_obs)).flatten()
+            values = self.team_policy.team_values(self._team_tensor(final_obs), states).flatten()
+        rows = np.array([teams[step, slot // n_agents] * n_agents + slot % n_agents for step, slot, _ in cut])
         slots = th.as_tensor(
             np.array([(step, slot // n_agents, slot % n_agents) for step, slot, _ in cut]), device=self.device
         )
@@ -223,19 +259,28 @@ class TeamRollouts(OnPolicyAlgorithm):
         with th.no_grad():
             for start in range(0, buffer.size(), rows):
                 part = slice(start, start + rows)
+                states = None if buffer.states is None else buffer.states.flatten(0, 1)[part]
                 if isinstance(observations, dict):
-                    chunks.append(self.team_policy.team_values({k: v.flatten(0, 1)[part] for k, v in observations.items()}))
+                    obs: PyTorchObs = {k: v.flatten(0, 1)[part] for k, v in observations.items()}
                 else:
-                    chunks.append(self.team_policy.team_values(observations.flatten(0, 1)[part]))
+                    obs = observations.flatten(0, 1)[part]
+                chunks.append(self.team_policy.team_values(obs, states))
         return th.cat(chunks).view_as(buffer.values)
 
 
-def _scatter_rows(observations: list[Any], rows: np.ndarray, n_rows: int) -> Any:
-    """Observations of some slots, placed among zeros for all the slots of their teams."""
+def _rows_at(rows: Any, part: slice) -> Any:
+    return {key: value[part] for key, value in rows.items()} if isinstance(rows, dict) else rows[part]
+
+
+def _scatter_rows(observations: list[Any], rows: np.ndarray, n_rows: int, among: list[Any]) -> Any:
+    """Observations of some slots, placed among the rows of their teams, or among zeros where there are none of these."""
     if isinstance(observations[0], dict):
-        return {key: _scatter_rows([obs[key] for obs in observations], rows, n_rows) for key in observations[0]}
+        return {
+            key: _scatter_rows([obs[key] for obs in observations], rows, n_rows, [team[key] for team in among])
+            for key in observations[0]
+        }
     stacked = np.stack([np.asarray(obs) for obs in observations])
-    placed = np.zeros((n_rows, *stacked.shape[1:]), dtype=stacked.dtype)
+    placed = np.concatenate(among) if among else np.zeros((n_rows, *stacked.shape[1:]), dtype=stacked.dtype)
     placed[rows] = stacked
     return placed
 
@@ -251,8 +296,10 @@ def check_rollout(buffer: AgentRolloutBuffer, layout: TeamLayout, num_timesteps:
     """
     observations = buffer.observations if isinstance(buffer.observations, dict) else {"observations": buffer.observations}
     quantities = {"rewards": buffer.rewards, **{k: v for k, v in observations.items() if v.is_floating_point()}}
+    if buffer.states is not None:
+        quantities["states"] = buffer.states.unsqueeze(2)
     # On the device nobody has looked at the last observations of episodes that were cut off; their values show it.
-    quantities["terminal_observation"] = buffer.bootstrap
+    quantities["terminal_observation" if buffer.states is None else "terminal_state"] = buffer.bootstrap
     # The sum of absolute values is finite exactly when every entry is (and is far from overflow): one number each.
     sums = th.stack([tensor.abs().sum(dtype=th.float64) for tensor in quantities.values()])
     if bool(th.isfinite(sums).all()):
@@ -261,7 +308,8 @@ def check_rollout(buffer: AgentRolloutBuffer, layout: TeamLayout, num_timesteps:
         bad = (~th.isfinite(tensor)).flatten(3).any(-1) if tensor.ndim > 3 else ~th.isfinite(tensor)
         if bool(bad.any()):
             step, copy, agent = (int(index) for index in bad.nonzero()[0])
-            raise _not_finite(name, step, copy, agent, layout, num_timesteps)
+            # A state is nobody's in particular.
+            raise _not_finite(name, step, copy, None if name in ("states", "terminal_state") else agent, layout, num_timesteps)
 
 
 def check_rows(rows: Any, step: int, layout: TeamLayout, num_timesteps: int) -> None:
@@ -287,9 +335,10 @@ def _first_not_finite(rows: Any) -> tuple[str, int] | None:
     return None
 
 
-def _not_finite(name: str, step: int, copy: int, agent: int, layout: TeamLayout, num_timesteps: int) -> ValueError:
+def _not_finite(name: str, step: int, copy: int, agent: int | None, layout: TeamLayout, num_timesteps: int) -> ValueError:
+    owner = f"copy {copy}" if agent is None else f"agent {layout.possible_agents[agent]!r} in copy {copy}"
     return ValueError(
-        f"`{name}` of agent {layout.possible_agents[agent]!r} in copy {copy} became NaN or infinite at step {step} of the "
+        f"`{name}` of {owner} became NaN or infinite at step {step} of the "
         f"rollout that reached {num_timesteps} agent-steps; the policy was left as it was. Check the environment, for example "
         "with stable_baselines3.common.vec_env.VecCheckNan"
     )

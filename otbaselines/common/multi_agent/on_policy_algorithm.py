@@ -6,16 +6,18 @@ from typing import Any, ClassVar, Self
 
 import numpy as np
 import torch as th
+from gymnasium import spaces
 from stable_baselines3.common.base_class import maybe_make_env
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 from stable_baselines3.common.policies import BasePolicy
 from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback, Schedule
 from stable_baselines3.common.utils import set_random_seed
-from stable_baselines3.common.vec_env import VecEnv
+from stable_baselines3.common.vec_env import VecEnv, unwrap_vec_normalize
 
 from otbaselines.common.multi_agent.buffers import AgentRolloutBuffer
 from otbaselines.common.multi_agent.collect import TeamRollouts
+from otbaselines.common.multi_agent.critics import CRITICS, check_critic, check_state_space
 from otbaselines.common.multi_agent.policies import (
     MultiAgentActorCriticCnnPolicy,
     MultiAgentActorCriticPolicy,
@@ -67,6 +69,9 @@ class MultiAgentOnPolicyAlgorithm(JsonSaveMixin, TeamRollouts):
     :param use_sde: generalized state-dependent exploration, for continuous actions
     :param sde_sample_freq: with it, draw new noise matrices every so many steps; once per rollout when -1
     :param share_parameters: one network for all agents instead of one each
+    :param critic: whom the values come from: ``"own"`` (each agent's own critic, at its own observation), ``"shared"`` (one
+        critic for agents with actors of their own, at each agent's observation) or ``"central"`` (one critic that reads the
+        environment's state, or all observations of the team where there is none, with a value for each agent)
     :param stats_window_size: episodes over which returns and lengths are averaged in the log
     :param tensorboard_log: folder of the TensorBoard log, if any
     :param policy_kwargs: keyword arguments of the policy, as in SB3
@@ -94,6 +99,7 @@ class MultiAgentOnPolicyAlgorithm(JsonSaveMixin, TeamRollouts):
             what="a number of steps, or -1 for once a rollout,",
         ),
         "share_parameters": Setting("flag"),
+        "critic": Setting("text", choices=CRITICS),
         "stats_window_size": Setting("integer", low=1, high=MANY),
         "tensorboard_log": Setting((str, os.PathLike), optional=True),
         "policy_kwargs": Setting((dict,), optional=True, entries=POLICY_SETTINGS),
@@ -129,6 +135,7 @@ class MultiAgentOnPolicyAlgorithm(JsonSaveMixin, TeamRollouts):
         use_sde: bool = False,
         sde_sample_freq: int = -1,
         share_parameters: bool = False,
+        critic: str = "own",
         stats_window_size: int = 100,
         tensorboard_log: str | None = None,
         policy_kwargs: dict[str, Any] | None = None,
@@ -143,13 +150,21 @@ class MultiAgentOnPolicyAlgorithm(JsonSaveMixin, TeamRollouts):
             env = maybe_make_env(_as_vec_env(env), verbose)
             check_spaces(env.observation_space, env.action_space)
             device = _learner_device(env, device)
+        check_critic(critic, share_parameters=share_parameters)
         self.share_parameters = share_parameters
+        self.critic = critic
+        self.state_space: spaces.Box | None = None
+        self.normalize_states = False
         self._statistics = None
         # Settings that were left to the algorithm, and what it chose.
         self._automatic: dict[str, int] = {}
         super().__init__(**{**arguments_of(super().__init__, locals()), "_init_setup_model": False})
         if self.env is not None:
             self.layout = team_layout(self.env)
+            self.state_space = self._state_space(self.env)
+            # `VecNormalize` scales observations; the state passes it raw, and is scaled by the policy.
+            normalizer = unwrap_vec_normalize(self.env)
+            self.normalize_states = self.state_space is not None and normalizer is not None and normalizer.norm_obs
         if _init_setup_model:
             self._setup_model()
 
@@ -186,7 +201,20 @@ class MultiAgentOnPolicyAlgorithm(JsonSaveMixin, TeamRollouts):
                     raise ValueError(
                         f"`env` gives agent {agent!r} the {kind} space {theirs}, but the model was built for {ours}"
                     )
+        own, other = self.state_space, self._state_space(env)
+        if own is not None and (other is None or other.shape != own.shape):
+            raise ValueError(
+                f"`env` has the state space {other}, but the model's critic reads states of {own.shape[0]} numbers; use an "
+                "environment with the same `state()`, or a wrapper that gives it"
+            )
         return layout
+
+    def _critic_settings(self) -> dict[str, Any]:
+        return {name: getattr(self, name) for name in ("critic", "state_space", "normalize_states")}
+
+    def _state_space(self, env: VecEnv) -> spaces.Box | None:
+        """Of what a central critic reads; ``None`` where the critic reads observations."""
+        return getattr(env, "state_space", None) if self.critic == "central" else None
 
     def _check_env(self, env: VecEnv) -> None:
         layout = self._same_team(env)
@@ -207,7 +235,8 @@ class MultiAgentOnPolicyAlgorithm(JsonSaveMixin, TeamRollouts):
         vars(self).pop("rollout_buffer", None)
         policy_class: Any = self.policy_class
         of_team = {"layout": self.layout, "share_parameters": self.share_parameters}
-        if check_policy_class(policy_class, self.layout, self.action_space, share_parameters=self.share_parameters):
+        sharing: dict[str, Any] = {"share_parameters": self.share_parameters, "critic": self.critic}
+        if check_policy_class(policy_class, self.layout, self.action_space, **sharing):
             of_team = {}
         self.policy = policy_class(
             self.observation_space,
@@ -215,6 +244,7 @@ class MultiAgentOnPolicyAlgorithm(JsonSaveMixin, TeamRollouts):
             self.lr_schedule,
             **of_team,
             **({"use_sde": True} if self.use_sde else {}),
+            **({} if self.critic == "own" else self._critic_settings()),
             **self.policy_kwargs,
         ).to(self.device)
 
@@ -230,6 +260,7 @@ class MultiAgentOnPolicyAlgorithm(JsonSaveMixin, TeamRollouts):
             device=self.device,
             gamma=self.gamma,
             gae_lambda=self.gae_lambda,
+            state_dim=0 if self.state_space is None else self.state_space.shape[0],
         )
 
     def _setup_learn(
@@ -332,7 +363,8 @@ class MultiAgentOnPolicyAlgorithm(JsonSaveMixin, TeamRollouts):
         """Raise for settings that only make sense together; called before anything is built."""
 
     def _extra_data(self) -> dict[str, Any]:
-        return {**super()._extra_data(), "automatic": dict(self._automatic), **self.layout.to_data()}
+        state = {"state_space": self.state_space, "normalize_states": self.normalize_states}
+        return {**super()._extra_data(), "automatic": dict(self._automatic), **state, **self.layout.to_data()}
 
     def _load_extra_data(self, data: dict[str, Any]) -> None:
         super()._load_extra_data(data)
@@ -341,6 +373,8 @@ class MultiAgentOnPolicyAlgorithm(JsonSaveMixin, TeamRollouts):
             raise ValueError(f"`automatic` must be numbers of steps, got {str(automatic)[:100]}")
         self._automatic = automatic
         self.layout = TeamLayout.from_data(data, self.n_envs, self.action_space)
+        self.state_space, self.normalize_states = data.get("state_space"), data.get("normalize_states") is True
+        check_state_space(self.state_space)
 
 
 def _as_vec_env(env: Any) -> VecEnv | Any:

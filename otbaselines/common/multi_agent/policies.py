@@ -13,6 +13,7 @@ from stable_baselines3.common.type_aliases import PyTorchObs, Schedule
 from torch import nn
 
 from otbaselines.common.multi_agent.agent_view import agent_view, parameter_groups
+from otbaselines.common.multi_agent.critics import RunningNormalizer, check_critic
 from otbaselines.common.multi_agent.distributions import (
     DiagonalGaussian,
     IndependentBernoulli,
@@ -51,13 +52,17 @@ class MultiAgentActorCriticPolicy(TeamRowPolicy):
     :param squash_output: not supported; SB3's own ``ActorCriticPolicy`` has it, for a team of one or shared parameters
     :param features_extractor_class: SB3 features extractor; one instance per parameter set
     :param features_extractor_kwargs: its keyword arguments
-    :param share_features_extractor: one extractor for actor and critic
+    :param share_features_extractor: one extractor for an actor and its own critic; other critics have one of their own
     :param normalize_images: divide image observations by 255
     :param optimizer_class: optimizer of all parameters
     :param optimizer_kwargs: its keyword arguments, the learning rate excluded
     :param layout: the team; one agent when omitted
     :param share_parameters: one set of parameters for all agents
     :param append_agent_id: append a one-hot agent index to the features, so that a shared network can tell agents apart
+    :param critic: ``"own"``; ``"shared"`` by all agents while actors are separate; or ``"central"``: one network that reads
+        the team's state, or else the features of all agents' observations, and has a value head for each agent
+    :param state_space: of the team's state, one-dimensional; omitted where there is none. Only a central critic reads it
+    :param normalize_states: scale it by its running mean and variance
     """
 
     action_mask: th.Tensor | None
@@ -88,6 +93,9 @@ class MultiAgentActorCriticPolicy(TeamRowPolicy):
         layout: TeamLayout | None = None,
         share_parameters: bool = False,
         append_agent_id: bool = False,
+        critic: str = "own",
+        state_space: spaces.Box | None = None,
+        normalize_states: bool = False,
     ) -> None:
         if squash_output:
             raise ValueError(
@@ -110,6 +118,11 @@ class MultiAgentActorCriticPolicy(TeamRowPolicy):
         self.share_parameters = share_parameters
         self.append_agent_id = append_agent_id
         self.n_sets = 1 if share_parameters else self.n_agents
+        check_critic(critic, share_parameters=share_parameters)
+        self.critic = critic
+        self.n_critics = self.n_sets if critic == "own" else 1
+        self.state_space = state_space if critic == "central" else None
+        self.normalize_states = normalize_states
         self.ortho_init = ortho_init
         self.activation_fn = activation_fn
         self.use_sde = use_sde
@@ -140,17 +153,19 @@ class MultiAgentActorCriticPolicy(TeamRowPolicy):
         self.register_buffer("agent_ids", th.eye(self.n_agents) if self.append_agent_id else None, persistent=False)
 
     def _build(self, lr_schedule: Schedule) -> None:
-        self.pi_extractors = self._make_extractors()
-        self.vf_extractors = self.pi_extractors if self.share_features_extractor else self._make_extractors()
+        self.pi_extractors = self._make_extractors(self.n_sets)
+        is_shared = self.share_features_extractor and self.critic == "own"
+        self.vf_extractors = self.pi_extractors if is_shared else self._make_extractors(self.n_critics)
         if self.n_sets == 1:
             # SB3's name for it, without registering its parameters twice.
             vars(self)["features_extractor"] = self.pi_extractors[0]
         extractor: Any = self.pi_extractors[0]
         width = int(extractor.features_dim) + (0 if self.agent_ids is None else self.agent_ids.shape[1])
         self.pi_net = StackedMLP(self.n_sets, width, self.net_arch["pi"], self.activation_fn)
-        self.vf_net = StackedMLP(self.n_sets, width, self.net_arch["vf"], self.activation_fn)
+        self.vf_net = StackedMLP(self.n_critics, self._critic_width(width), self.net_arch["vf"], self.activation_fn)
         self.action_net = StackedLinear(self.n_sets, self.pi_net.out_features, action_head_size(self.action_space))
-        self.value_net = StackedLinear(self.n_sets, self.vf_net.out_features, 1)
+        n_heads = self.n_agents if self.critic == "central" else 1
+        self.value_net = StackedLinear(self.n_critics, self.vf_net.out_features, n_heads)
         if isinstance(self.action_space, spaces.Box):
             self._build_noise(action_head_size(self.action_space))
         elif self.use_sde:
@@ -179,6 +194,10 @@ class MultiAgentActorCriticPolicy(TeamRowPolicy):
         """:return: all parameters of the critics, in the order of ``parameters()``; a shared extractor is the actors'"""
         critic = {id(parameter) for module in self._critic_modules() for parameter in module.parameters()}
         return [parameter for parameter in self.parameters() if id(parameter) in critic]
+
+    def common_parameters(self) -> list[nn.Parameter]:
+        """:return: those of a critic that several parameter sets share; where each has its own, none"""
+        return self.critic_parameters() if self.n_critics < self.n_sets else []
 
     def actor_parameters(self) -> list[nn.Parameter]:
         """:return: all other parameters, in the order of ``parameters()``"""
@@ -217,8 +236,15 @@ class MultiAgentActorCriticPolicy(TeamRowPolicy):
             raise ValueError("`reset_noise` is for policies with `use_sde=True`; this one draws fresh noise at every step")
         self.exploration.reset(self.log_std, max(1, n_envs // self.n_agents))
 
-    def _make_extractors(self) -> nn.ModuleList:
-        return nn.ModuleList(self.make_features_extractor() for _ in range(self.n_sets))
+    def _make_extractors(self, n: int) -> nn.ModuleList:
+        return nn.ModuleList(self.make_features_extractor() for _ in range(n))
+
+    def _critic_width(self, width: int) -> int:
+        """What a critic reads, given the ``width`` of an agent's features."""
+        if self.state_space is not None:
+            self.state_normalizer = RunningNormalizer(self.state_space.shape[0]) if self.normalize_states else None
+            return self.state_space.shape[0]
+        return width * self.n_agents if self.critic == "central" else width
 
     def _orthogonal_init(self) -> None:
         # SB3's gains for PPO: sqrt 2 in the body, a near-uniform initial policy, a unit-gain critic.
@@ -250,20 +276,24 @@ class MultiAgentActorCriticPolicy(TeamRowPolicy):
             layout=self.layout,
             share_parameters=self.share_parameters,
             append_agent_id=self.append_agent_id,
+            critic=self.critic,
+            state_space=self.state_space,
+            normalize_states=self.normalize_states,
         )
         return data
 
     def clip_gradients(self, max_norm: float) -> None:
         """
-        Bound the norm of each parameter set's gradient, as if every agent were trained alone.
+        Bound the norm of each parameter set's gradient, as if every agent were trained alone, and that of a common critic.
 
         :param max_norm: the bound; the gradients are scaled in place
         """
         if self._groups is None:
-            self._groups = parameter_groups(self)
+            self._groups, self._common = parameter_groups(self), self.common_parameters()
         stacked, apart = self._groups
         gradients = [p.grad for p in stacked if p.grad is not None]
         scale_gradients(gradients, [[p.grad for p in group] for group in apart], self.n_sets, max_norm)
+        scale_gradients([p.grad for p in self._common if p.grad is not None], [], 1, max_norm)
 
     # ------------------------------------------------------------------ networks
     def _rows(self, obs: PyTorchObs) -> PyTorchObs:
@@ -279,7 +309,7 @@ class MultiAgentActorCriticPolicy(TeamRowPolicy):
         batch = next(iter(obs.values())).shape[0] if isinstance(obs, dict) else obs.shape[0]
         if self._plain_vector and isinstance(obs, th.Tensor):
             features = obs.to(self.action_net.weight.dtype).flatten(2)
-        elif self.n_sets == 1 or type(extractors[0]) is FlattenExtractor:
+        elif len(extractors) == 1 or type(extractors[0]) is FlattenExtractor:
             features = extractors[0](self._rows(obs)).unflatten(0, (batch, self.n_agents))
         else:
             rows = self._rows(obs)
@@ -290,19 +320,35 @@ class MultiAgentActorCriticPolicy(TeamRowPolicy):
             features = th.cat([features, self.agent_ids.expand(batch, -1, -1)], -1)
         return features
 
-    def _to_sets(self, x: th.Tensor) -> th.Tensor:
-        """``(batch, n_agents, k)`` to ``(n_sets, rows of the set, k)``."""
-        return x.flatten(0, 1).unsqueeze(0) if self.share_parameters else x.transpose(0, 1)
+    def _to_sets(self, x: th.Tensor, *, pooled: bool = False) -> th.Tensor:
+        """``(batch, n_agents, k)`` to ``(n_sets, rows of the set, k)``; one set for all agents where ``pooled``."""
+        return x.flatten(0, 1).unsqueeze(0) if pooled or self.share_parameters else x.transpose(0, 1)
 
-    def _to_agents(self, x: th.Tensor) -> th.Tensor:
+    def _to_agents(self, x: th.Tensor, *, pooled: bool = False) -> th.Tensor:
         """``(n_sets, rows of the set, k)`` to ``(batch, n_agents, k)``."""
-        return x.squeeze(0).unflatten(0, (-1, self.n_agents)) if self.share_parameters else x.transpose(0, 1)
+        return x.squeeze(0).unflatten(0, (-1, self.n_agents)) if pooled or self.share_parameters else x.transpose(0, 1)
 
-    def _features(self, obs: PyTorchObs) -> tuple[th.Tensor, th.Tensor]:
-        pi_features = self._to_sets(self._agent_features(obs, self.pi_extractors))
-        if self.share_features_extractor or self._plain_vector:
-            return pi_features, pi_features
-        return pi_features, self._to_sets(self._agent_features(obs, self.vf_extractors))
+    def _critic_features(self, obs: PyTorchObs, states: th.Tensor | None, features: th.Tensor | None = None) -> th.Tensor:
+        """
+        What the critics read, shape ``(n_critics, rows of the critic, width)``.
+
+        :param obs: shape ``(batch, n_agents, ...)``
+        :param states: of the teams, shape ``(batch, state_dim)``, where the critic reads them
+        :param features: of the agents, where the actors' are the critics' as well
+        """
+        if self.critic == "central" and self.value_net.out_features != self.n_agents:
+            raise ValueError("one agent of a team has no critic of its own where `critic`='central'; ask the team's policy")
+        if self.state_space is not None:
+            if states is None:
+                raise ValueError(
+                    "`states` is missing: the central critic reads the teams' states; pass what `env.team_states()` returns"
+                )
+            return (states if self.state_normalizer is None else self.state_normalizer(states)).unsqueeze(0)
+        if features is None:
+            features = self._agent_features(obs, self.vf_extractors)
+        if self.critic == "central":
+            return features.flatten(1).unsqueeze(0)
+        return self._to_sets(features, pooled=self.critic == "shared")
 
     def _head(self, latent: th.Tensor) -> th.Tensor:
         """What :meth:`_distribution` takes, from the actor's last hidden layer; shape ``(n_sets, rows of the set, width)``."""
@@ -335,31 +381,48 @@ class MultiAgentActorCriticPolicy(TeamRowPolicy):
         return self._distribution(self._to_agents(self._head(latent)), noise)
 
     def _values(self, features: th.Tensor) -> th.Tensor:
-        """The critics' estimates from :meth:`_to_sets` of their features, shape ``(batch, n_agents)``."""
-        return self._to_agents(self.value_net(self.vf_net(features))).squeeze(-1)
+        """The critics' estimates from :meth:`_critic_features`, shape ``(batch, n_agents)``."""
+        values: th.Tensor = self.value_net(self.vf_net(features))
+        if self.critic == "central":
+            return values.squeeze(0)
+        return self._to_agents(values, pooled=self.critic == "shared").squeeze(-1)
 
-    def team_values(self, obs: PyTorchObs) -> th.Tensor:
+    def team_values(self, obs: PyTorchObs, states: th.Tensor | None = None) -> th.Tensor:
         """
         :param obs: shape ``(batch, n_agents, ...)``
-        :return: every agent's critic at its own observation, shape ``(batch, n_agents)``
+        :param states: of the teams, shape ``(batch, state_dim)``, where the critic reads them
+        :return: every agent's value, from its own observation or from the team's state, shape ``(batch, n_agents)``
+        :raises ValueError: if the states are missing
         """
-        return self._values(self._to_sets(self._agent_features(obs, self.vf_extractors)))
+        return self._values(self._critic_features(obs, states))
+
+    def track_states(self, states: th.Tensor) -> None:
+        if self.state_normalizer is not None:
+            self.state_normalizer.update(states)
 
     def evaluate_team_actions(
-        self, obs: PyTorchObs, actions: th.Tensor, common_states: PyTorchObs | None = None
+        self,
+        obs: PyTorchObs,
+        actions: th.Tensor,
+        common_states: PyTorchObs | None = None,
+        states: th.Tensor | None = None,
     ) -> TeamActionEvaluation:
         """
         :param obs: shape ``(batch, n_agents, ...)``
         :param actions: shape ``(batch, n_agents, ...)``
         :param common_states: rows of observations ``(n, ...)`` at which every agent's policy is wanted as well; they join
             the same forward pass
+        :param states: of the teams, shape ``(batch, state_dim)``, where the critic reads them
         :return: values, log-likelihoods and entropies
         """
-        pi_features, vf_features = self._features(obs)
+        features = self._agent_features(obs, self.pi_extractors)
+        pi_features = self._to_sets(features)
+        # A plain vector is its own features, whoever's extractor it passes.
+        is_common = self._plain_vector or self.vf_extractors is self.pi_extractors
+        vf_features = self._critic_features(obs, states, features if is_common else None)
         distribution, common = self._distributions(pi_features, common_states)
-        return TeamActionEvaluation(
-            self._values(vf_features), distribution.log_prob(actions), distribution.entropy(), distribution, common
-        )
+        values, log_prob = self._values(vf_features), distribution.log_prob(actions)
+        return TeamActionEvaluation(values, log_prob, distribution.entropy(), distribution, common)
 
     def _distributions(
         self, features: th.Tensor, common_states: PyTorchObs | None

@@ -72,6 +72,7 @@ class MultiAgentPPO(MultiAgentOnPolicyAlgorithm):
         sde_sample_freq: int = -1,
         target_kl: float | None = None,
         share_parameters: bool = False,
+        critic: str = "own",
         stats_window_size: int = 100,
         tensorboard_log: str | None = None,
         policy_kwargs: dict[str, Any] | None = None,
@@ -169,7 +170,9 @@ class MultiAgentPPO(MultiAgentOnPolicyAlgorithm):
 
         :return: ``False`` when ``target_kl`` was exceeded and the step was not taken
         """
-        evaluation = self.team_policy.evaluate_team_actions(batch.observations, batch.actions, self._common_states())
+        evaluation = self.team_policy.evaluate_team_actions(
+            batch.observations, batch.actions, self._common_states(), batch.states
+        )
         log_ratio = evaluation.log_prob - batch.old_log_prob
         if batch.active is not None:
             # Weighting an absent agent's row by zero is not enough: where the ratio overflows, 0 * inf is NaN.
@@ -210,8 +213,9 @@ class MultiAgentPPO(MultiAgentOnPolicyAlgorithm):
             advantages = normalize_advantages(advantages, active, pooled=pooled)
         policy_loss = -agent_mean(clipped_surrogate(ratio, advantages, clip_range), active, pooled=pooled)
         errors = squared_value_error(evaluation.values, batch.old_values, batch.returns, clip_range_vf)
-        value_loss = agent_mean(errors, active, pooled=pooled)
-        loss = policy_loss + self.vf_coef * value_loss
+        # A critic that is not an agent's own learns from everybody's steps as one batch.
+        value_loss = agent_mean(errors, active, pooled=pooled or self.critic != "own")
+        loss = policy_loss
         if self.ent_coef != 0.0:
             entropy_loss = -agent_mean(evaluation.entropy, active, pooled=pooled)
             loss = loss + self.ent_coef * entropy_loss
@@ -222,7 +226,7 @@ class MultiAgentPPO(MultiAgentOnPolicyAlgorithm):
         metrics.add("train/policy_gradient_loss", policy_loss.detach().mean())
         metrics.add("train/value_loss", value_loss.detach().mean())
         metrics.add("train/clip_fraction", clipped)
-        return loss.sum()
+        return loss.sum() + self.vf_coef * value_loss.sum()
 
     def _log_training(self, metrics: Metrics, snapshot: Snapshot) -> None:
         """Read every metric from the device at once, and undo the update if one was not finite."""

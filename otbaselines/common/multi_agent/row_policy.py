@@ -46,6 +46,14 @@ class TeamPolicy(ABC):
     n_agents: int
     observation_space: spaces.Space[Any]
     device: th.device
+    #: What the critic reads beside the agents' own observations: the state of this space, or all observations of its team.
+    state_space: spaces.Box | None = None
+    critic: str = "own"
+
+    @property
+    def reads_team(self) -> bool:
+        """Whether an agent's value depends on what its team-mates observe."""
+        return self.critic == "central" and self.state_space is None and self.n_agents > 1
 
     @abstractmethod
     def act(self, obs: PyTorchObs) -> tuple[th.Tensor, th.Tensor, th.Tensor | None]:
@@ -67,22 +75,36 @@ class TeamPolicy(ABC):
         """
 
     @abstractmethod
-    def team_values(self, obs: PyTorchObs) -> th.Tensor:
+    def team_values(self, obs: PyTorchObs, states: th.Tensor | None = None) -> th.Tensor:
         """
         :param obs: shape ``(batch, n_agents, ...)``
-        :return: every agent's critic at its own observation, shape ``(batch, n_agents)``
+        :param states: of the teams, shape ``(batch, state_dim)``, where the critic reads them
+        :return: every agent's value, from its own observation or from the team's state, shape ``(batch, n_agents)``
         """
 
     @abstractmethod
     def evaluate_team_actions(
-        self, obs: PyTorchObs, actions: th.Tensor, common_states: PyTorchObs | None = None
+        self,
+        obs: PyTorchObs,
+        actions: th.Tensor,
+        common_states: PyTorchObs | None = None,
+        states: th.Tensor | None = None,
     ) -> TeamActionEvaluation:
         """
         :param obs: shape ``(batch, n_agents, ...)``
         :param actions: shape ``(batch, n_agents, ...)``
         :param common_states: rows of observations ``(n, ...)`` at which every agent's policy is wanted as well; they join
             the same forward pass
+        :param states: of the teams, shape ``(batch, state_dim)``, where the critic reads them
         :return: values, log-likelihoods and entropies
+        """
+
+    @abstractmethod
+    def track_states(self, states: th.Tensor) -> None:
+        """
+        Let the scale of the states follow those of a rollout; called only where the critic reads them.
+
+        :param states: shape ``(..., state_dim)``
         """
 
     @abstractmethod
@@ -197,33 +219,40 @@ class TeamRowPolicy(TeamPolicy, JsonPolicyMixin):
     def _predict_rows(self, observation: Any, deterministic: bool) -> np.ndarray:
         return JsonPolicyMixin.predict(self, observation, deterministic=deterministic)[0]
 
-    def forward(self, obs: PyTorchObs, deterministic: bool = False) -> tuple[th.Tensor, th.Tensor, th.Tensor]:
+    def forward(
+        self, obs: PyTorchObs, deterministic: bool = False, states: th.Tensor | None = None
+    ) -> tuple[th.Tensor, th.Tensor, th.Tensor]:
         """
         :param obs: rows, shape ``(n_copies * n_agents, ...)``
         :param deterministic: the most probable actions instead of samples
+        :param states: of the teams, shape ``(n_copies, state_dim)``, where the critic reads them
         :return: actions, values ``(rows, 1)`` and log-likelihoods ``(rows,)``
         """
         team = self.split_rows(obs)
         distribution = self.team_distribution(team)
         actions = distribution.get_actions(deterministic)
         log_prob = distribution.log_prob(actions).flatten()
-        return actions.reshape(-1, *self.action_space.shape), self.team_values(team).reshape(-1, 1), log_prob  # type: ignore[misc]
+        return actions.reshape(-1, *self.action_space.shape), self.team_values(team, states).reshape(-1, 1), log_prob  # type: ignore[misc]
 
-    def evaluate_actions(self, obs: PyTorchObs, actions: th.Tensor) -> tuple[th.Tensor, th.Tensor, th.Tensor]:
+    def evaluate_actions(
+        self, obs: PyTorchObs, actions: th.Tensor, states: th.Tensor | None = None
+    ) -> tuple[th.Tensor, th.Tensor, th.Tensor]:
         """
         :param obs: rows, shape ``(n_copies * n_agents, ...)``
         :param actions: rows of actions
+        :param states: of the teams, shape ``(n_copies, state_dim)``, where the critic reads them
         :return: values ``(rows, 1)``, log-likelihoods ``(rows,)`` and entropies ``(rows,)``
         """
-        result = self.evaluate_team_actions(self.split_rows(obs), self._split_tensor(actions))
+        result = self.evaluate_team_actions(self.split_rows(obs), self._split_tensor(actions), states=states)
         return result.values.reshape(-1, 1), result.log_prob.flatten(), result.entropy.flatten()
 
-    def predict_values(self, obs: PyTorchObs) -> th.Tensor:
+    def predict_values(self, obs: PyTorchObs, states: th.Tensor | None = None) -> th.Tensor:
         """
         :param obs: rows, shape ``(n_copies * n_agents, ...)``
+        :param states: of the teams, shape ``(n_copies, state_dim)``, where the critic reads them
         :return: values, shape ``(rows, 1)``
         """
-        return self.team_values(self.split_rows(obs)).reshape(-1, 1)
+        return self.team_values(self.split_rows(obs), states).reshape(-1, 1)
 
     def get_distribution(self, obs: PyTorchObs) -> TeamDistribution:
         """

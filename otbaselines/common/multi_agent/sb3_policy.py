@@ -15,7 +15,7 @@ from otbaselines.common.vec_env.layout import TeamLayout
 
 
 def check_policy_class(
-    policy_class: type, layout: TeamLayout, action_space: spaces.Space[Any], *, share_parameters: bool
+    policy_class: type, layout: TeamLayout, action_space: spaces.Space[Any], *, share_parameters: bool, critic: str
 ) -> bool:
     """
     Refuse a class that cannot serve the team.
@@ -24,6 +24,7 @@ def check_policy_class(
     :param layout: the team
     :param action_space: the team's common action space
     :param share_parameters: whether all agents use one set of parameters
+    :param critic: whom the values come from
     :return: whether it is one of SB3's, which :class:`SB3TeamPolicy` makes a team's policy
     :raises ValueError: if it does not fit; names the class and says what to do
     """
@@ -43,6 +44,11 @@ def check_policy_class(
         raise ValueError(
             f"{name} has one set of parameters, but each of the {layout.n_agents} agents needs its own; use IPPO with "
             "`share_parameters=True`, or derive the class from MultiAgentActorCriticPolicy"
+        )
+    if critic != "own":
+        raise ValueError(
+            f"{name} brings a critic that reads an agent's own observation, but `critic` is {critic!r}; use `critic='own'`, "
+            "or derive the class from MultiAgentActorCriticPolicy"
         )
     if layout.action_mask(action_space) is not None:
         raise ValueError(
@@ -103,11 +109,15 @@ class SB3TeamPolicy(TeamPolicy):
     def _predict_rows(self, observation: Any, deterministic: bool) -> np.ndarray:
         return self.policy.predict(observation, deterministic=deterministic)[0] + self.action_start
 
-    def team_values(self, obs: PyTorchObs) -> th.Tensor:
+    def team_values(self, obs: PyTorchObs, states: th.Tensor | None = None) -> th.Tensor:
         return self._split_tensor(self.policy.predict_values(self._rows(obs)).flatten())  # type: ignore[arg-type]
 
     def evaluate_team_actions(
-        self, obs: PyTorchObs, actions: th.Tensor, common_states: PyTorchObs | None = None
+        self,
+        obs: PyTorchObs,
+        actions: th.Tensor,
+        common_states: PyTorchObs | None = None,
+        states: th.Tensor | None = None,
     ) -> TeamActionEvaluation:
         assert common_states is None, "one set of parameters has nobody to compare with"
         values, log_prob, entropy = self.policy.evaluate_actions(self._rows(obs), actions.flatten(0, 1))  # type: ignore[arg-type]
@@ -115,6 +125,9 @@ class SB3TeamPolicy(TeamPolicy):
         entropy = -log_prob if entropy is None else entropy
         values, log_prob, entropy = (self._split_tensor(part.flatten()) for part in (values, log_prob, entropy))
         return TeamActionEvaluation(values, log_prob, entropy)
+
+    def track_states(self, states: th.Tensor) -> None:
+        raise ValueError("SB3's policies read no states")
 
     def clip_gradients(self, max_norm: float) -> None:
         nn.utils.clip_grad_norm_(self.policy.parameters(), max_norm)
