@@ -46,6 +46,7 @@ class WanderersEnv(ParallelEnv):
     :param truncates: leave by truncation instead of termination
     :param continuous: two-dimensional boxes instead of four choices
     :param poison: ``(quantity, agent, step)`` at which a NaN appears, ``quantity`` being ``"observation"`` or ``"reward"``
+    :param final: what the last observation of an episode that is cut off is filled with
     """
 
     metadata = {"name": "wanderers"}  # noqa: RUF012
@@ -56,7 +57,9 @@ class WanderersEnv(ParallelEnv):
         truncates: bool = False,
         continuous: bool = False,
         poison: tuple[str, str, int] | None = None,
+        final: float | None = None,
     ) -> None:
+        self.final = final
         self.possible_agents = [f"w{k}" for k in range(len(lives))]
         self.agents: list[str] = []
         self.render_mode = None
@@ -96,7 +99,10 @@ class WanderersEnv(ParallelEnv):
         rewards = {a: self._poisoned("reward", a, float(np.sum(actions[a])) + self.t) for a in acting}
         self.agents = [agent for agent in acting if not leaving[agent]]
         ends = (never, leaving) if self.truncates else (leaving, never)
-        return self._observe(acting), rewards, *ends, {agent: {} for agent in acting}
+        observations = self._observe(acting)
+        if self.final is not None:
+            observations |= {agent: np.full(4, self.final, np.float32) for agent in acting if leaving[agent]}
+        return observations, rewards, *ends, {agent: {} for agent in acting}
 
 
 def copy_to_sb3(policy: Any, target: ActorCriticPolicy, index: int = 0) -> None:

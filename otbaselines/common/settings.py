@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import torch as th
 from stable_baselines3.common.callbacks import BaseCallback
+from stable_baselines3.common.utils import FloatSchedule
 
 from otbaselines.common.schedules import parse_schedule
 
@@ -92,11 +93,19 @@ class Setting:
         :raises TypeError: if the schedule returns something else
         :raises ValueError: if the number is out of range
         """
+        return self._read(name, schedule, progress)
+
+    def _read(self, name: str, schedule: Any, progress: float, source: str = "") -> float:
+        while isinstance(schedule, FloatSchedule):
+            # It calls `float`, whose errors would not name the parameter.
+            schedule = schedule.value_schedule
         value = schedule(progress) if callable(schedule) else schedule
+        if getattr(value, "ndim", None) == 0:
+            value = value.item()
         subject = f"`{name}` at the remaining progress {progress:g}"
         if not _is_number(value):
-            raise TypeError(self._message(subject, value))
-        self._check_range(subject, value, is_open=self.above == "always")
+            raise TypeError(self._message(subject, value, source))
+        self._check_range(subject, value, is_open=self.above == "always", source=source)
         return float(value)
 
     def _is_of_kind(self, value: Any) -> bool:
@@ -110,22 +119,22 @@ class Setting:
 
     def _check_schedule(self, name: str, value: Any) -> None:
         try:
-            schedule = value if callable(value) else parse_schedule(value)
+            schedule = parse_schedule(value)
         except ValueError as error:
             raise ValueError(f"`{name}`: {error}") from None
         # A schedule that leaves its range at an end of the run is refused before the run.
         for progress in (1.0, 0.0):
-            self.reading(name, schedule, progress)
+            self._read(name, schedule, progress, f" from {value!r}" if isinstance(value, str) else "")
 
-    def _check_range(self, subject: str, value: Any, *, is_open: bool) -> None:
+    def _check_range(self, subject: str, value: Any, *, is_open: bool, source: str = "") -> None:
         # Comparisons with NaN are false.
         inside = (self.low < value if is_open else self.low <= value) and value <= self.high
         if not (inside and (self.endless or -_LARGEST <= value <= _LARGEST)):
-            raise ValueError(self._message(subject, value))
+            raise ValueError(self._message(subject, value, source))
 
-    def _message(self, subject: str, value: Any) -> str:
+    def _message(self, subject: str, value: Any, source: str = "") -> str:
         remedy = f"; {self.remedy}" if self.remedy else ""
-        return f"{subject} must be {self._describe()}, got {_short(value)}{remedy}"
+        return f"{subject} must be {self._describe()}, got {_short(value)}{source}{remedy}"
 
     def _describe(self) -> str:
         if self.what or self.choices:

@@ -142,8 +142,7 @@ class TeamRollouts(OnPolicyAlgorithm):
 
     def _bootstrap_on_device(self, buffer: AgentRolloutBuffer, step: Any) -> None:
         """The value of the last observation of every episode that was cut off, not finished."""
-        with th.no_grad():
-            values = self.team_policy.team_values(step.final_obs, None if buffer.states is None else step.final_state)
+        values = self._final_values(step.final_obs, None if buffer.states is None else step.final_state)
         if not isinstance(step.truncated, bool):
             cut = step.truncated.unsqueeze(1)
             values = th.where(cut if step.terminated is None else cut & ~step.terminated, values, 0.0)
@@ -231,21 +230,28 @@ class TeamRollouts(OnPolicyAlgorithm):
         rows_seen = np.array([teams[step, slot // n_agents] * n_agents + slot % n_agents for step, slot, _ in seen])
         among = [mates[key] for key in teams] if mates else []
         final_obs = _scatter_rows([info["terminal_observation"] for *_, info in seen], rows_seen, len(teams) * n_agents, among)
-        bad = _first_not_finite(final_obs)
-        if bad is not None:
-            step, slot, _ = seen[int(np.flatnonzero(rows_seen == bad[1])[0])]
-            raise _not_finite("terminal_observation", step, *divmod(slot, n_agents), self.layout, self.num_timesteps)
         states = None
         if buffer.states is not None:
             states = th.as_tensor(np.stack([info["terminal_state"] for info in infos.values()]), device=self.device)
-        with th.no_grad():
-            values = self.team_policy.team_values(self._team_tensor(final_obs), states).flatten()
+        values = self._final_values(self._team_tensor(final_obs), states).flatten()
         rows = np.array([teams[step, slot // n_agents] * n_agents + slot % n_agents for step, slot, _ in cut])
         slots = th.as_tensor(
             np.array([(step, slot // n_agents, slot % n_agents) for step, slot, _ in cut]), device=self.device
         )
         steps, copies, agents = slots.unbind(1)
         buffer.bootstrap[steps, copies, agents] = values[th.as_tensor(rows, device=self.device)]
+
+    @th.no_grad()
+    def _final_values(self, obs: PyTorchObs, states: th.Tensor | None) -> th.Tensor:
+        """The critics at episodes' last observations or states; NaN, which :func:`check_rollout` reports, where these are."""
+        values = self.team_policy.team_values(obs, states)
+        # Bounded activations would turn an infinity into an ordinary value, and a critic of whole teams would blame everyone.
+        named = (states.unsqueeze(1),) if states is not None else obs.values() if isinstance(obs, dict) else (obs,)
+        for part in named:
+            if part.is_floating_point():
+                bad = ~th.isfinite(part).flatten(2).all(-1)
+                values = values.masked_fill(bad.any(1, keepdim=True), 0.0).masked_fill(bad, th.nan)
+        return values
 
     def _team_tensor(self, rows: Any) -> PyTorchObs:
         """Rows of slots as a tensor ``(n_copies, n_agents, ...)`` on the learner's device."""
@@ -287,7 +293,7 @@ def _scatter_rows(observations: list[Any], rows: np.ndarray, n_rows: int, among:
 
 def check_rollout(buffer: AgentRolloutBuffer, layout: TeamLayout, num_timesteps: int) -> None:
     """
-    Check the rewards and observations of a rollout with one look at the device.
+    Check the rewards and observations of a rollout, terminal ones included, with one look at the device.
 
     :param buffer: the rollout
     :param layout: the team
@@ -295,11 +301,13 @@ def check_rollout(buffer: AgentRolloutBuffer, layout: TeamLayout, num_timesteps:
     :raises ValueError: if one is NaN or infinite; names the quantity, the agent, its copy and the step
     """
     observations = buffer.observations if isinstance(buffer.observations, dict) else {"observations": buffer.observations}
-    quantities = {"rewards": buffer.rewards, **{k: v for k, v in observations.items() if v.is_floating_point()}}
+    quantities = {
+        "rewards": buffer.rewards,
+        "terminal_observation" if buffer.states is None else "terminal_state": buffer.bootstrap,
+        **{k: v for k, v in observations.items() if v.is_floating_point()},
+    }
     if buffer.states is not None:
         quantities["states"] = buffer.states.unsqueeze(2)
-    # On the device nobody has looked at the last observations of episodes that were cut off; their values show it.
-    quantities["terminal_observation" if buffer.states is None else "terminal_state"] = buffer.bootstrap
     # The sum of absolute values is finite exactly when every entry is (and is far from overflow): one number each.
     sums = th.stack([tensor.abs().sum(dtype=th.float64) for tensor in quantities.values()])
     if bool(th.isfinite(sums).all()):
@@ -322,17 +330,10 @@ def check_rows(rows: Any, step: int, layout: TeamLayout, num_timesteps: int) -> 
     :param num_timesteps: agent-steps so far
     :raises ValueError: if one is NaN or infinite; names the quantity, the agent, its copy and the step
     """
-    bad = _first_not_finite(rows)
-    if bad is not None:
-        raise _not_finite(bad[0], step, *divmod(bad[1], layout.n_agents), layout, num_timesteps)
-
-
-def _first_not_finite(rows: Any) -> tuple[str, int] | None:
-    """Name and row of the first NaN or infinity in an array of rows, or in a dict of them."""
     for name, part in (rows if isinstance(rows, dict) else {"observations": rows}).items():
         if part.dtype.kind == "f" and not np.isfinite(part).all():
-            return name, int(np.flatnonzero(~np.isfinite(part).reshape(len(part), -1).all(1))[0])
-    return None
+            slot = int(np.flatnonzero(~np.isfinite(part).reshape(len(part), -1).all(1))[0])
+            raise _not_finite(name, step, *divmod(slot, layout.n_agents), layout, num_timesteps)
 
 
 def _not_finite(name: str, step: int, copy: int, agent: int | None, layout: TeamLayout, num_timesteps: int) -> ValueError:

@@ -1,5 +1,7 @@
 """What SB3's PPO promises on Gymnasium environments, and what the loop promises on teams."""
 
+import dataclasses
+
 import gymnasium as gym
 import numpy as np
 import pytest
@@ -11,6 +13,7 @@ from mpe2 import simple_spread_v3
 from stable_baselines3.common.callbacks import (
     BaseCallback,
     CheckpointCallback,
+    ConvertCallback,
     EvalCallback,
     EveryNTimesteps,
     StopTrainingOnMaxEpisodes,
@@ -230,17 +233,28 @@ def test_sb3s_callbacks_work(tmp_path):
 
 
 def test_training_stops_after_a_number_of_episodes():
-    model = _cartpole()
-    model.learn(10_000, callback=StopTrainingOnMaxEpisodes(max_episodes=3))
-    assert model._episode_num >= 0
-    assert len(model.ep_info_buffer) in (2, 3)
-    assert model.num_timesteps < 300
+    dones = []
+
+    def count(local, _):
+        dones.extend(local["dones"])
+        return True
+
+    model = _cartpole().learn(10_000, callback=[StopTrainingOnMaxEpisodes(max_episodes=3), ConvertCallback(count)])
+    assert sum(dones) == 3
+    assert dones[-1]
+    assert model.num_timesteps == len(dones)
 
 
-def test_the_progress_bar_counts_agent_steps():
+def test_the_progress_bar_counts_agent_steps(capsys):
     model = IPPO("MlpPolicy", ParallelVecEnv(lambda: DiceEnv(), 2), **SMALL)
-    model.learn(128, progress_bar=True)
-    assert model.num_timesteps == 128
+    calls = []
+    model.learn(128, progress_bar=True, callback=lambda *_: calls.append(1) is None)
+    assert "128/128" in capsys.readouterr().err
+    assert len(calls) == 32
+    # A second call counts its own steps, and goes on with those of the model.
+    model.learn(64, progress_bar=True, reset_num_timesteps=False)
+    assert "64/64" in capsys.readouterr().err
+    assert model.num_timesteps == 192
 
 
 # ---------------------------------------------------------------- wrappers, networks, optimizers, schedules
@@ -608,6 +622,42 @@ def test_infinite_observations_on_a_device_stop_training_with_agent_and_copy():
     before = _flat(model).clone()
     with pytest.raises(ValueError, match=r"`observations` of agent 'agent_2' in copy 1 became NaN or infinite at step 5"):
         model.learn(96, reset_num_timesteps=False)
+    assert (_flat(model) == before).all()
+
+
+@pytest.mark.parametrize("final", [float("nan"), float("inf")])
+@pytest.mark.parametrize("activation", [th.nn.Tanh, th.nn.ReLU])
+def test_a_terminal_observation_that_is_not_finite_is_the_environments_fault(final, activation):
+    # Cut off at step 2 of the copy, with an observation that only the critic's bootstrap would see.
+    copies = [lambda value=value: WanderersEnv((9, 3), truncates=True, final=value) for value in (None, final)]
+    env = ParallelVecEnv(copies, seed=0)
+    model = IPPO("MlpPolicy", env, policy_kwargs={"activation_fn": activation}, **{**SMALL, "n_steps": 8})
+    before = _flat(model).clone()
+    with pytest.raises(ValueError, match=r"`terminal_observation` of agent 'w1' in copy 1 became NaN or infinite at step 2"):
+        model.learn(64)
+    assert (_flat(model) == before).all()
+    # An episode that ended for good has no value beyond its end, so nobody looks.
+    env = ParallelVecEnv(lambda: WanderersEnv((9, 3), final=final), 2, seed=0)
+    IPPO("MlpPolicy", env, **{**SMALL, "n_steps": 8}).learn(64)
+
+
+class PoisonedEnd(SimpleSpreadVecEnv):
+    """A tensor environment whose second copy ends with an infinite observation of its third agent."""
+
+    def step_tensor(self, actions):
+        step = super().step_tensor(actions)
+        if step.final_obs is None:
+            return step
+        final = step.final_obs.clone()
+        final[1, 2, 0] = float("inf")
+        return dataclasses.replace(step, final_obs=final)
+
+
+def test_a_terminal_observation_on_a_device_is_checked_too():
+    model = IPPO("MlpPolicy", PoisonedEnd(n_copies=2, seed=0, max_cycles=7), **SMALL)
+    before = _flat(model).clone()
+    with pytest.raises(ValueError, match=r"`terminal_observation` of agent 'agent_2' in copy 1 .* at step 6 of"):
+        model.learn(96)
     assert (_flat(model) == before).all()
 
 

@@ -1,0 +1,257 @@
+"""Bad settings by the hundred: each is an error that names the parameter and its value, before any step is taken."""
+
+import inspect
+import math
+from types import FunctionType
+from typing import Any
+
+import numpy as np
+import pytest
+import torch as th
+from core_toys import AnySpacesEnv, WanderersEnv
+from gymnasium import spaces
+from toy_teams import vector
+
+from otbaselines import IPPO, WBC, ParallelVecEnv
+from otbaselines.common.settings import settings_of
+
+ALGORITHMS = [IPPO, WBC]
+NAN, INF = math.nan, math.inf
+# No number, no integer, no flag, no schedule, no table of anything.
+NONSENSE: list[Any] = [
+    [1],
+    (1,),
+    {"a": 1},
+    {1},
+    object(),
+    1j,
+    np.array([1.0, 2.0]),
+    np.array(["x"]),
+    b"1",
+    th.tensor([1.0]),
+    ...,
+]
+NOT_A_NUMBER = [*NONSENSE, "1", "", "abc", True, False, int, range(3), np.bool_(True)]
+NOT_AN_INTEGER = [*NOT_A_NUMBER, 1.0, 1.5, np.float32(2.0), NAN, INF]
+NOT_A_FLAG = [*NONSENSE, 0, 1, 1.0, "True", "no", None, NAN]
+NOT_FINITE = [NAN, INF, -INF, np.float32("nan"), 10**400]
+FALLING = [-1.0, -1e-9, -5, np.float32(-0.5)]
+NOT_A_SCHEDULE = [
+    *NONSENSE,
+    "abc",
+    "lin",
+    "lin_x",
+    "lin_nan",
+    "linear_1_2_3_4",
+    "linear_1_2_0",
+    "1e",
+    "",
+    True,
+    None,
+    *NOT_FINITE,
+]
+BAD_SCHEDULES = [
+    lambda progress: NAN,
+    lambda progress: INF,
+    lambda progress: -progress,
+    lambda progress: progress - 1.0,
+    lambda progress: "1",
+    lambda progress: None,
+    lambda progress: [progress],
+]
+COUNT = [0, -1, -(10**9), 2**40, *NOT_AN_INTEGER]
+
+BAD = {
+    "policy": [None, 1, 1.5, ["MlpPolicy"], "mlp", "", "MlpLstmPolicy", object()],
+    "learning_rate": [*NOT_A_SCHEDULE, *FALLING, *BAD_SCHEDULES, "lin_-1", "linear_1e-3_-1e-3"],
+    "n_steps": COUNT,
+    "batch_size": COUNT,
+    "n_epochs": [*COUNT, None],
+    "gamma": [*NOT_A_NUMBER, *NOT_FINITE, *FALLING, 1.0001, 99, None],
+    "gae_lambda": [*NOT_A_NUMBER, *NOT_FINITE, *FALLING, 1.0001, None],
+    "clip_range": [*NOT_A_SCHEDULE, *FALLING, *BAD_SCHEDULES, 0.0, "lin_-0.2", "linear_0.2_-0.2"],
+    "clip_range_vf": [*(bad for bad in NOT_A_SCHEDULE if bad is not None), *FALLING, *BAD_SCHEDULES, 0.0, "lin_-0.2"],
+    "normalize_advantage": NOT_A_FLAG,
+    "ent_coef": [*NOT_A_NUMBER, *NOT_FINITE, *FALLING, None],
+    "vf_coef": [*NOT_A_NUMBER, *NOT_FINITE, *FALLING, None],
+    "max_grad_norm": [*NOT_A_NUMBER, NAN, -INF, 0, 0.0, *FALLING, None],
+    "use_sde": NOT_A_FLAG,
+    "sde_sample_freq": [0, -2, *NOT_AN_INTEGER, None],
+    "target_kl": [*NOT_A_NUMBER, *NOT_FINITE, 0, 0.0, *FALLING],
+    "share_parameters": NOT_A_FLAG,
+    "stats_window_size": [*COUNT, None],
+    "tensorboard_log": [1, 1.5, True, b"x", ["a"]],
+    "policy_kwargs": [1, "net_arch", ["net_arch"], True],
+    "verbose": [-1, 3, 2.0, "1", None, True],
+    "seed": [-1, 1.0, 1.5, "0", True, NAN, [0], 2**70],
+    "device": [None, 1.5, ["cpu"], "gpu0", "cpu:x", "", "tpu9000"],
+    "_init_setup_model": NOT_A_FLAG,
+    "consensus_coef": [*NOT_A_SCHEDULE, *FALLING, *BAD_SCHEDULES, "lin_-1"],
+    "reg": [*NOT_A_SCHEDULE, *FALLING, *BAD_SCHEDULES, 0.0, "lin_0.5", "0"],
+}
+BAD_POLICY_KWARGS = {
+    "net_arch": [
+        "64",
+        [0],
+        [-5],
+        [64.0],
+        [True],
+        {"pi": [0]},
+        {"pi": 5},
+        {"pi": {"vf": [1]}},
+        64,
+        [[64]],
+        [None],
+        {"pi": None},
+    ],
+    "activation_fn": ["tanh", None, th.nn.Tanh(), 1],
+    "ortho_init": NOT_A_FLAG,
+    "log_std_init": [*NOT_A_NUMBER, *NOT_FINITE, None, 1e4],
+    "optimizer_class": ["Adam", None, 3],
+    "optimizer_kwargs": [1, "lr", [1]],
+    "features_extractor_class": ["cnn", None],
+    "append_agent_id": NOT_A_FLAG,
+}
+
+
+class Counter(AnySpacesEnv):
+    """An environment that tells whether anybody has touched it."""
+
+    touched = 0
+
+    def reset(self, **kwargs):
+        Counter.touched += 1
+        return super().reset(**kwargs)
+
+
+def _env():
+    return Counter(vector(2), spaces.Discrete(2))
+
+
+def _own(algorithm):
+    return [name for name in BAD if name in inspect.signature(algorithm).parameters]
+
+
+def _refused(build, name, value):
+    try:
+        build()
+    except (TypeError, ValueError) as error:
+        text = str(error)
+        assert f"`{name}" in text, (name, value, text)
+        shown = "remaining progress" if isinstance(value, FunctionType) else repr(value)[:60]
+        assert shown in text, (name, value, text)
+        return 1
+    raise AssertionError(f"{name}={value!r} was accepted")
+
+
+@pytest.mark.parametrize("algorithm", ALGORITHMS, ids=lambda cls: cls.__name__)
+def test_every_parameter_has_an_entry_in_the_table(algorithm):
+    checked_by_itself = {"env", "action_embedding", "metric_coordinates"}
+    assert set(inspect.signature(algorithm).parameters) - checked_by_itself <= settings_of(algorithm).keys()
+
+
+@pytest.mark.parametrize("algorithm", ALGORITHMS, ids=lambda cls: cls.__name__)
+def test_hundreds_of_bad_settings_are_named(algorithm):
+    env, tried, Counter.touched = _env(), 0, 0
+    for name in _own(algorithm):
+        for value in BAD[name]:
+            settings = {"policy": "MlpPolicy", name: value}
+            tried += _refused(lambda settings=settings: algorithm(env=env, **settings), name, value)
+    for name, values in BAD_POLICY_KWARGS.items():
+        for value in values:
+            kwargs = {name: value}
+            build = lambda kwargs=kwargs: algorithm("MlpPolicy", env, policy_kwargs=kwargs)  # noqa: E731
+            tried += _refused(build, f"policy_kwargs['{name}']", value)
+    assert tried >= 500
+    assert Counter.touched == 0
+
+
+def test_bad_arguments_of_learn_are_named():
+    bad = {
+        "total_timesteps": [NAN, INF, -INF, -5, 0, 0.5, 1.5, "5", None, True, [5], 1j, 10**30],
+        "log_interval": [0, -1, 1.5, 1.0, "1", True, NAN],
+        "callback": [5, "callback", {"a": 1}],
+        "tb_log_name": [5, True, ["run"]],
+        "reset_num_timesteps": NOT_A_FLAG,
+        "progress_bar": NOT_A_FLAG,
+    }
+    model, Counter.touched = IPPO("MlpPolicy", _env(), n_steps=8, batch_size=8), 0
+    for name, values in bad.items():
+        for value in values:
+            arguments = {"total_timesteps": 8, name: value}
+            _refused(lambda arguments=arguments: model.learn(**arguments), name, value)
+    assert Counter.touched == 0
+    # What SB3's users write is understood.
+    assert model.learn(1e1, log_interval=None).num_timesteps == 16
+
+
+def test_settings_that_are_changed_later_are_checked_as_well(tmp_path):
+    model = IPPO("MlpPolicy", _env(), n_steps=8, batch_size=8)
+    model.save(tmp_path / "model")
+    bad = {"gamma": 2.0, "vf_coef": -0.5, "max_grad_norm": -1, "n_epochs": 0, "learning_rate": -1.0, "target_kl": NAN}
+    for name, value in bad.items():
+        for change in ({"custom_objects": {name: value}}, {name: value}):
+            _refused(lambda change=change: IPPO.load(tmp_path / "model", env=_env(), **change), name, value)
+        good = getattr(model, name)
+        setattr(model, name, value)
+        _refused(lambda: model.learn(8), name, value)
+        setattr(model, name, good)
+    assert model.num_timesteps == 0
+
+
+@pytest.mark.parametrize("name", ["learning_rate", "clip_range", "clip_range_vf", "consensus_coef", "reg"])
+@pytest.mark.parametrize("value", [NAN, -1.0, INF, "x"])
+def test_a_schedule_that_goes_wrong_on_the_way_is_named_where_it_did(name, value):
+    team = ParallelVecEnv([WanderersEnv] * 2)
+    settings = {
+        "n_steps": 8,
+        "batch_size": 24,
+        "n_epochs": 1,
+        "n_support": 8,
+        name: lambda left: 0.5 if left in (0.0, 1.0) else value,
+    }
+    model = WBC("MlpPolicy", team, **settings)
+    before = [parameter.clone() for parameter in model.policy.parameters()]
+    with pytest.raises((TypeError, ValueError), match=f"`{name}` at the remaining progress 0.5 must be .*, got "):
+        model.learn(96)
+    assert all(th.equal(old, new) for old, new in zip(before, model.policy.parameters(), strict=True))
+
+
+@pytest.mark.filterwarnings("ignore:the rollout of")
+def test_random_good_settings_train():
+    rng = np.random.default_rng(0)
+    teams = [ParallelVecEnv([lambda c=c: WanderersEnv(continuous=c)] * 2) for c in (False, True)]
+
+    def pick(*values):
+        return values[rng.integers(len(values))]
+
+    for _ in range(30):
+        algorithm = pick(*ALGORITHMS)
+        continuous = bool(rng.integers(2))
+        settings = {
+            "learning_rate": pick(0.0, 1e-4, np.float32(3e-3), "lin_1e-3", "linear_1e-3_1e-4", lambda left: 1e-3 * left),
+            "n_steps": pick(2, np.int64(5), 8),
+            "batch_size": pick(None, 6, 12),
+            "n_epochs": pick(1, 3),
+            "gamma": pick(0, 0.5, 1.0, np.float64(0.9)),
+            "gae_lambda": pick(0.0, 1, 0.95),
+            "clip_range": pick(1e-6, 0.2, 5, "lin_0.2"),
+            "clip_range_vf": pick(None, 0.1, "lin_0.3"),
+            "normalize_advantage": pick(True, False, np.bool_(True)),
+            "ent_coef": pick(0, 0.1),
+            "vf_coef": pick(0.0, 0.5, 10),
+            "max_grad_norm": pick(1e-6, 0.5, INF),
+            "use_sde": continuous and pick(True, False),
+            "sde_sample_freq": pick(-1, 1, 3),
+            "target_kl": pick(None, 1e-6, 0.01),
+            "stats_window_size": pick(1, 100),
+            "policy_kwargs": pick(None, {"net_arch": []}, {"net_arch": {"pi": (4,), "vf": [np.int64(3)]}, "log_std_init": -2}),
+            "seed": pick(None, 0, 2**63 - 1),
+        }
+        if algorithm is IPPO:
+            settings["share_parameters"] = pick(True, False)
+        else:
+            settings |= {"consensus_coef": pick(0, 1.0, "lin_5.0"), "reg": pick(0.3, "linear_0.9_0.3"), "n_support": 6}
+        model = algorithm("MlpPolicy", teams[continuous], **settings)
+        model.learn(1)
+        assert all(bool(th.isfinite(parameter).all()) for parameter in model.policy.parameters()), settings
