@@ -33,8 +33,9 @@ def test_no_two_streams_begin_at_the_same_number():
 
 def test_the_generators_of_a_learner_differ():
     model = WBC("MlpPolicy", TEAMS["tensor"](), seed=0, **SMALL)
-    seeds = [th.initial_seed(), model._consensus.generator.initial_seed(), model.env.generator.initial_seed()]
-    assert seeds == [child_seeds(0)[name] for name in ("learner", "consensus", "environment")]
+    streams = (th.default_generator, model._streams.states, model._streams.directions, model.env.generator)
+    seeds = [stream.initial_seed() for stream in streams]
+    assert seeds == [child_seeds(0)[name] for name in ("learner", "consensus", "slicing", "environment")]
     first_draws = [th.rand(8, generator=th.Generator().manual_seed(seed)) for seed in seeds]
     assert not any(th.equal(a, b) for a, b in itertools.combinations(first_draws, 2))
 

@@ -6,6 +6,7 @@ from typing import Any, ClassVar
 import torch as th
 from stable_baselines3.common.type_aliases import GymEnv, PyTorchObs, Schedule
 
+from otbaselines.common.multi_agent.agent_view import parameter_groups
 from otbaselines.common.multi_agent.buffers import AgentRolloutSamples
 from otbaselines.common.multi_agent.losses import (
     agent_mean,
@@ -18,6 +19,7 @@ from otbaselines.common.multi_agent.on_policy_algorithm import MultiAgentOnPolic
 from otbaselines.common.multi_agent.policies import MultiAgentActorCriticPolicy
 from otbaselines.common.multi_agent.row_policy import TeamActionEvaluation
 from otbaselines.common.networks.optimizers import clear_gradients
+from otbaselines.common.networks.parameter_sets import RunningSets
 from otbaselines.common.schedules import parse_schedule
 from otbaselines.common.settings import MANY, Setting, arguments_of
 from otbaselines.common.training import Metrics, Snapshot, check_finite, parameter_sum
@@ -39,7 +41,8 @@ class MultiAgentPPO(MultiAgentOnPolicyAlgorithm):
     :param clip_range: bound on the change of an action's likelihood ratio, possibly a schedule
     :param clip_range_vf: bound on the change of a value, in the unit of the return; ``None`` for none
     :param normalize_advantage: normalise advantages in each minibatch
-    :param target_kl: stop an update early when the approximate KL divergence exceeds 1.5 times this
+    :param target_kl: a parameter set takes no further step of an update once its approximate KL divergence exceeds 1.5 times
+        this; with separate parameters one agent stops, and the others go on as if nothing had happened
     :raises ValueError: if a setting is out of range, or ``batch_size`` exceeds the rollout
     """
 
@@ -51,6 +54,8 @@ class MultiAgentPPO(MultiAgentOnPolicyAlgorithm):
         "normalize_advantage": Setting("flag"),
         "target_kl": Setting("number", low=0.0, above="always", optional=True, remedy="None switches it off"),
     }
+
+    _json_state: ClassVar[tuple[str, ...]] = ("_missed_steps",)
 
     def __init__(
         self,
@@ -91,6 +96,13 @@ class MultiAgentPPO(MultiAgentOnPolicyAlgorithm):
 
     def _setup_model(self) -> None:
         super()._setup_model()
+        # Optimizer steps that each parameter set has sat out because of `target_kl`; `load` brings those of the file.
+        n_sets = 1 if self.share_parameters else self.layout.n_agents
+        self._missed_steps = vars(self).get("_missed_steps") or [0] * n_sets
+        counts = self._missed_steps if isinstance(self._missed_steps, list) else []
+        if len(counts) != n_sets or not all(type(count) is int and count >= 0 for count in counts):
+            raise ValueError(f"`_missed_steps` must count the steps of {n_sets} parameter sets, got {self._missed_steps!r}")
+        self._sets = RunningSets(self._missed_steps)
         self.clip_range = parse_schedule(self.clip_range)
         if self.clip_range_vf is not None:
             self.clip_range_vf = parse_schedule(self.clip_range_vf)
@@ -133,16 +145,16 @@ class MultiAgentPPO(MultiAgentOnPolicyAlgorithm):
         metrics = Metrics()
         assert self.batch_size is not None
         rows = self.batch_size // self.layout.n_agents
+        self._sets = RunningSets(self._missed_steps)
         for _ in range(self.n_epochs):
-            stop = False
             for batch in self.rollout_buffer.get(rows):
-                stop = not self._update(batch, metrics)
-                if stop:
+                if not self._update(batch, metrics):
                     break
             self._n_updates += 1
-            if stop:
+            if not any(self._sets.running):
                 break
         self._log_training(metrics, snapshot)
+        self._missed_steps = self._sets.missed
 
     def _before_updates(self) -> None:
         """Whatever an algorithm prepares once per rollout."""
@@ -166,9 +178,9 @@ class MultiAgentPPO(MultiAgentOnPolicyAlgorithm):
 
     def _update(self, batch: AgentRolloutSamples, metrics: Metrics) -> bool:
         """
-        One gradient step.
+        One gradient step of every parameter set that has not exceeded ``target_kl``.
 
-        :return: ``False`` when ``target_kl`` was exceeded and the step was not taken
+        :return: ``False`` when all have, and no step was taken
         """
         evaluation = self.team_policy.evaluate_team_actions(
             batch.observations, batch.actions, self._common_states(), batch.states
@@ -180,12 +192,10 @@ class MultiAgentPPO(MultiAgentOnPolicyAlgorithm):
         ratio = log_ratio.exp()
         with th.no_grad():
             # Schulman's low-variance estimator of the reverse divergence.
-            approx_kl = agent_mean((ratio - 1.0) - log_ratio, batch.active, pooled=True)
-        metrics.add("train/approx_kl", approx_kl)
-        if self.target_kl is not None and float(approx_kl) > 1.5 * self.target_kl:
-            if self.verbose >= 1:
-                print(f"Early stopping after {self._n_updates} updates due to reaching max kl: {float(approx_kl):.2f}")
-            return False
+            divergence = (ratio - 1.0) - log_ratio
+            metrics.add("train/approx_kl", agent_mean(divergence, batch.active, pooled=True))
+            if not self._go_on(divergence, batch.active):
+                return False
         loss = self._ppo_loss(batch, evaluation, ratio, metrics)
         auxiliary = self._auxiliary_loss(evaluation)
         if auxiliary is not None:
@@ -194,8 +204,22 @@ class MultiAgentPPO(MultiAgentOnPolicyAlgorithm):
         clear_gradients(self.policy.optimizer)
         loss.backward()
         self.team_policy.clip_gradients(self.max_grad_norm)
-        self.policy.optimizer.step()
+        if self._sets.in_step:
+            self.policy.optimizer.step()
+        else:
+            self._sets.step(self.policy.optimizer, *parameter_groups(self.policy))
         return True
+
+    def _go_on(self, divergence: th.Tensor, active: th.Tensor | None) -> bool:
+        """Stop the parameter sets that have moved too far; whether any goes on. The host reads one small vector."""
+        if self.target_kl is None:
+            return True
+        of_sets = agent_mean(divergence, active, pooled=self.share_parameters).view(-1)
+        for k in self._sets.stop((of_sets > 1.5 * self.target_kl).tolist()):
+            if self.verbose >= 1:
+                who = "" if self.share_parameters else f" of {self.layout.possible_agents[k]}"
+                print(f"Early stopping{who} after {self._n_updates} updates due to reaching max kl: {float(of_sets[k]):.2f}")
+        return any(self._sets.running)
 
     def _ppo_loss(
         self,

@@ -253,6 +253,121 @@ def test_an_update_stops_before_the_step_that_would_exceed_target_kl():
     assert all((old == new).all() for old, new in zip(before, model.policy.parameters(), strict=True))
 
 
+def _ready(n_agents, **settings):
+    model = _team(n_agents, ACTIONS["discrete"], **settings)
+    model.n_epochs, model.batch_size = 6, 4 * n_agents
+    model.set_logger(Logger(None, []))
+    return model
+
+
+def _fill(model, seed):
+    """Random experience, with the likelihoods and values of the present policies."""
+    buffer, rng = model.rollout_buffer, th.Generator().manual_seed(seed)
+    buffer.observations.copy_(th.rand(buffer.observations.shape, generator=rng) * 2 - 1)
+    buffer.actions.copy_(th.randint(4, buffer.actions.shape, generator=rng))
+    buffer.advantages.copy_(th.randn(buffer.advantages.shape, generator=rng))
+    buffer.returns.copy_(buffer.advantages)
+    with th.no_grad():
+        now = model.policy.evaluate_team_actions(buffer.observations.flatten(0, 1), buffer.actions.flatten(0, 1))
+    buffer.log_probs.copy_(now.log_prob.view_as(buffer.log_probs))
+    buffer.values.copy_(now.values.view_as(buffer.values))
+    buffer.pos = buffer.n_steps
+
+
+def _of_agent(model, agent):
+    """Bits of one agent's parameters and of its part of the optimizer's state."""
+    bits = {}
+    for name, parameter in model.policy.named_parameters():
+        bits[name] = parameter.detach()[agent].clone()
+        for key, value in model.policy.optimizer.state[parameter].items():
+            if value.shape == parameter.shape:
+                bits[f"{name}/{key}"] = value[agent].clone()
+    return bits
+
+
+def _equal(first, second):
+    return first.keys() == second.keys() and all(th.equal(value, second[name]) for name, value in first.items())
+
+
+@pytest.mark.parametrize("optimizer", [th.optim.Adam, th.optim.RMSprop, th.optim.SGD])
+def test_an_agent_that_jumps_stops_alone(optimizer):
+    models = []
+    for jump in (0.0, 3.0):
+        kwargs = {
+            "policy_kwargs": {
+                "optimizer_class": optimizer,
+                **({"optimizer_kwargs": {"momentum": 0.5}} if optimizer is th.optim.SGD else {}),
+            }
+        }
+        model = _ready(3, target_kl=0.5, learning_rate=1e-3, **kwargs)
+        for seed in range(2):
+            _fill(model, seed)
+            before = _of_agent(model, 1)
+            # Only in the second update, so that there are moments that could change.
+            model.rollout_buffer.log_probs[:, :, 1] += jump if seed == 1 else 0.0
+            th.manual_seed(seed)
+            model.train()
+        models.append(model)
+    free, jumped = models
+    assert free._missed_steps == [0, 0, 0]
+    assert jumped._missed_steps == [0, 24, 0]
+    assert _equal(_of_agent(jumped, 1), before)
+    assert not _equal(_of_agent(free, 1), before)
+    for agent in (0, 2):
+        assert _equal(_of_agent(free, agent), _of_agent(jumped, agent))
+
+
+def _single(team, agent):
+    """A team of one that is this agent of the team: its parameters and its share of the rollout."""
+    single = _ready(1, target_kl=team.target_kl, learning_rate=team.learning_rate)
+    single.policy.load_state_dict({name: value[agent : agent + 1] for name, value in team.policy.state_dict().items()})
+    return single
+
+
+def test_agents_that_stop_and_go_on_learn_as_if_each_were_trained_alone():
+    # Each agent stops somewhere else in each update, and Adam's young moments depend on the number of its own steps.
+    team = _ready(3, target_kl=0.02, learning_rate=3e-3)
+    singles = [_single(team, agent) for agent in range(3)]
+    for seed in range(4):
+        _fill(team, seed)
+        for agent, single in enumerate(singles):
+            for name in ("observations", "actions", "log_probs", "values", "advantages", "returns"):
+                own = getattr(team.rollout_buffer, name)[:, :, agent : agent + 1]
+                getattr(single.rollout_buffer, name).copy_(own)
+            th.manual_seed(seed)
+            single.train()
+        th.manual_seed(seed)
+        team.train()
+    assert len(set(team._missed_steps)) > 1
+    assert max(team._missed_steps) < 4 * 24
+    for agent, single in enumerate(singles):
+        for name, value in single.policy.state_dict().items():
+            th.testing.assert_close(team.policy.state_dict()[name][agent], value[0], atol=2e-6, rtol=1e-4)
+
+
+def test_shared_parameters_stop_as_one():
+    model = _ready(3, target_kl=0.4, share_parameters=True)
+    _fill(model, 0)
+    model.train()
+    before = {name: value.clone() for name, value in model.policy.state_dict().items()}
+    _fill(model, 1)
+    # The mean over agents decides: 3.0 for one of three is a divergence of (exp(-3) - 1 + 3) / 3 = 0.68.
+    model.rollout_buffer.log_probs[:, :, 1] += 3.0
+    model.train()
+    assert all(th.equal(value, before[name]) for name, value in model.policy.state_dict().items())
+
+
+def test_steps_that_were_missed_survive_saving(tmp_path):
+    env = ParallelVecEnv(lambda: WanderersEnv((20, 20)), 2, seed=0)
+    settings = {"n_steps": 16, "batch_size": 16, "n_epochs": 6, "learning_rate": 1e-2, "target_kl": 0.01, "seed": 0}
+    model = IPPO("MlpPolicy", env, **settings).learn(128)
+    assert sum(model._missed_steps) > 0
+    model.save(tmp_path / "model")
+    assert IPPO.load(tmp_path / "model")._missed_steps == model._missed_steps
+    with pytest.raises(ValueError, match="`_missed_steps` must count the steps of 2 parameter sets, got"):
+        IPPO.load(tmp_path / "model", custom_objects={"_missed_steps": [1]})
+
+
 def test_target_kl_ends_the_epochs_of_a_rollout():
     counts = []
     for target_kl in (None, 1e-9):
