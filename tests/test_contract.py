@@ -3,6 +3,8 @@
 import importlib
 import inspect
 import json
+import pathlib
+import pickle
 import pkgutil
 import warnings
 import zipfile
@@ -21,6 +23,7 @@ from toy_teams import DiceEnv
 
 import otbaselines
 from otbaselines import IPPO, MAPPO, WBC, ParallelVecEnv, evaluate_team, make_vec_env
+from otbaselines.common.saving.normalizer import load_normalizer
 from otbaselines.envs.simple_spread_tensor import SimpleSpreadVecEnv
 
 ALGORITHMS = [IPPO, MAPPO, WBC]
@@ -225,6 +228,130 @@ def test_another_team_is_refused(algorithm, tmp_path):
         algorithm.load(tmp_path / "model", env=ParallelVecEnv(WanderersEnv((4, 4)), 3))
     with pytest.raises(ValueError, match="the model was built for"):
         model.set_env(ParallelVecEnv(WanderersEnv((4, 4)), 3))
+
+
+# Tensors that live outside the saved states, with the reason why a loaded model may be without them.
+NOT_SAVED = {
+    "rollout_buffer": "is filled anew before it is read",
+    "_statistics": "belongs to the environment's running episodes",
+    "_last_obs": "belongs to the environment",
+    "env": "is the environment",
+    "_consensus": "is prepared anew from every rollout",
+    "_streams": "starts anew where the seed and the number of steps say",
+}
+
+
+def _has_tensors(value, seen=()):
+    if id(value) in seen or isinstance(value, type | spaces.Space):
+        return False
+    if isinstance(value, th.Tensor | th.nn.Module | th.optim.Optimizer | th.Generator | np.random.Generator):
+        return True
+    seen = (*seen, id(value))
+    if isinstance(value, dict):
+        return any(_has_tensors(entry, seen) for entry in value.values())
+    if isinstance(value, list | tuple | set):
+        return any(_has_tensors(entry, seen) for entry in value)
+    return hasattr(value, "__dict__") and not callable(value) and _has_tensors(vars(value), seen)
+
+
+@pytest.mark.parametrize("intake", INTAKES)
+def test_every_tensor_is_saved_or_declared(algorithm, intake):
+    model = _learn(_build(algorithm, intake))
+    logger = {"_logger", "_custom_logger"}
+    loose = {name for name in model.unsaved_attributes() - logger if _has_tensors(vars(model)[name])}
+    assert loose <= NOT_SAVED.keys(), loose - NOT_SAVED.keys()
+    # The walk finds what is hidden.
+    model._forgotten = {"inside": [th.zeros(1)]}
+    assert _has_tensors(model._forgotten)
+    assert "_forgotten" in model.unsaved_attributes()
+
+
+class Evil:
+    """Leaves a mark when it is unpickled."""
+
+    def __init__(self, marker):
+        self.marker = marker
+
+    def __reduce__(self):
+        return pathlib.Path.touch, (self.marker,)
+
+
+def test_no_kind_of_file_is_executed(algorithm, tmp_path):
+    marker = tmp_path / "executed"
+    model = _build(algorithm, "tensor")
+    for kind in ("pickle", "torch", "numpy"):
+        path = tmp_path / kind
+        if kind == "pickle":
+            path.write_bytes(pickle.dumps(Evil(marker)))
+        elif kind == "torch":
+            th.save({"state_dict": Evil(marker)}, path)
+        else:
+            with path.open("wb") as file:
+                np.savez(file, mean=np.array([Evil(marker)], dtype=object))
+        loaders = {
+            "load": algorithm.load,
+            "set_parameters": model.set_parameters,
+            "policy": type(model.policy).load,
+            "normalizer": lambda path: load_normalizer(INTAKES["tensor"](), path, training=False),
+        }
+        for name, load in loaders.items():
+            with pytest.raises(ValueError, match=kind):
+                load(path)
+            assert not marker.exists(), name
+    # The payload is live.
+    pickle.loads((tmp_path / "pickle").read_bytes())
+    assert marker.exists()
+
+
+# ---------------------------------------------------------------- derivatives
+def test_second_derivatives_of_the_policy_are_those_of_finite_differences(algorithm):
+    model = _build(algorithm, "tensor")
+    parameters = list(model.policy.parameters())
+    obs = th.as_tensor(np.stack([model.observation_space.sample() for _ in range(32 * model.layout.n_agents)])).float()
+    direction = [th.randn_like(parameter) for parameter in parameters]
+
+    def gradient(**kwargs):
+        values, log_prob, entropy = model.policy.evaluate_actions(obs, th.zeros(len(obs), dtype=th.int64))
+        return th.autograd.grad(values.square().mean() + log_prob.mean() + entropy.mean(), parameters, **kwargs)
+
+    slope = sum((part * vector).sum() for part, vector in zip(gradient(create_graph=True), direction, strict=True))
+    exact = th.autograd.grad(slope, parameters)
+    sides = []
+    for step in (1e-2, -2e-2):
+        with th.no_grad():
+            for parameter, vector in zip(parameters, direction, strict=True):
+                parameter.add_(vector, alpha=step)
+        sides.append(gradient())
+    for product, upper, lower in zip(exact, *sides, strict=True):
+        numeric = (upper - lower) / 2e-2
+        assert float((product - numeric).norm()) <= 0.02 * float(numeric.norm()) + 1e-5
+
+
+# ---------------------------------------------------------------- interrupts
+@pytest.mark.parametrize("intake", ["tensor", "parallel"])
+@pytest.mark.parametrize("where", ["rollout", "update"])
+def test_an_interrupted_model_goes_on(algorithm, where, intake, tmp_path):
+    model = _learn(_build(algorithm, intake, n_epochs=2))
+
+    def interrupt(*_):
+        raise KeyboardInterrupt
+
+    if where == "update":
+        step, model.policy.optimizer.step = model.policy.optimizer.step, interrupt
+        with pytest.raises(KeyboardInterrupt):
+            _learn(model, 1, reset_num_timesteps=False)
+        model.policy.optimizer.step = step
+    else:
+        with pytest.raises(KeyboardInterrupt):
+            _learn(model, 1, reset_num_timesteps=False, callback=interrupt)
+    stopped_at = model.num_timesteps
+    model.save(tmp_path / "model")
+    for each in (model, algorithm.load(tmp_path / "model", env=INTAKES[intake]())):
+        before = _state(each)
+        _learn(each, 1, reset_num_timesteps=False)
+        assert each.num_timesteps == stopped_at + model.n_steps * model.n_envs
+        assert not _same(before, _state(each))
+        assert all(th.isfinite(value).all() for value in _state(each).values())
 
 
 # ---------------------------------------------------------------- bad input

@@ -10,14 +10,12 @@ def child_seeds(seed: int, num_timesteps: int = 0) -> dict[str, int]:
     """
     The seeds of an algorithm's random streams, children of one ``np.random.SeedSequence(seed)``.
 
-    | stream | what it feeds |
-    | --- | --- |
-    | ``learner`` | initial parameters, sampled actions, minibatches; torch's, NumPy's and Python's global generators |
-    | ``environment`` | the training environment: copy ``k`` gets this number plus ``k`` |
-    | ``actions`` | ``action_space.sample()``, which off-policy learners use before they have learned anything |
-    | ``consensus`` | states and actions that a consensus draws |
-    | ``slicing`` | directions of sliced distances |
-    | ``evaluation`` | environments that are only evaluated on |
+    - ``learner``: initial parameters, sampled actions, minibatches: torch's, NumPy's and Python's global generators;
+    - ``environment``: the training environment, of which copy ``k`` gets this number plus ``k``;
+    - ``actions``: ``action_space.sample()``, which off-policy learners use before they have learned anything;
+    - ``consensus``: states and actions that a consensus draws;
+    - ``slicing``: directions of sliced distances;
+    - ``evaluation``: environments that are only evaluated on.
 
     A model that is loaded goes on with the streams of its ``num_timesteps``: it neither repeats what it has seen, nor
     differs from another load of the same file.

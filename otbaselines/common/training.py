@@ -82,21 +82,21 @@ def parameter_sum(module: th.nn.Module) -> th.Tensor:
     return th.stack([p.detach().abs().sum() for p in module.parameters()]).sum()
 
 
-def check_finite(numbers: dict[str, float], snapshot: Snapshot, num_timesteps: int) -> None:
+def check_finite(numbers: dict[str, float], snapshot: Snapshot, steps: str) -> None:
     """
     Undo an update that went wrong.
 
     :param numbers: what was computed in the update, by name
     :param snapshot: the state before it
-    :param num_timesteps: steps so far
+    :param steps: how many there have been, with their unit
     :raises ValueError: if a number is NaN or infinite, after the state was restored; names the quantities
     """
     bad = [name for name, value in numbers.items() if not math.isfinite(value)]
     if bad:
         snapshot.restore()
         raise ValueError(
-            f"{', '.join(f'`{name}`' for name in bad)} became NaN or infinite in the update after {num_timesteps} "
-            "agent-steps; the parameters from before it were restored. Lower `learning_rate`, or scale rewards and "
+            f"{', '.join(f'`{name}`' for name in bad)} became NaN or infinite in the update after {steps}; "
+            "the parameters from before it were restored. Lower `learning_rate`, or scale rewards and "
             "observations"
         )
 

@@ -1,6 +1,5 @@
 """The loop that every on-policy team algorithm shares: collect a rollout of all agents, then train on it."""
 
-import os
 from functools import cached_property
 from typing import Any, ClassVar, Self
 
@@ -12,9 +11,9 @@ from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 from stable_baselines3.common.policies import BasePolicy
 from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback, Schedule
-from stable_baselines3.common.utils import set_random_seed
 from stable_baselines3.common.vec_env import VecEnv, unwrap_vec_normalize
 
+from otbaselines.common.learner import Learner
 from otbaselines.common.multi_agent.buffers import AgentRolloutBuffer
 from otbaselines.common.multi_agent.collect import TeamRollouts
 from otbaselines.common.multi_agent.critics import CRITICS, check_critic, check_state_space
@@ -24,21 +23,14 @@ from otbaselines.common.multi_agent.policies import (
     MultiAgentMultiInputPolicy,
 )
 from otbaselines.common.multi_agent.sb3_policy import check_policy_class
-from otbaselines.common.saving.algorithm import JsonSaveMixin
-from otbaselines.common.schedules import parse_schedule
-from otbaselines.common.seeding import child_seeds
 from otbaselines.common.settings import (
     LEARN_SETTINGS,
     MANY,
-    POLICY_SETTINGS,
     Setting,
     arguments_of,
     check_settings,
-    inherit_parameters,
-    is_device,
     settings_of,
 )
-from otbaselines.common.training import with_progress_bar
 from otbaselines.common.vec_env.layout import TeamLayout, normalizes_observations, team_layout
 from otbaselines.common.vec_env.make import wrap_team_env
 from otbaselines.common.vec_env.spaces import check_spaces
@@ -49,7 +41,7 @@ JOINT_STEPS = 2048
 MIN_STEPS = 16
 
 
-class MultiAgentOnPolicyAlgorithm(JsonSaveMixin, TeamRollouts):
+class MultiAgentOnPolicyAlgorithm(Learner, TeamRollouts):
     """
     Base of the on-policy team algorithms, a drop-in for SB3's ``OnPolicyAlgorithm``.
 
@@ -58,7 +50,6 @@ class MultiAgentOnPolicyAlgorithm(JsonSaveMixin, TeamRollouts):
     :param policy: ``"MlpPolicy"``, ``"CnnPolicy"``, ``"MultiInputPolicy"`` or a policy class
     :param env: a PettingZoo ``ParallelEnv``, an id such as ``"mpe2/simple_spread_v3"``, a SuperSuit vector environment, a
         ``TensorVecEnv``, any SB3 ``VecEnv``, or a Gymnasium environment (a team of one)
-    :param learning_rate: a number, or a function of the remaining progress (from 1 to 0)
     :param n_steps: environment steps per copy and rollout; when omitted, about 2,048 joint steps shared by the copies and
         at least 16
     :param gamma: discount in [0, 1]
@@ -72,18 +63,9 @@ class MultiAgentOnPolicyAlgorithm(JsonSaveMixin, TeamRollouts):
     :param critic: whom the values come from: ``"own"`` (each agent's own critic, at its own observation), ``"shared"`` (one
         critic for agents with actors of their own, at each agent's observation) or ``"central"`` (one critic that reads the
         environment's state, or all observations of the team where there is none, with a value for each agent)
-    :param stats_window_size: episodes over which returns and lengths are averaged in the log
-    :param tensorboard_log: folder of the TensorBoard log, if any
-    :param policy_kwargs: keyword arguments of the policy, as in SB3
-    :param verbose: 0 silent, 1 information, 2 debug
-    :param seed: seed of every random stream
-    :param device: ``"auto"``, ``"cpu"``, ``"cuda"``
-    :param _init_setup_model: whether to build the networks at once
     """
 
     setting_ranges: ClassVar[dict[str, Setting]] = {
-        "policy": Setting((str, type), what="the name of a policy, such as 'MlpPolicy', or a policy class"),
-        "learning_rate": Setting("schedule", low=0.0),
         "n_steps": Setting("integer", low=1, high=MANY, optional=True),
         "gamma": Setting("number", low=0.0, high=1.0),
         "gae_lambda": Setting("number", low=0.0, high=1.0),
@@ -100,13 +82,6 @@ class MultiAgentOnPolicyAlgorithm(JsonSaveMixin, TeamRollouts):
         ),
         "share_parameters": Setting("flag"),
         "critic": Setting("text", choices=CRITICS),
-        "stats_window_size": Setting("integer", low=1, high=MANY),
-        "tensorboard_log": Setting((str, os.PathLike), optional=True),
-        "policy_kwargs": Setting((dict,), optional=True, entries=POLICY_SETTINGS),
-        "verbose": Setting("integer", low=0, high=2),
-        "seed": Setting("integer", low=0, high=2**63 - 1, optional=True),
-        "device": Setting((str, th.device), fits=is_device, what="'auto', 'cpu', 'cuda' or another device of torch"),
-        "_init_setup_model": Setting("flag"),
     }
     _json_state: ClassVar[tuple[str, ...]] = ("trained_normalized",)
     #: Whether the environment last trained in normalises observations; ``None`` before the first training.
@@ -116,10 +91,6 @@ class MultiAgentOnPolicyAlgorithm(JsonSaveMixin, TeamRollouts):
         "CnnPolicy": MultiAgentActorCriticCnnPolicy,
         "MultiInputPolicy": MultiAgentMultiInputPolicy,
     }
-
-    def __init_subclass__(cls, **kwargs: Any) -> None:
-        super().__init_subclass__(**kwargs)
-        inherit_parameters(cls)
 
     def __init__(
         self,
@@ -271,11 +242,6 @@ class MultiAgentOnPolicyAlgorithm(JsonSaveMixin, TeamRollouts):
         tb_log_name: str = "run",
         progress_bar: bool = False,
     ) -> tuple[int, BaseCallback]:
-        # Attributes may have been changed since the constructor looked at them.
-        table, present = settings_of(type(self)), vars(self)
-        check_settings(table, {name: present.get(name, present.get(f"_{name}")) for name in table if self._keeps(name)})
-        if self.env is None:
-            raise RuntimeError("the model has no environment to learn in; call `set_env`, or `load` it with `env=`")
         goes_on = isinstance(self.env, TensorVecEnv) and self.env.is_reset
         if isinstance(self._last_obs, np.ndarray) and not self._last_obs.size and not goes_on:
             # The mark of an environment that keeps its own observations; after `load` it may be another one.
@@ -283,15 +249,9 @@ class MultiAgentOnPolicyAlgorithm(JsonSaveMixin, TeamRollouts):
         if reset_num_timesteps or self._last_obs is None:
             # The environment is about to be reset, so no episode is under way.
             self._statistics = None
-        self.trained_normalized = normalizes_observations(self.env)
+        if self.env is not None:
+            self.trained_normalized = normalizes_observations(self.env)
         return super()._setup_learn(total_timesteps, callback, reset_num_timesteps, tb_log_name, progress_bar)
-
-    def _keeps(self, name: str) -> bool:
-        """Whether a parameter lives on in an attribute, as it was given."""
-        return name != "policy" and not vars(self).keys().isdisjoint({name, f"_{name}"})
-
-    def _init_callback(self, callback: MaybeCallback, progress_bar: bool = False) -> BaseCallback:
-        return super()._init_callback(with_progress_bar(callback) if progress_bar else callback)
 
     def learn(
         self,
@@ -325,39 +285,6 @@ class MultiAgentOnPolicyAlgorithm(JsonSaveMixin, TeamRollouts):
         # Whole rollouts are finished, so the last one may overshoot; a schedule that falls to zero would turn negative, and
         # a negative learning rate climbs the loss.
         self._current_progress_remaining = max(0.0, self._current_progress_remaining)
-
-    def _setup_lr_schedule(self) -> None:
-        schedule = parse_schedule(self.learning_rate)
-        table = settings_of(type(self))
-        self.lr_schedule = lambda progress: table["learning_rate"].reading("learning_rate", schedule, progress)
-
-    def schedule_value(self, name: str) -> float:
-        """
-        :param name: a parameter that may be a schedule
-        :return: its value at the present progress
-        :raises ValueError: if that is out of the parameter's range
-        """
-        return settings_of(type(self))[name].reading(name, getattr(self, name), self._current_progress_remaining)
-
-    def set_random_seed(self, seed: int | None = None) -> None:
-        """
-        Start every random stream: those of :func:`~otbaselines.common.seeding.child_seeds` after the steps so far.
-
-        :param seed: the seed; without one, the streams go on as they are
-        """
-        if seed is None:
-            return
-        seeds = child_seeds(seed, self.num_timesteps)
-        set_random_seed(seeds["learner"], using_cuda=self.device.type == "cuda")
-        self.action_space.seed(seeds["actions"])
-        if self.env is not None:
-            self.env.seed(seeds["environment"])
-
-    def _get_policy_from_name(self, policy_name: str) -> type[BasePolicy]:
-        if policy_name not in self.policy_aliases:
-            known = ", ".join(map(repr, self.policy_aliases))
-            raise ValueError(f"`policy` must be one of {known} or a policy class, got {policy_name!r}")
-        return self.policy_aliases[policy_name]
 
     def _check_setup(self, n_copies: int) -> None:
         """Raise for settings that only make sense together; called before anything is built."""

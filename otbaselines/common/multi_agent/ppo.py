@@ -262,7 +262,7 @@ class MultiAgentPPO(MultiAgentOnPolicyAlgorithm):
             metrics.add("train/std", self.policy.log_std.detach().exp().mean())
         metrics.add("parameters", parameter_sum(self.policy))
         numbers = metrics.means()
-        check_finite(numbers, snapshot, self.num_timesteps)
+        check_finite(numbers, snapshot, f"{self.num_timesteps} agent-steps")
         del numbers["parameters"]
         for name, value in numbers.items():
             self.logger.record(name, value)
