@@ -307,12 +307,14 @@ def test_no_kind_of_file_is_executed(algorithm, tmp_path):
 def test_second_derivatives_of_the_policy_are_those_of_finite_differences(algorithm):
     model = _build(algorithm, "tensor")
     parameters = list(model.policy.parameters())
-    obs = th.as_tensor(np.stack([model.observation_space.sample() for _ in range(32 * model.layout.n_agents)])).float()
+    n_agents = model.layout.n_agents
+    obs = th.as_tensor(np.stack([model.observation_space.sample() for _ in range(32 * n_agents)])).float().unflatten(0, (32, -1))
+    states = None if model.state_space is None else th.randn(32, *model.state_space.shape)
     direction = [th.randn_like(parameter) for parameter in parameters]
 
     def gradient(**kwargs):
-        values, log_prob, entropy = model.policy.evaluate_actions(obs, th.zeros(len(obs), dtype=th.int64))
-        return th.autograd.grad(values.square().mean() + log_prob.mean() + entropy.mean(), parameters, **kwargs)
+        said = model.policy.evaluate_team_actions(obs, th.zeros(32, n_agents, dtype=th.int64), states=states)
+        return th.autograd.grad(said.values.square().mean() + said.log_prob.mean() + said.entropy.mean(), parameters, **kwargs)
 
     slope = sum((part * vector).sum() for part, vector in zip(gradient(create_graph=True), direction, strict=True))
     exact = th.autograd.grad(slope, parameters)

@@ -301,13 +301,14 @@ def check_rollout(buffer: AgentRolloutBuffer, layout: TeamLayout, num_timesteps:
     :raises ValueError: if one is NaN or infinite; names the quantity, the agent, its copy and the step
     """
     observations = buffer.observations if isinstance(buffer.observations, dict) else {"observations": buffer.observations}
+    # Which of the two makes a last value not finite is what the critic reads; a state is nobody's in particular.
+    last = "terminal_observation" if buffer.states is None else "terminal_state"
     quantities = {
         "rewards": buffer.rewards,
-        "terminal_observation" if buffer.states is None else "terminal_state": buffer.bootstrap,
+        **({} if buffer.states is None else {"states": buffer.states.unsqueeze(2)}),
+        last: buffer.bootstrap,
         **{k: v for k, v in observations.items() if v.is_floating_point()},
     }
-    if buffer.states is not None:
-        quantities["states"] = buffer.states.unsqueeze(2)
     # The sum of absolute values is finite exactly when every entry is (and is far from overflow): one number each.
     sums = th.stack([tensor.abs().sum(dtype=th.float64) for tensor in quantities.values()])
     if bool(th.isfinite(sums).all()):
@@ -316,7 +317,6 @@ def check_rollout(buffer: AgentRolloutBuffer, layout: TeamLayout, num_timesteps:
         bad = (~th.isfinite(tensor)).flatten(3).any(-1) if tensor.ndim > 3 else ~th.isfinite(tensor)
         if bool(bad.any()):
             step, copy, agent = (int(index) for index in bad.nonzero()[0])
-            # A state is nobody's in particular.
             raise _not_finite(name, step, copy, None if name in ("states", "terminal_state") else agent, layout, num_timesteps)
 
 

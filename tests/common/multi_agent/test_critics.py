@@ -345,6 +345,21 @@ def test_the_critics_loss_is_the_mean_over_all_agents_and_the_actors_losses_are_
         th.testing.assert_close(ours, theirs.grad, atol=1e-6, rtol=1e-4)
 
 
+@pytest.mark.parametrize("critic", ["shared", "central"])
+def test_a_common_critic_goes_on_while_any_agent_does(critic):
+    env = SimpleSpreadVecEnv(n_copies=2, max_cycles=5)
+    model = IPPO("MlpPolicy", env, critic=critic, target_kl=1.0, **SMALL)
+    before = copy.deepcopy(model.policy)
+    # As if the first agent had moved too far at once.
+    model._go_on = lambda *_: model._sets.stop([True, False, False]) is not None
+    model.learn(48)
+    for new, old in zip(model.policy.actor_parameters(), before.actor_parameters(), strict=True):
+        assert th.equal(new[0], old[0])
+        assert not th.equal(new[1:], old[1:])
+    changes = zip(model.policy.critic_parameters(), before.critic_parameters(), strict=True)
+    assert all(not th.equal(new, old) for new, old in changes)
+
+
 def test_other_states_are_refused(tmp_path):
     class WiderClock(ClockEnv):
         state_space = spaces.Box(-1e3, 1e3, (3,), np.float64)
