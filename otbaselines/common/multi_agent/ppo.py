@@ -18,7 +18,7 @@ from otbaselines.common.multi_agent.losses import (
 from otbaselines.common.multi_agent.on_policy_algorithm import MultiAgentOnPolicyAlgorithm
 from otbaselines.common.multi_agent.policies import MultiAgentActorCriticPolicy
 from otbaselines.common.multi_agent.row_policy import TeamActionEvaluation
-from otbaselines.common.networks.optimizers import clear_gradients
+from otbaselines.common.networks.optimizers import clear_gradients, take_step
 from otbaselines.common.networks.parameter_sets import RunningSets
 from otbaselines.common.schedules import parse_schedule
 from otbaselines.common.settings import MANY, Setting, arguments_of
@@ -205,7 +205,7 @@ class MultiAgentPPO(MultiAgentOnPolicyAlgorithm):
         loss.backward()
         self.team_policy.clip_gradients(self.max_grad_norm)
         if self._sets.in_step:
-            self.policy.optimizer.step()
+            take_step(self.policy.optimizer)
         else:
             self._sets.step(self.policy.optimizer, *parameter_groups(self.policy))
         return True

@@ -159,6 +159,16 @@ def test_consensus_is_inert_in_a_team_of_one():
     assert all(th.equal(states[1][name], p) for name, p in states[0].items())
 
 
+@pytest.mark.parametrize("kind", ["CartPole-v1", "parallel"])
+def test_a_small_target_kl_stops_the_one_set_of_parameters(kind):
+    env = kind if "-" in kind else _team()
+    model = _build(IPPO, ActorCriticPolicy, env, target_kl=1e-9, learning_rate=0.1)
+    model.n_epochs = 5
+    model.learn(1)
+    steps = {float(entry["step"]) for entry in model.policy.optimizer.state_dict()["state"].values()}
+    assert steps <= {1.0, 2.0}
+
+
 # ---------------------------------------------------------------- saving
 @pytest.mark.parametrize("kind", ["CartPole-v1", "parallel"])
 def test_sb3s_classes_are_saved_by_name(kind, tmp_path):
