@@ -11,6 +11,7 @@ from stable_baselines3.common.logger import configure
 from toy_teams import CustomSpacesEnv, DiceEnv, RelayEnv, vector
 
 from otbaselines import IPPO, WBC, ParallelVecEnv, make_vec_env
+from otbaselines.common.seeding import child_seeds
 from otbaselines.envs.navigation_tensor import NavigationVecEnv
 from otbaselines.wbc.metric import TeamSpaces, make_metric, normalised_table
 
@@ -100,6 +101,20 @@ def test_every_form_is_reproducible_and_matters(form, continuous, independent):
 def test_one_agent_has_nobody_to_agree_with():
     alone = _learn(IPPO("MlpPolicy", _navigation(n_agents=1), **{**SMALL, "batch_size": 6}))
     assert _same(_learn(_wbc(_navigation(n_agents=1), batch_size=6)), alone)
+
+
+def test_consensus_and_slicing_have_streams_of_their_own():
+    model, seeds = _wbc(_navigation(), "sliced", seed=3), child_seeds(3)
+    assert [stream.initial_seed() for stream in _streams(model)] == [seeds["consensus"], seeds["slicing"]]
+    assert len(set(seeds.values())) == len(seeds)
+    _learn(model, 1)
+    model.set_random_seed(5)
+    later = child_seeds(5, model.num_timesteps)
+    assert [stream.initial_seed() for stream in _streams(model)] == [later["consensus"], later["slicing"]]
+
+
+def _streams(model):
+    return model._streams.states, model._streams.directions
 
 
 # ---------------------------------------------------------------- saving
