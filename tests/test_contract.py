@@ -308,7 +308,9 @@ def test_second_derivatives_of_the_policy_are_those_of_finite_differences(algori
     model = _build(algorithm, "tensor")
     parameters = list(model.policy.parameters())
     n_agents = model.layout.n_agents
-    obs = th.as_tensor(np.stack([model.observation_space.sample() for _ in range(32 * n_agents)])).float().unflatten(0, (32, -1))
+    obs = (
+        th.as_tensor(np.stack([model.observation_space.sample() for _ in range(32 * n_agents)])).float().unflatten(0, (32, -1))
+    )
     states = None if model.state_space is None else th.randn(32, *model.state_space.shape)
     direction = [th.randn_like(parameter) for parameter in parameters]
 
