@@ -48,17 +48,24 @@ def constructor_parameters(cls: type) -> dict[str, Any]:
         if "__init__" not in vars(base):
             continue
         constructor = vars(base)["__init__"]
-        try:
-            hints = typing.get_type_hints(constructor)
-        except (NameError, TypeError):
-            hints = {}
         parameters = inspect.signature(constructor).parameters.values()
         keywords = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
-        names = [parameter.name for parameter in parameters if parameter.kind in keywords]
-        found = {**{name: hints.get(name, Any) for name in names}, **found}
+        hints = {each.name: _resolved(each.annotation, constructor) for each in parameters if each.kind in keywords}
+        found = {**hints, **found}
         if not any(parameter.kind is inspect.Parameter.VAR_KEYWORD for parameter in parameters):
             break
     return {name: hint for name, hint in found.items() if name not in _NOT_PARAMETERS}
+
+
+def _resolved(annotation: Any, function: Any) -> Any:
+    # One by one: SB3's annotations of environments name classes that only type checkers import.
+    if annotation is inspect.Parameter.empty:
+        return Any
+    try:
+        one = types.SimpleNamespace(__annotations__={"value": annotation})
+        return typing.get_type_hints(one, getattr(function, "__globals__", {}))["value"]
+    except (NameError, TypeError):
+        return Any
 
 
 def portable_log(path: Any) -> str | None:
