@@ -1,5 +1,6 @@
 """
-Does parameter-sharing IPPO learn what SB3's PPO learns? Both on mpe2's simple_spread: ``python -m zoo.plots spread --train``.
+Does parameter-sharing IPPO learn what SB3's PPO learns, and what does a central critic add? All on mpe2's simple_spread:
+``python -m zoo.plots spread --train``.
 
 One environment, one entry of hyperparameters, one evaluation. SB3's PPO sees every agent of every copy as an environment of
 its own, which is how its users train teams with shared parameters.
@@ -56,11 +57,14 @@ def report(runs: Mapping[str, Sequence[SpreadResult]], args: argparse.Namespace)
 
 
 SPREAD = Comparison(
-    help="table of shared IPPO and SB3's PPO on mpe2's simple_spread",
+    help="table of IPPO, MAPPO and SB3's PPO on mpe2's simple_spread",
     env_id="mpe2/simple_spread-v3",
     methods={
         "ippo": Method(label="`IPPO(share_parameters=True)`", algo="ippo", variants=("sharing",)),
         "sb3-ppo": Method(label="SB3's `PPO`", algo="ippo", variants=("sharing",), learner="sb3-ppo"),
+        "mappo": Method(label="`MAPPO()`", algo="mappo"),
+        "ippo-own": Method(label="`IPPO()`", algo="ippo"),
+        "mappo-own": Method(label="`MAPPO(share_parameters=False)`", algo="mappo", variants=("own_actors",)),
     },
     result=SpreadResult,
     report=report,

@@ -8,10 +8,11 @@ from stable_baselines3.common.base_class import BaseAlgorithm
 
 from otbaselines.common.schedules import parse_schedule
 from otbaselines.ippo import IPPO
+from otbaselines.mappo import MAPPO
 from otbaselines.wbc import WBC
 
 #: Name on the command line, name of the hyperparameter file, name of the output folder.
-ALGOS: dict[str, type[BaseAlgorithm]] = {"ippo": IPPO, "wbc": WBC}
+ALGOS: dict[str, type[BaseAlgorithm]] = {"ippo": IPPO, "mappo": MAPPO, "wbc": WBC}
 
 
 def sb3_ppo(*, share_parameters: bool, learning_rate: Any, **settings: Any) -> PPO:
