@@ -52,10 +52,11 @@ def test_wbc_beats_kl_and_sharing_where_agents_have_different_roles() -> None:
     assert _permutation_p_value(wbc, sharing) < 0.05, (wbc, sharing)
 
 
-def test_shared_ippo_reaches_the_return_of_sb3_on_mpe2_simple_spread(tmp_path: Path) -> None:
+@pytest.mark.parametrize("method", ["ippo", "mappo"])
+def test_shared_policies_reach_the_return_of_sb3_on_mpe2_simple_spread(method: str, tmp_path: Path) -> None:
     # SB3's parameter-sharing PPO over SuperSuit reaches -19.4 per agent and episode after the same 300,000 agent-steps.
     pytest.importorskip("mpe2")
-    returns = [run_job(SPREAD.job("ippo", seed, tmp_path), SpreadResult).evaluation.mean() for seed in SEEDS]
+    returns = [run_job(SPREAD.job(method, seed, tmp_path), SpreadResult).evaluation.mean() for seed in SEEDS]
     print(returns)
     assert np.mean(returns) >= -19.4, returns
 

@@ -179,7 +179,7 @@ class ClockEnv(RelayEnv):
 class PairClock(TensorVecEnv):
     """Both copies count to three and are truncated; the state is the count and its square, the observation is zero."""
 
-    def __init__(self, broken_at=None):
+    def __init__(self, broken_at=None, **kwargs):
         agents = ["a", "b"]
         super().__init__(
             n_copies=2,
@@ -187,6 +187,7 @@ class PairClock(TensorVecEnv):
             agent_action_spaces={name: spaces.Discrete(2) for name in agents},
             state_space=spaces.Box(-np.inf, np.inf, (2,), np.float32),
             max_episode_steps=3,
+            **kwargs,
         )
         self.broken_at = broken_at
 
@@ -358,6 +359,20 @@ def test_a_common_critic_goes_on_while_any_agent_does(critic):
         assert not th.equal(new[1:], old[1:])
     changes = zip(model.policy.critic_parameters(), before.critic_parameters(), strict=True)
     assert all(not th.equal(new, old) for new, old in changes)
+
+
+@pytest.mark.parametrize("critic", ["own", "central"])
+def test_a_central_critic_learns_what_own_observations_do_not_tell(critic):
+    class Payday(PairClock):
+        def _transition(self, actions):
+            return super()._transition(actions)[0] + 1.0, None
+
+    # Every step earns 1 and the third is the last: returns are 3, 2, 1. Who sees nothing can only expect 2.
+    model = IPPO("MlpPolicy", Payday(terminates_in_lockstep=True), critic=critic, learning_rate=3e-3, gamma=1.0,
+                 gae_lambda=1.0, n_steps=30, batch_size=40, seed=0)  # fmt: skip
+    model.learn(30 * 4 * 15)
+    expected = th.tensor([3.0, 2.0, 1.0] if critic == "central" else [2.0, 2.0, 2.0])
+    th.testing.assert_close(model.rollout_buffer.values[:3, 0, 0], expected, atol=0.25, rtol=0)
 
 
 def test_other_states_are_refused(tmp_path):
