@@ -203,7 +203,8 @@ class ScalingSolver:
         weights, (batch, n_agents, n) = self._weights_of(measures), measures.shape
         # Agents first, problems last, and in place: with a handful of bins each, it is the number of operations that costs.
         mu = self._columns(measures)
-        targets = root(th.cat([mu[:1], mu]))
+        targets = mu.new_empty(n_agents + 1, n, batch)
+        root(mu, targets[1:])
         state = self._agreement(targets[1:], weights) if init is None else init.scalings
         state = state.clone(memory_format=th.contiguous_format)
         used = state if self.debiased else state[:n_agents]

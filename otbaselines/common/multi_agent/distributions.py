@@ -140,7 +140,6 @@ class MaskedCategorical(TeamDistribution):
     """
 
     def __init__(self, logits: th.Tensor, mask: th.Tensor | None = None) -> None:
-        self.mask = mask
         if mask is not None:
             logits = logits.masked_fill(~mask, LOG_ZERO)
         self.mask = mask
@@ -156,7 +155,8 @@ class MaskedCategorical(TeamDistribution):
         :return: the distributions of the first rows and of the others
         """
         first, others = copy(self), copy(self)
-        first.log_probs, others.log_probs = self.log_probs[:n_rows], self.log_probs[n_rows:]
+        # Backwards this is one concatenation, where two slices would each fill a whole tensor with zeros.
+        first.log_probs, others.log_probs = self.log_probs.split((n_rows, len(self.log_probs) - n_rows))
         return first, others
 
     @property
