@@ -231,6 +231,8 @@ def is_device(value: Any) -> bool:
 
 
 def _is_net_arch(value: Any) -> bool:
+    if isinstance(value, list) and len(value) == 1 and isinstance(value[0], dict):
+        value = value[0]
     parts = list(value.values()) if isinstance(value, dict) else [value]
     return all(isinstance(part, list | tuple) and all(map(_is_width, part)) for part in parts)
 
@@ -262,6 +264,7 @@ POLICY_SETTINGS = {
     "log_std_init": Setting("number", low=-100.0, high=100.0),
     "full_std": Setting("flag"),
     "use_expln": Setting("flag"),
+    "squash_output": Setting("flag"),
     "features_extractor_class": Setting((type,), what="a class of features extractors"),
     "features_extractor_kwargs": Setting((dict,), optional=True),
     "share_features_extractor": Setting("flag"),

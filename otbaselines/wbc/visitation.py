@@ -142,10 +142,7 @@ class ReparametrisedConsensus(VisitationConsensus):
     def _actions(self, policies: TeamDistribution) -> th.Tensor:
         """Actions of every agent at every state, in the unit of the ground cost, shape ``(n_agents, n_states, k)``."""
         assert isinstance(policies, DiagonalGaussian)
-        actions = policies.mean + policies.std * self._noise
-        if policies.mask is not None:
-            actions = actions.masked_fill(~policies.mask, 0.0)
-        return self.metric.beta * actions.transpose(0, 1).double()
+        return self.metric.beta * policies.reparametrised(self._noise).transpose(0, 1).double()
 
     def prepare(
         self,

@@ -5,7 +5,6 @@ from typing import Any
 
 import numpy as np
 import torch as th
-from gymnasium import spaces
 from stable_baselines3.common.monitor import Monitor
 from stable_baselines3.common.vec_env import VecEnv, VecMonitor, is_vecenv_wrapped
 from stable_baselines3.common.vec_env import unwrap_vec_normalize as vec_normalize_of
@@ -124,17 +123,12 @@ def play_on_device(
     policy.set_training_mode(False)
     returns = th.zeros(env.n_copies, env.n_agents, dtype=th.float64, device=env.device)
     lengths = th.zeros(env.n_copies, dtype=th.int64, device=env.device)
-    bounds = None
-    if isinstance(env.action_space, spaces.Box):
-        bounds = th.as_tensor(np.stack([env.action_space.low, env.action_space.high]), device=env.device)
     obs = env.reset_tensor()
     while ledger.is_open:
         ledger.count_step()
         with th.no_grad():
-            actions = policy.team_distribution(obs.to(policy.device)).get_actions(deterministic).to(env.device)
-        # As in `predict`: within the box, or counted from the space's start.
-        actions = actions + policy.action_start if bounds is None else actions.clamp(bounds[0], bounds[1])
-        step = env.step_tensor(actions)
+            actions = policy.env_actions(policy.team_distribution(obs.to(policy.device)).get_actions(deterministic))
+        step = env.step_tensor(actions.to(env.device))
         returns += step.rewards
         lengths += 1
         if render:

@@ -17,6 +17,7 @@ from typing import Any, Self
 import numpy as np
 import torch as th
 from gymnasium import spaces
+from stable_baselines3.common.distributions import TanhBijector
 
 from otbaselines import ot
 
@@ -301,12 +302,20 @@ class DiagonalGaussian(TeamDistribution):
     def _sum(self, terms: th.Tensor) -> th.Tensor:
         return (terms if self.mask is None else terms.masked_fill(~self.mask, 0.0)).sum(-1)
 
-    def sample(self, generator: th.Generator | None = None) -> th.Tensor:
-        if self.noise is None:
-            noise = self.std * th.empty_like(self.mean).normal_(generator=generator)
-        else:
-            noise = self.noise()
+    def reparametrised(self, noise: th.Tensor) -> th.Tensor:
+        """
+        :param noise: standard normal, of a shape that broadcasts to that of ``mean``
+        :return: the action that it makes, differentiable in the distribution's parameters; zero where the mask is ``False``
+        """
+        return self._moved(self.std * noise)
+
+    def _moved(self, noise: th.Tensor) -> th.Tensor:
         return self.mean + (noise if self.mask is None else noise.masked_fill(~self.mask, 0.0))
+
+    def sample(self, generator: th.Generator | None = None) -> th.Tensor:
+        if self.noise is not None:
+            return self._moved(self.noise())
+        return self.reparametrised(th.empty_like(self.mean).normal_(generator=generator))
 
     def mode(self) -> th.Tensor:
         return self.mean
@@ -344,6 +353,29 @@ class DiagonalGaussian(TeamDistribution):
         # One problem per dimension, whose transport is the difference of two quantile functions.
         moments = (self.mean, self.std, other.mean, other.std)
         return self._shared(other, ot.gaussian_w1(*(moment.unsqueeze(-1) for moment in moments), validate=False))
+
+
+class SquashedGaussian(DiagonalGaussian):
+    """
+    The hyperbolic tangent of independent normals: actions within -1 and 1, as SB3's with ``squash_output=True``.
+
+    ``mean``, ``log_std`` and the noise are those of the normals. So are the divergences: the tangent leaves :meth:`kl` as it
+    is, but :meth:`w1` measures actions before it.
+    """
+
+    def _moved(self, noise: th.Tensor) -> th.Tensor:
+        return super()._moved(noise).tanh()
+
+    def mode(self) -> th.Tensor:
+        return self.mean.tanh()
+
+    def log_prob(self, actions: th.Tensor) -> th.Tensor:
+        unbounded = TanhBijector.inverse(actions)
+        return super().log_prob(unbounded) - self._sum(TanhBijector().log_prob_correction(unbounded))
+
+    def entropy(self) -> th.Tensor:
+        """:raises ValueError: always"""
+        raise ValueError("the entropy of squashed actions has no closed form; estimate it by `-log_prob` of sampled actions")
 
 
 def action_head_size(action_space: spaces.Space) -> int:  # type: ignore[type-arg]

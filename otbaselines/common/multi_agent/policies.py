@@ -1,5 +1,6 @@
 """Actor-critic policies that hold a whole team in stacked parameters."""
 
+import warnings
 from collections.abc import Callable, Iterable
 from functools import partial
 from typing import Any, Self
@@ -19,6 +20,7 @@ from otbaselines.common.multi_agent.distributions import (
     IndependentBernoulli,
     MaskedCategorical,
     MultiCategorical,
+    SquashedGaussian,
     TeamDistribution,
     action_head_size,
 )
@@ -42,14 +44,16 @@ class MultiAgentActorCriticPolicy(TeamRowPolicy):
     :param observation_space: the team's common (padded) observation space
     :param action_space: the team's common (padded) action space
     :param lr_schedule: learning rate as a function of the remaining progress
-    :param net_arch: hidden widths, ``[64, 64]`` or ``dict(pi=[...], vf=[...])``; two layers of 64 when omitted
+    :param net_arch: hidden widths, ``[64, 64]`` or ``dict(pi=[...], vf=[...])``; two layers of 64 when omitted. SB3's old
+        ``[dict(pi=[...], vf=[...])]`` is taken with a warning
     :param activation_fn: activation class of the hidden layers
     :param ortho_init: orthogonal initialisation, as SB3's PPO
     :param use_sde: generalized state-dependent exploration, for continuous actions
     :param log_std_init: initial log standard deviation of continuous actions, or of the entries of the noise matrices
     :param full_std: with ``use_sde``: a standard deviation for every entry of the noise matrix, not one per row
     :param use_expln: with ``use_sde``: a standard deviation that grows more slowly than the exponential
-    :param squash_output: not supported; SB3's own ``ActorCriticPolicy`` has it, for a team of one or shared parameters
+    :param squash_output: with ``use_sde``: squash actions by the hyperbolic tangent and stretch them over the team's common
+        box, instead of clipping them to it
     :param features_extractor_class: SB3 features extractor; one instance per parameter set
     :param features_extractor_kwargs: its keyword arguments
     :param share_features_extractor: one extractor for an actor and its own critic; other critics have one of their own
@@ -97,11 +101,8 @@ class MultiAgentActorCriticPolicy(TeamRowPolicy):
         state_space: spaces.Box | None = None,
         normalize_states: bool = False,
     ) -> None:
-        if squash_output:
-            raise ValueError(
-                "`squash_output=True` is not supported by stacked policies; pass SB3's own ActorCriticPolicy as `policy`, for "
-                "a team of one or with `share_parameters=True`"
-            )
+        if squash_output and not use_sde:
+            raise ValueError("`squash_output=True` is for state-dependent exploration; set `use_sde=True` or leave it off")
         super().__init__(
             observation_space,
             action_space,
@@ -110,6 +111,7 @@ class MultiAgentActorCriticPolicy(TeamRowPolicy):
             normalize_images=normalize_images,
             optimizer_class=optimizer_class,
             optimizer_kwargs=default_optimizer_kwargs(optimizer_class, optimizer_kwargs),
+            squash_output=squash_output,
         )
         if layout is None:
             layout = TeamLayout(("agent_0",), 1, {"agent_0": observation_space}, {"agent_0": action_space})
@@ -267,6 +269,7 @@ class MultiAgentActorCriticPolicy(TeamRowPolicy):
             log_std_init=self.log_std_init,
             full_std=self.full_std,
             use_expln=self.use_expln,
+            squash_output=self.squash_output,
             features_extractor_class=self.features_extractor_class,
             features_extractor_kwargs=self.features_extractor_kwargs,
             share_features_extractor=self.share_features_extractor,
@@ -368,7 +371,8 @@ class MultiAgentActorCriticPolicy(TeamRowPolicy):
             return IndependentBernoulli(head)
         if self.use_sde:
             mean, log_std = head.chunk(2, -1)
-            return DiagonalGaussian(mean, log_std, self.action_mask, noise)
+            family = SquashedGaussian if self.squash_output else DiagonalGaussian
+            return family(mean, log_std, self.action_mask, noise)
         return DiagonalGaussian(head, self.log_std, self.action_mask)
 
     def team_distribution(self, obs: PyTorchObs) -> TeamDistribution:
@@ -422,7 +426,9 @@ class MultiAgentActorCriticPolicy(TeamRowPolicy):
         vf_features = self._critic_features(obs, states, features if is_common else None)
         distribution, common = self._distributions(pi_features, common_states)
         values, log_prob = self._values(vf_features), distribution.log_prob(actions)
-        return TeamActionEvaluation(values, log_prob, distribution.entropy(), distribution, common)
+        # Squashed actions have no entropy in closed form; then the sample's own surprise, as in SB3.
+        entropy = -log_prob if self.squash_output else distribution.entropy()
+        return TeamActionEvaluation(values, log_prob, entropy, distribution, common)
 
     def _distributions(
         self, features: th.Tensor, common_states: PyTorchObs | None
@@ -492,8 +498,15 @@ def _every(rows: PyTorchObs, agent: int, n_agents: int) -> PyTorchObs:
 
 
 def _normalise_net_arch(
-    net_arch: list[int] | dict[str, list[int]] | None, extractor: type[BaseFeaturesExtractor]
+    net_arch: list[Any] | dict[str, list[int]] | None, extractor: type[BaseFeaturesExtractor]
 ) -> dict[str, list[int]]:
+    if isinstance(net_arch, list) and len(net_arch) == 1 and isinstance(net_arch[0], dict):
+        warnings.warn(
+            "a list around the dict is SB3's old form of `net_arch`; pass `net_arch=dict(pi=..., vf=...)` instead of "
+            "`net_arch=[dict(pi=..., vf=...)]`",
+            stacklevel=3,
+        )
+        net_arch = net_arch[0]
     if net_arch is None:
         # A convolutional extractor ends in a wide layer of its own, so SB3 adds none.
         widths = [] if issubclass(extractor, NatureCNN) else [64, 64]

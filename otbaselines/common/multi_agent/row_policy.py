@@ -186,6 +186,17 @@ class TeamPolicy(ABC):
             ) from None
 
 
+def box_actions(actions: th.Tensor, low: th.Tensor, high: th.Tensor, *, is_squashed: bool) -> th.Tensor:
+    """
+    :param actions: what a policy chose, shape ``(..., *box.shape)``
+    :param low: the box's lower bounds
+    :param high: its upper bounds
+    :param is_squashed: whether they lie within -1 and 1
+    :return: the actions in the box: stretched over it if they are squashed, else clipped to it
+    """
+    return low + 0.5 * (actions + 1.0) * (high - low) if is_squashed else actions.clamp(low, high)
+
+
 class TeamRowPolicy(TeamPolicy, JsonPolicyMixin):
     """What SB3's algorithms, callbacks and evaluation call, in terms of what a team's policy computes."""
 
@@ -209,12 +220,13 @@ class TeamRowPolicy(TeamPolicy, JsonPolicyMixin):
     def env_actions(self, actions: th.Tensor) -> th.Tensor:
         if isinstance(self.action_space, spaces.Box):
             actions = actions.reshape(*actions.shape[:-1], *self.action_space.shape)
-            return actions.clamp(self.action_low, self.action_high)
+            return box_actions(actions, self.action_low, self.action_high, is_squashed=self.squash_output)
         return actions + self.action_start if self.action_start else actions
 
     def _team_actions(self, obs: PyTorchObs, deterministic: bool) -> th.Tensor:
         self.set_training_mode(False)
-        return self.team_distribution(obs).get_actions(deterministic)
+        actions = self.team_distribution(obs).get_actions(deterministic)
+        return self.env_actions(actions) if self.squash_output else actions
 
     def _predict_rows(self, observation: Any, deterministic: bool) -> np.ndarray:
         return JsonPolicyMixin.predict(self, observation, deterministic=deterministic)[0]

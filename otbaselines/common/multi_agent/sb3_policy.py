@@ -10,7 +10,7 @@ from stable_baselines3.common.policies import ActorCriticPolicy
 from stable_baselines3.common.type_aliases import PyTorchObs
 from torch import nn
 
-from otbaselines.common.multi_agent.row_policy import TeamActionEvaluation, TeamPolicy
+from otbaselines.common.multi_agent.row_policy import TeamActionEvaluation, TeamPolicy, box_actions
 from otbaselines.common.vec_env.layout import TeamLayout
 
 
@@ -97,9 +97,7 @@ class SB3TeamPolicy(TeamPolicy):
             return actions + self.action_start if self.action_start else actions
         low, high = (th.as_tensor(bound, device=actions.device) for bound in (space.low, space.high))
         actions = actions.reshape(*actions.shape[:2], *space.shape)
-        if self.policy.squash_output:
-            return low + 0.5 * (actions + 1.0) * (high - low)
-        return actions.clamp(low, high)
+        return box_actions(actions, low, high, is_squashed=self.policy.squash_output)
 
     def _team_actions(self, obs: PyTorchObs, deterministic: bool) -> th.Tensor:
         self.policy.set_training_mode(False)

@@ -149,10 +149,11 @@ def test_a_tensor_environment_gives_on_its_device_what_sb3_finds_slot_by_slot(te
 
 
 @pytest.mark.parametrize("deterministic", [False, True])
-@pytest.mark.parametrize("continuous", [False, True])
-def test_the_device_and_the_row_loop_agree(continuous, deterministic):
-    env = SimpleSpreadVecEnv(n_copies=5, continuous_actions=continuous)
-    model = IPPO("MlpPolicy", env, **SMALL)
+@pytest.mark.parametrize("kind", ["discrete", "continuous", "squashed"])
+def test_the_device_and_the_row_loop_agree(kind, deterministic):
+    env = SimpleSpreadVecEnv(n_copies=5, continuous_actions=kind != "discrete")
+    squashed = kind == "squashed"
+    model = IPPO("MlpPolicy", env, **SMALL, use_sde=squashed, policy_kwargs={"squash_output": squashed})
     kwargs = {"n_eval_episodes": 8, "seed": 1, "deterministic": deterministic}
     on_device, in_rows = evaluate_team(model, env, **kwargs), evaluate_team(model, env, callback=lambda *_: None, **kwargs)
     np.testing.assert_allclose(on_device.episode_agent_returns, in_rows.episode_agent_returns, rtol=1e-5)

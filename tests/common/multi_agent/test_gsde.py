@@ -101,6 +101,34 @@ def test_the_ratio_is_one_before_the_first_step():
     assert model.logger.name_to_value["train/clip_fraction"] == 0.0
 
 
+@pytest.mark.parametrize("algorithm", [IPPO, WBC])
+def test_a_team_learns_saves_and_loads_squashed_actions(algorithm, tmp_path):
+    kwargs = {"squash_output": True, "log_std_init": 1.0, "net_arch": [8]}
+    model = algorithm("MlpPolicy", _navigation(), n_steps=8, batch_size=24, use_sde=True, seed=0, policy_kwargs=kwargs)
+    model.learn(200)
+    assert all(bool(parameter.isfinite().all()) for parameter in model.policy.parameters())
+    model.save(tmp_path / "team")
+    loaded = algorithm.load(tmp_path / "team", env=_navigation())
+    assert loaded.policy.squash_output
+    model.policy.save(tmp_path / "policy")
+    assert type(model.policy).load(tmp_path / "policy").squash_output
+    observation = loaded.env.reset()
+    actions = model.predict(observation, deterministic=True)[0]
+    np.testing.assert_array_equal(actions, loaded.predict(observation, deterministic=True)[0])
+    # By rows and by agents, the distribution's mode stretched over the box.
+    mode = model.policy.get_distribution(th.as_tensor(observation)).mode().flatten(0, 1).detach().numpy()
+    low, high = model.action_space.low, model.action_space.high
+    np.testing.assert_allclose(actions, low + (mode + 1.0) / 2.0 * (high - low), atol=1e-6)
+    agents = model.layout.possible_agents
+    own = model.predict({agent: observation[k] for k, agent in enumerate(agents)}, deterministic=True)[0]
+    np.testing.assert_allclose(np.stack([own[agent] for agent in agents]), actions[:3], atol=1e-6)
+
+
+def test_squashing_is_for_state_dependent_exploration():
+    with pytest.raises(ValueError, match="`squash_output=True` is for state-dependent exploration; set `use_sde=True`"):
+        IPPO("MlpPolicy", "Pendulum-v1", policy_kwargs={"squash_output": True})
+
+
 def test_it_is_for_continuous_actions():
     with pytest.raises(ValueError, match="only be used with continuous actions"):
         IPPO("MlpPolicy", "CartPole-v1", use_sde=True)

@@ -68,6 +68,8 @@ def _assert_equal_to_sb3(policy, target, rows, agent=0):
     sampled = policy(rows)[0]
     ours = policy.evaluate_actions(rows, sampled.reshape(len(sampled), *policy.action_space.shape))
     theirs = target.evaluate_actions(own, sampled[agent::n_agents])
+    # Where SB3 has no entropy, its PPO takes the sample's own surprise.
+    theirs = [-theirs[1] if part is None else part for part in theirs]
     for mine, reference in zip(ours, theirs, strict=True):
         th.testing.assert_close(mine[agent::n_agents], reference, atol=5e-6, rtol=2e-6)
     th.testing.assert_close(policy.predict_values(rows)[agent::n_agents], wanted[1], atol=2e-6, rtol=1e-6)
@@ -99,6 +101,35 @@ def test_shared_parameters_are_one_sb3_policy_for_all_agents(kind):
     rows = _rows(OBS, 12)
     for agent in range(3):
         _assert_equal_to_sb3(policy, target, rows, agent)
+
+
+@pytest.mark.parametrize("use_expln", [False, True], ids=["exp", "expln"])
+@pytest.mark.parametrize("share_parameters", [False, True], ids=["own", "shared"])
+def test_squashed_actions_are_one_sb3_policy_per_agent(share_parameters, use_expln):
+    kwargs = {"use_sde": True, "squash_output": True, "use_expln": use_expln, "net_arch": [8]}
+    policy = _policy(3, action=ACTIONS["box"], share_parameters=share_parameters, **kwargs)
+    policy.reset_noise(12)
+    rows = _rows(OBS, 12)
+    sampled, _, sampled_log_prob = policy(rows)
+    assert sampled.abs().max() <= 1.0
+    for agent in range(3):
+        target = ActorCriticPolicy(OBS, ACTIONS["box"], lambda _: 3e-4, **kwargs)
+        copy_to_sb3(policy, target, 0 if share_parameters else agent)
+        _assert_equal_to_sb3(policy, target, rows, agent)
+        target.action_dist.exploration_matrices = policy.exploration._matrices[:, agent]
+        wanted, _, log_prob = target(rows[agent::3])
+        th.testing.assert_close(sampled[agent::3], wanted, atol=1e-6, rtol=0)
+        th.testing.assert_close(sampled_log_prob[agent::3], log_prob, atol=1e-3, rtol=1e-3)
+
+
+@pytest.mark.parametrize("net_arch", [{"vf": [8]}, {"vf": [8], "pi": [4]}], ids=str)
+def test_the_old_form_of_the_widths_is_that_of_sb3_with_a_warning(net_arch):
+    with pytest.warns(UserWarning, match=r"instead of `net_arch=\[dict\(pi=..., vf=...\)\]`"):
+        policy = _policy(net_arch=[net_arch])
+    with pytest.warns(UserWarning, match="instead of net_arch"):
+        target = ActorCriticPolicy(OBS, ACTIONS["discrete"], lambda _: 3e-4, net_arch=[net_arch])
+    copy_to_sb3(policy, target)
+    _assert_equal_to_sb3(policy, target, _rows(OBS, 4))
 
 
 @pytest.mark.parametrize("share_features_extractor", [True, False])

@@ -122,17 +122,21 @@ def test_every_space_is_trained_and_predicted(algorithm, kind):
     assert action.contains(model.predict(obs.sample())[0])
 
 
-def test_squashed_actions_fill_the_box_and_take_the_samples_surprise_for_entropy():
+@pytest.mark.parametrize("policy", [ActorCriticPolicy, "MlpPolicy"])
+def test_squashed_actions_fill_the_box_and_take_the_samples_surprise_for_entropy(policy):
     env = AnySpacesEnv(vector(3), spaces.Box(-2, 6, (1,), np.float32))
     kwargs = {"squash_output": True, "log_std_init": 1.0, "net_arch": [8]}
-    model = IPPO(
-        ActorCriticPolicy, env, **{**SMALL, "batch_size": 8, "use_sde": True, "ent_coef": 0.1, "policy_kwargs": kwargs}
-    )
+    model = IPPO(policy, env, **{**SMALL, "batch_size": 8, "use_sde": True, "ent_coef": 0.1, "policy_kwargs": kwargs})
     model.learn(64)
     taken = np.array(env.actions)
     assert taken.min() < -1.0
     assert taken.max() > 4.0
-    assert model.rollout_buffer.actions.abs().max() <= 1.0
+    stored = model.rollout_buffer.actions.flatten().cpu().numpy()
+    assert np.abs(stored).max() <= 1.0
+    np.testing.assert_allclose(taken.flatten()[-8:], 2.0 + 4.0 * stored, atol=1e-5)
+    obs, agent = env.observation_space.sample(), model.layout.possible_agents[0]
+    by_agent = model.predict({agent: obs}, deterministic=True)[0][agent]
+    np.testing.assert_allclose(by_agent, model.predict(obs, deterministic=True)[0], atol=1e-5)
     assert np.isfinite(model.logger.name_to_value["train/entropy_loss"])
 
 
@@ -217,11 +221,6 @@ def test_padded_actions_cannot_be_masked_by_sb3s_policies():
     env = CustomSpacesEnv({"a": vector(2), "b": vector(2)}, {"a": spaces.Discrete(2), "b": spaces.Discrete(4)})
     with pytest.raises(ValueError, match="`policy` ActorCriticPolicy cannot mask padded actions"):
         IPPO(ActorCriticPolicy, env, **{**SMALL, "share_parameters": True, "batch_size": 16})
-
-
-def test_squashing_is_refused_by_stacked_policies_with_the_class_that_has_it():
-    with pytest.raises(ValueError, match="`squash_output=True` is not supported by stacked policies; pass SB3's own"):
-        IPPO("MlpPolicy", "Pendulum-v1", use_sde=True, policy_kwargs={"squash_output": True})
 
 
 def test_the_extractor_has_sb3s_name_where_there_is_one():
