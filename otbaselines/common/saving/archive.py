@@ -75,6 +75,15 @@ def _sync_directory(directory: pathlib.Path) -> None:
         os.close(descriptor)
 
 
+def _checked_path(path: str | pathlib.Path) -> pathlib.Path:
+    if "\0" in str(path):
+        raise ValueError(f"`path` must not have null bytes, got {str(path)[:200]!r}")
+    checked = pathlib.Path(path)
+    if checked.name in ("", ".."):
+        raise ValueError(f"`path` must name a file, got {str(path)!r}")
+    return checked
+
+
 @contextmanager
 def atomic_write(path: str | pathlib.Path) -> Iterator[BinaryIO]:
     """
@@ -85,10 +94,14 @@ def atomic_write(path: str | pathlib.Path) -> Iterator[BinaryIO]:
 
     :param path: the file to replace or create; its directory must exist. A symbolic link keeps pointing to its target
     :return: the temporary file, open for binary writing
+    :raises ValueError: if the path names no file, or something that is no regular file, such as a device or a pipe
     """
-    target = pathlib.Path(os.path.realpath(path))
+    target = pathlib.Path(os.path.realpath(_checked_path(path)))
     if target.is_dir():
         raise IsADirectoryError(f"`path` {str(path)!r} is a directory; give the name of a file")
+    # A link that leads to itself is still one here.
+    if os.path.lexists(target) and not stat.S_ISREG(target.lstat().st_mode):
+        raise ValueError(f"`path` {str(path)!r} is no regular file, and would be replaced by one; give another name")
     temporary = target.with_name(f".{target.name[:100]}.{os.getpid()}.{secrets.token_hex(4)}.tmp")
     # os.open rather than tempfile: the new file gets the permissions that the user's umask gives every file.
     flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0)
@@ -165,7 +178,7 @@ def _write_entries(file: BinaryIO, data: dict[str, Any], tensors: Mapping[str, A
 
 def _target_path(path: str | pathlib.Path, suffix: str) -> pathlib.Path:
     # SB3 looks for any suffix, so that "wbc-mpe2.simple_spread" gets none; only this one counts here.
-    target = pathlib.Path(path)
+    target = _checked_path(path)
     if not target.name.endswith(suffix):
         target = target.with_name(f"{target.name}{suffix}")
     if not target.parent.exists():
@@ -233,7 +246,7 @@ def write_zip(
 
 
 def _find_file(path: str | pathlib.Path, suffix: str) -> pathlib.Path:
-    given = pathlib.Path(path)
+    given = _checked_path(path)
     candidates = [given] if given.suffix == suffix else [given, given.with_name(f"{given.name}{suffix}")]
     # A directory of that name may stand beside the zip, as in the zoo.
     for candidate in candidates:

@@ -27,6 +27,8 @@ REQUIRED = ("policy_class", "observation_space", "action_space", "n_envs")
 LAST_STEP = ("_last_obs", "_last_episode_starts", "_last_original_obs")
 EPISODES = ("ep_info_buffer", "ep_success_buffer")
 _MAX_SLOTS = 2**31
+# Floats and loggers count exactly up to here.
+_MAX_COUNT = 2**53
 _NOT_PARAMETERS = ("self", "policy", "env", "device", "_init_setup_model")
 _KINDS: dict[Any, Any] = {
     # True for 1 and 1 for True are what Python takes for equal.
@@ -185,6 +187,12 @@ def _check_episodes(name: str, buffer: Any) -> None:
 
 
 def _check_last_step(name: str, value: Any, space: spaces.Space[Any], n_envs: int) -> None:
+    if name == "_last_original_obs":
+        # Those of the normaliser, which wrappers around it may since have stacked or transposed.
+        for part in value.values() if isinstance(value, dict) else [value]:
+            if not isinstance(part, (np.ndarray, th.Tensor)) or tuple(part.shape[:1]) not in ((n_envs,), (0,)):
+                raise ValueError(f"`{name}` must be arrays of {n_envs} rows, got {str(part)[:100]!r}")
+        return
     if isinstance(space, spaces.Dict) and isinstance(value, dict) and name != "_last_episode_starts":
         if set(value) != set(space.spaces):
             raise ValueError(f"`{name}` does not have the keys of the observation space")
@@ -215,8 +223,8 @@ def check_state(values: Mapping[str, Any], model: Any) -> None:
                 raise ValueError(f"`{name}` must be a number of at most 1, got {str(value)[:100]!r}")
         elif type(own := getattr(model, name, None)) is int:
             # Counters all.
-            if not isinstance(value, numbers.Integral) or isinstance(value, bool) or value < 0:
-                raise ValueError(f"`{name}` must be a whole number that is not negative, got {str(value)[:100]!r}")
+            if not isinstance(value, numbers.Integral) or isinstance(value, bool) or not 0 <= int(value) <= _MAX_COUNT:
+                raise ValueError(f"`{name}` must be a whole number from 0 to 2**53, got {str(value)[:100]!r}")
         elif type(own) in (bool, str, float, list, dict, tuple) and not _fits(value, type(own)):
             raise ValueError(f"`{name}` must be of type {type(own).__name__}, got {str(value)[:100]!r}")
 

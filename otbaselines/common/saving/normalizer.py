@@ -1,5 +1,6 @@
 """Running statistics of ``VecNormalize`` as ``.npz``: its own ``save`` writes a pickle, which a download must not be."""
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -50,8 +51,10 @@ def load_normalizer(venv: VecEnv, path: str | Path, *, training: bool) -> VecNor
     with naming_damage(repr(str(path)), (), "its statistics"):
         settings = {name: stored[name].item() for name in _SETTINGS}
         check_arguments(settings, VecNormalize)
-        if not (settings["clip_obs"] > 0 and settings["clip_reward"] > 0 and settings["epsilon"] > 0):
-            raise ValueError("`clip_obs`, `clip_reward` and `epsilon` must be positive")
+        if not (settings["clip_obs"] > 0 and settings["clip_reward"] > 0 and 0 < settings["epsilon"] < math.inf):
+            raise ValueError("`clip_obs`, `clip_reward` and `epsilon` must be positive, and `epsilon` finite")
+        if not 0 <= settings["gamma"] <= 1:
+            raise ValueError(f"`gamma` must be between 0 and 1, got {settings['gamma']}")
         if not training:
             settings["norm_reward"] = False
         normalizer = VecNormalize(venv, training=training, **settings)

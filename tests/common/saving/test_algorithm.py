@@ -18,7 +18,7 @@ from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.policies import ActorCriticPolicy
 from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
 from stable_baselines3.common.utils import LinearSchedule
-from stable_baselines3.common.vec_env import VecNormalize
+from stable_baselines3.common.vec_env import VecFrameStack, VecNormalize
 
 from otbaselines.common.saving.algorithm import JsonSaveMixin
 
@@ -258,6 +258,15 @@ def test_without_a_forced_reset_the_last_observation_is_kept(trained: JsonPPO, s
     loaded = JsonPPO.load(saved, env=trained.get_env(), device="cpu", force_reset=False)
     np.testing.assert_array_equal(loaded._last_obs, trained._last_obs)
     np.testing.assert_array_equal(loaded._last_episode_starts, trained._last_episode_starts)
+
+
+def test_observations_stacked_after_normalising_do_not_hinder_a_load(tmp_path: pathlib.Path) -> None:
+    env = VecFrameStack(VecNormalize(make_vec_env("CartPole-v1", 2)), 2)
+    model = make_model(env).learn(64)
+    model.save(tmp_path / "stacked")
+    loaded = JsonPPO.load(tmp_path / "stacked", env=env, device="cpu", force_reset=False)
+    np.testing.assert_array_equal(loaded._last_original_obs, model._last_original_obs)
+    loaded.learn(64, reset_num_timesteps=False)
 
 
 def test_exclude_and_include_choose_what_is_stored(trained: JsonPPO, tmp_path: pathlib.Path) -> None:

@@ -299,8 +299,8 @@ def test_a_damaged_manifest_is_a_value_error(saved: pathlib.Path, changes: dict[
 @pytest.mark.parametrize(
     ("name", "values"),
     [
-        ("num_timesteps", [-1, 1.5, "3", True, None, [1]]),
-        ("_n_updates", [-1, None, {}]),
+        ("num_timesteps", [-1, 1.5, "3", True, None, [1], 10**30]),
+        ("_n_updates", [-1, None, {}, 10**30]),
         ("_current_progress_remaining", [2.0, None, "x", {":kind:": "float", "value": "nan"}]),
         (
             "ep_info_buffer",
@@ -377,6 +377,30 @@ def test_permissions_and_links_are_kept(tmp_path: pathlib.Path) -> None:
     with atomic_write(tmp_path / "fresh"):
         pass
     assert (tmp_path / "fresh").stat().st_mode == plain.stat().st_mode
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="pipes of POSIX")
+def test_what_is_no_regular_file_is_never_replaced(tmp_path: pathlib.Path) -> None:
+    pipe, link, loop = tmp_path / "pipe", tmp_path / "link", tmp_path / "loop"
+    os.mkfifo(pipe)
+    link.symlink_to(pipe)
+    loop.symlink_to(loop)
+    for path in (pipe, link, loop):
+        with pytest.raises(ValueError, match=r"`path` .* is no regular file"), atomic_write(path):
+            raise AssertionError("the block must not run")
+        with pytest.raises(ValueError, match=r"`path` .* is no regular file"):
+            write_zip(path, data={}, tensors={}, manifest={}, suffix="")
+    assert stat.S_ISFIFO(pipe.lstat().st_mode)
+    assert link.is_symlink()
+    assert loop.is_symlink()
+    assert len(list(tmp_path.iterdir())) == 3
+
+
+@pytest.mark.parametrize("path", ["", ".", "..", "/", "a\0b", pathlib.Path()])
+def test_a_path_that_names_no_file_is_refused(trained: JsonPPO, path: Any) -> None:
+    for act in (trained.save, JsonPPO.load, trained.set_parameters, lambda name: atomic_write(name).__enter__()):
+        with pytest.raises(ValueError, match=r"`path` must (name a file|not have null bytes), got"):
+            act(path)
 
 
 KILLED = """

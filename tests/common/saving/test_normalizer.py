@@ -63,3 +63,15 @@ def test_the_file_needs_no_pickle(tmp_path: Path) -> None:
     np.savez(tmp_path / "objects.npz", norm_obs=np.array([object()]))
     with pytest.raises(ValueError, match="needs a pickle"):
         load_normalizer(make_vec_env("otbaselines/Navigation-v0", n_copies=2), tmp_path / "objects.npz", training=True)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"), [("gamma", -1.0), ("gamma", np.inf), ("epsilon", np.inf), ("epsilon", 0.0), ("clip_obs", -1.0)]
+)
+def test_impossible_settings_are_refused(tmp_path: Path, name: str, value: float) -> None:
+    path = tmp_path / "statistics.npz"
+    save_normalizer(_stepped(), path)
+    with np.load(path) as stored:
+        np.savez(path, **{**stored, name: value})
+    with pytest.raises(ValueError, match=f"`{name}`"):
+        load_normalizer(make_vec_env("otbaselines/Navigation-v0", n_copies=2), path, training=True)

@@ -78,6 +78,26 @@ def test_a_refused_state_leaves_the_whole_model_as_it_was() -> None:
     assert text(target.get_parameters()) == text(other.get_parameters())
 
 
+def test_entries_that_are_infinite_in_the_models_type_are_refused() -> None:
+    target = model(48)
+    before = text(target.get_parameters())
+
+    def huge(own: th.Tensor) -> th.Tensor:
+        return th.full(own.shape, 1e300, dtype=th.float64)
+
+    wrong = copy.deepcopy(target.get_parameters())
+    name, own = next(iter(wrong["policy"].items()))
+    wrong["policy"][name] = huge(own)
+    with pytest.raises(ValueError, match=rf"`policy.*{name}.*too large for torch.float32"):
+        target.set_parameters(wrong)
+    wrong = copy.deepcopy(target.get_parameters())
+    moments = wrong["policy.optimizer"]["state"][0]
+    moments["exp_avg"] = huge(moments["exp_avg"])
+    with pytest.raises(ValueError, match=r"\['exp_avg'\]` .*too large for torch.float32"):
+        target.set_parameters(wrong)
+    assert text(target.get_parameters()) == before
+
+
 def test_what_sb3_raises_for_a_missing_tensor_is_raised_too() -> None:
     target = model()
     parameters = target.get_parameters()
