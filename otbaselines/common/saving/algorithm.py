@@ -20,15 +20,17 @@ from otbaselines.common.saving.archive import (
     read_zip,
     write_zip,
 )
-from otbaselines.common.saving.contents import BESIDE, JsonContents, ask_again, check_manifest
+from otbaselines.common.saving.contents import BESIDE, JsonContents, ask_again, check_manifest, check_names, writer
 from otbaselines.common.saving.description import (
     LAST_STEP,
     REQUIRED,
     check_arguments,
+    check_device,
     check_sizes,
     check_state,
     names_of,
     portable_log,
+    same_form,
 )
 from otbaselines.common.saving.random_state import set_random_state
 from otbaselines.common.saving.replay_buffer import load_buffer, save_buffer
@@ -74,9 +76,12 @@ class JsonSaveMixin(JsonContents):
         :param path: where to save; ``.zip`` is added to a path that does not end so
         :param exclude: names of parameters and attributes to leave out; they are at their defaults after ``load``
         :param include: names of further attributes to store
-        :raises TypeError: if an attribute to be stored is something that JSON cannot hold. A constructor parameter of that
-            kind, such as a function as schedule, gives a ``UserWarning`` instead, and ``load`` asks for it
+        :raises TypeError: if ``exclude`` or ``include`` is one text, or an attribute to be stored is something that JSON
+            cannot hold. A constructor parameter of that kind, such as a function as schedule, gives a ``UserWarning`` instead, and
+            ``load`` asks for it
         """
+        check_names(exclude, "exclude")
+        check_names(include, "include")
         included = set(include or ())
         data = self._encode_data(set(exclude or ()), included)
         tensors: dict[str, Any] = dict(self.get_parameters())
@@ -125,8 +130,9 @@ class JsonSaveMixin(JsonContents):
             known.add("_random_state")
         if unknown := sorted(set(saved.data) - known):
             raise ValueError(
-                f"`path` {label} holds {names_of(unknown)}, which {cls.__name__} does not know; it was saved by another class "
-                "or by a newer otbaselines, or with `save(include=...)`, in which case name it in `load(include=...)` too"
+                f"`path` {label} holds {names_of(unknown)}, which {cls.__name__} does not know; it was saved by another "
+                f"class, by {writer(saved.manifest)}, or with `save(include=...)`, in which case name it in "
+                "`load(include=...)` too"
             )
         check_sizes(saved.data, given)
         missing: list[str] = []
@@ -161,6 +167,32 @@ class JsonSaveMixin(JsonContents):
         values |= {name: value for name, value in kwargs.items() if name in cls._constructor_parameters()}
         check_arguments({name: value for name, value in values.items() if name not in kwargs and name not in custom}, cls)
         return values
+
+    @classmethod
+    def _check_given(
+        cls, saved: Archive, custom: dict[str, Any], kwargs: dict[str, Any], include: set[str], label: str
+    ) -> None:
+        """Refuse what the caller gives and no file could take, so that it is not the file that is blamed."""
+        given, parameters = {**custom, **kwargs}, cls._constructor_parameters()
+        if defined := sorted(name for name in given if name not in parameters and not cls._is_free(name)):
+            raise ValueError(
+                f"`load` got {names_of(defined)}, which {cls.__name__} itself defines; give plain attributes only"
+            )
+        # SB3's users give the schedule of learning rates, which is made of `learning_rate` here.
+        if unused := sorted(set(custom).difference(saved.data, parameters, ["lr_schedule"])):
+            raise ValueError(
+                f"`custom_objects` names {names_of(unused)}, which `path` {label} does not hold; check the spelling"
+            )
+        if absent := sorted(include.difference(saved.data, given)):
+            raise ValueError(f"`include` names {names_of(absent)}, which `path` {label} does not hold; check the spelling")
+        for name in given.keys() & {"observation_space", "action_space"}:
+            lost: list[str] = []
+            with naming_damage(label, (), "its spaces"):
+                stored = decode_value(saved.data.get(name), name=name, missing=lost)
+            if not lost and not same_form(given[name], stored):
+                raise ValueError(
+                    f"`{name}` must be of the form of the stored {str(stored)[:200]}, got {str(given[name])[:200]}"
+                )
 
     def _check_env(self, env: VecEnv) -> None:
         """
@@ -256,13 +288,16 @@ class JsonSaveMixin(JsonContents):
         :return: the model
         :raises FileNotFoundError: if there is no such file
         :raises ValueError: if the file is damaged, was tampered with, belongs to another class, does not fit ``env``, or
-            lacks a value that ``custom_objects`` has to supply
+            lacks a value that ``custom_objects`` has to supply; and if what is given names nothing, a method, or no device
+        :raises TypeError: if ``include`` is one text
         """
         if custom_objects is not None and not isinstance(custom_objects, dict):
             raise ValueError("custom_objects argument must be a dict or None")
         custom = custom_objects or {}
         if forbidden := sorted(set(kwargs).intersection(_NEVER_GIVEN)):
             raise TypeError(f"`load` cannot take {', '.join(forbidden)} as keywords; use `env`, `device` or `policy_class`")
+        check_names(include, "include")
+        check_device(device)
         if print_system_info:
             print("== CURRENT SYSTEM INFO ==")
             get_system_info()
@@ -272,6 +307,7 @@ class JsonSaveMixin(JsonContents):
             print(saved.system_info)
         label, given = repr(describe(path)), {*custom, *kwargs}
         check_manifest(saved.manifest, cls, label)
+        cls._check_given(saved, custom, kwargs, set(include), label)
         with naming_damage(label, given, "its values"):
             values = cls._resolve(saved, custom, kwargs, set(include), label)
             if env is not None and force_reset:
@@ -285,7 +321,8 @@ class JsonSaveMixin(JsonContents):
                 _init_setup_model=False,
                 **parameters,  # type: ignore[call-arg]
             )
-            state = model._take_description(values, {name: kwargs[name] for name in kwargs if name not in parameters})
+            changes = {name: value for name, value in kwargs.items() if name not in (*parameters, "policy_class")}
+            state = model._take_description(values, changes)
         if env is not None:
             model._attach(env)
         with naming_damage(label, given, "`policy_kwargs`, spaces or sizes, from which no model can be built"):
@@ -306,14 +343,15 @@ class JsonSaveMixin(JsonContents):
         """Set what the constructor could not know, and return what ``_setup_model`` must not change."""
         unknown = sorted(name for name in changes if not hasattr(self, name) and name not in REQUIRED)
         if unknown:
-            raise ValueError(f"`load` got {', '.join(unknown)}, which {type(self).__name__} does not have; check the spelling")
+            names = ", ".join(f"`{name}`" for name in unknown)
+            raise ValueError(f"`load` got {names}, which {type(self).__name__} does not have; check the spelling")
         for name in ("observation_space", "action_space"):
             if not isinstance(values[name], spaces.Space):
                 raise ValueError(f"`{name}` must be a Gymnasium space, got {str(values[name])[:100]!r}")
         extra = values.pop("_extra_data", {})
         if not isinstance(extra, dict):
             raise ValueError(f"`_extra_data` must be a dictionary, got {str(extra)[:100]!r}")
-        check_state({name: value for name, value in values.items() if name not in changes}, self)
+        check_state({**values, **changes}, self)
         self.observation_space, self.action_space = values.pop("observation_space"), values.pop("action_space")
         self.n_envs = values.pop("n_envs")
         state = {**values, **changes}

@@ -388,7 +388,9 @@ def naming_damage(label: str, given: Iterable[str], place: str) -> Iterator[None
         if isinstance(error, (ValueError, TypeError)) and any(f"`{name}`" in text for name in given):
             raise
         where = "" if "`" in text else f" (in {place})"
-        raise ValueError(f"`path` {label} cannot be loaded: {text}{where}; save the model again") from error
+        names = ", ".join(f"`{name}`" for name in sorted(given))
+        remedy = f"unless what is given as {names} is wrong, save the model again" if names else "save the model again"
+        raise ValueError(f"`path` {label} cannot be loaded: {text}{where}; {remedy}") from error
 
 
 def read_zip(path: SavePath, *, tensors_only: bool = False) -> Archive:

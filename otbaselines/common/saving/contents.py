@@ -1,6 +1,7 @@
 """What of a model goes into its file as plain JSON, and which hooks a class has to say so."""
 
 import inspect
+import re
 import warnings
 from collections.abc import Iterable
 from typing import Any, ClassVar
@@ -34,6 +35,29 @@ def ask_again(missing: list[str]) -> str:
     """
     names = sorted({item.split(" ")[0].split("[")[0] for item in missing})
     return "custom_objects={" + ", ".join(f"'{name}': ..." for name in names) + "}"
+
+
+def check_names(names: Any, argument: str) -> None:
+    """
+    :param names: what should be several names
+    :param argument: what holds them
+    :raises TypeError: if it is one text, whose letters would be taken for names
+    """
+    if isinstance(names, str):
+        raise TypeError(f"`{argument}` must be a list of names, got {names!r}; write [{names!r}]")
+
+
+def writer(manifest: dict[str, Any]) -> str:
+    """
+    :param manifest: of a file
+    :return: which otbaselines has written it, in comparison with this one
+    """
+    stored, own = manifest.get("versions"), versions()["otbaselines"]
+    version = str(stored.get("otbaselines"))[:50] if isinstance(stored, dict) else "unknown"
+    one, other = ([int(number) for number in re.findall(r"[0-9]+", text)[:3]] for text in (version, own))
+    if version == own or not (one and other):
+        return f"an older or a newer state of otbaselines (the file's is {version!r}, this is {own!r})"
+    return f"{'an older' if one < other else 'a newer'} otbaselines (the file's is {version!r}, this is {own!r})"
 
 
 def check_manifest(manifest: dict[str, Any], cls: type, label: str) -> None:

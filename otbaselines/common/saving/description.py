@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import torch as th
 from gymnasium import spaces
+from stable_baselines3.common.utils import get_device
 
 from otbaselines.common.saving import spaces as stored_spaces
 from otbaselines.common.saving.arrays import MAX_ELEMENTS, is_integer
@@ -145,6 +146,28 @@ def check_sizes(data: Mapping[str, Any], values: Mapping[str, Any]) -> None:
     n_envs = values.get("n_envs", data.get("n_envs"))
     if not is_integer(n_envs) or not 1 <= n_envs <= _MAX_SLOTS:
         raise ValueError(f"`n_envs` must be a positive whole number, got {str(n_envs)[:100]!r}")
+
+
+def check_device(device: Any) -> None:
+    """
+    :param device: as the caller gives it
+    :raises ValueError: if torch knows no such device
+    """
+    try:
+        get_device(device)
+    except (RuntimeError, TypeError) as error:
+        raise ValueError(f"`device` must be a device of torch such as 'cpu' or 'auto', got {device!r}") from error
+
+
+def same_form(given: Any, stored: Any) -> bool:
+    """
+    :param given: a space
+    :param stored: that of a file
+    :return: whether both are of one kind, shape and size; bounds may differ
+    """
+    if type(given) is not type(stored) or not isinstance(given, spaces.Space) or given.shape != stored.shape:
+        return False
+    return not given.is_np_flattenable or spaces.flatdim(given) == spaces.flatdim(stored)
 
 
 # ---------------------------------------------------------------- state

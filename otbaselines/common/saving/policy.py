@@ -9,7 +9,7 @@ from stable_baselines3.common.utils import get_device
 
 from otbaselines.common.saving.archive import SavePath, describe, naming_damage, read_zip, versions, write_zip
 from otbaselines.common.saving.contents import FORMAT, check_manifest
-from otbaselines.common.saving.description import check_arguments, check_sizes
+from otbaselines.common.saving.description import check_arguments, check_device, check_sizes
 from otbaselines.common.saving.tensors import MemoryBudget, building_budget, restore
 from otbaselines.common.saving.values import decode_value, encode_value
 from otbaselines.common.vec_env.layout import TeamLayout
@@ -57,6 +57,7 @@ class JsonPolicyMixin(BasePolicy):
         :raises FileNotFoundError: if there is no such file
         :raises ValueError: if the file is damaged, was tampered with, or belongs to another class
         """
+        check_device(device)
         saved, label = read_zip(path), repr(describe(path))
         check_manifest(saved.manifest, cls, label)
         with naming_damage(label, (), "the parameters, from which no policy can be built"):

@@ -231,8 +231,48 @@ def test_keywords_change_parameters_and_attributes(saved: pathlib.Path) -> None:
     assert (loaded.n_steps, loaded.gamma, loaded.verbose, loaded.tensorboard_log) == (16, 0.5, 1, "runs")
     assert loaded.rollout_buffer.buffer_size == 16
     assert loaded.num_timesteps == 7
-    with pytest.raises(ValueError, match=r"`load` got n_step, .*spelling"):
+    with pytest.raises(ValueError, match=r"^`load` got `n_step`, .*spelling"):
         JsonPPO.load(saved, n_step=16)
+
+
+@pytest.mark.parametrize(
+    ("given", "kind", "message"),
+    [
+        ({"foo": 3}, ValueError, r"`load` got `foo`, .*spelling"),
+        ({"device": "foo"}, ValueError, r"`device` must be a device of torch"),
+        ({"observation_space": spaces.Discrete(3)}, ValueError, r"`observation_space` must be of the form of the stored Box"),
+        ({"action_space": spaces.Discrete(3)}, ValueError, r"`action_space` must be of the form of the stored Discrete\(2\)"),
+        ({"action_space": 3}, ValueError, r"`action_space` must be of the form"),
+        ({"num_timesteps": -5}, ValueError, r"`num_timesteps` must be a whole number"),
+        ({"custom_objects": {"num_timesteps": -5}}, ValueError, r"`num_timesteps` must be a whole number"),
+        ({"predict": None}, ValueError, r"`load` got predict, which JsonPPO itself defines"),
+        ({"train": 3}, ValueError, r"`load` got train, which JsonPPO itself defines"),
+        ({"custom_objects": {"learn": 3}}, ValueError, r"`load` got learn, which JsonPPO itself defines"),
+        ({"custom_objects": {"foo": 1}}, ValueError, r"`custom_objects` names foo, .*spelling"),
+        ({"include": "abc"}, TypeError, r"`include` must be a list of names, got 'abc'"),
+        ({"include": ["abc"]}, ValueError, r"`include` names abc, .*does not hold"),
+    ],
+)
+def test_the_callers_mistake_at_load_is_not_blamed_on_the_file(
+    saved: pathlib.Path, given: dict[str, Any], kind: type[Exception], message: str
+) -> None:
+    with pytest.raises(kind, match=f"^{message}") as raised:
+        JsonPPO.load(saved, **{"device": "cpu", **given})
+    assert "save the model again" not in str(raised.value)
+
+
+def test_what_sb3s_users_give_at_load_is_taken(trained: JsonPPO, saved: pathlib.Path) -> None:
+    wider = spaces.Box(-np.inf, np.inf, trained.observation_space.shape, np.float32)
+    loaded = JsonPPO.load(
+        saved,
+        device="cpu",
+        custom_objects={"lr_schedule": lambda progress: 1e-3, "clip_range": 0.25, "observation_space": wider},
+        policy_class="MlpPolicy",
+    )
+    assert (loaded.observation_space, loaded.clip_range(1.0)) == (wider, 0.25)
+    for name in ("exclude", "include"):
+        with pytest.raises(TypeError, match=f"`{name}` must be a list of names, got 'gamma'"):
+            trained.save(saved, **{name: "gamma"})
 
 
 def test_contradicting_policy_kwargs_are_refused_and_equal_ones_taken(trained: JsonPPO, saved: pathlib.Path) -> None:

@@ -20,6 +20,7 @@ from stable_baselines3 import PPO
 from stable_baselines3.common.utils import LinearSchedule
 
 from otbaselines.common.saving.algorithm import JsonSaveMixin, atomic_write, read_zip, write_zip
+from otbaselines.common.saving.archive import versions
 
 th.set_num_threads(1)
 
@@ -329,6 +330,28 @@ def test_a_newer_format_asks_for_an_update(saved: pathlib.Path) -> None:
     rewrite(saved, otbaselines__json=json.dumps({"format": 999}).encode())
     with pytest.raises(ValueError, match=r"999.*update"):
         JsonPPO.load(saved)
+
+
+@pytest.mark.parametrize(
+    ("stored", "expected"),
+    [
+        ({"otbaselines": "0.0.1"}, "an older otbaselines .*'0.0.1'"),
+        ({"otbaselines": "999.0"}, "a newer otbaselines .*'999.0'"),
+        (versions(), "an older or a newer state"),
+        ({"otbaselines": 3 * [10]}, "a newer otbaselines"),
+        ("x", "an older or a newer state .*'unknown'"),
+        ({"otbaselines": "main"}, "an older or a newer state .*'main'"),
+    ],
+)
+def test_what_another_version_has_stored_is_named_with_both_versions(saved: pathlib.Path, stored: Any, expected: str) -> None:
+    with zipfile.ZipFile(saved) as archive:
+        manifest = json.loads(archive.read("otbaselines.json"))
+    edit_data(saved, former_setting=3)
+    rewrite(saved, otbaselines__json=json.dumps({**manifest, "versions": stored}).encode())
+    with pytest.raises(
+        ValueError, match=rf"holds former_setting, which JsonPPO does not know; .*another class, by {expected}"
+    ):
+        JsonPPO.load(saved, device="cpu")
 
 
 def test_a_state_dict_that_could_not_be_loaded_is_refused_at_save(tmp_path: pathlib.Path) -> None:

@@ -71,3 +71,9 @@ def test_a_users_own_network_is_refused_at_save_with_the_remedy(tmp_path: pathli
     with pytest.raises(TypeError, match=r"activation_fn .*state_dict\(\)"):
         policy.save(tmp_path / "policy")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_device_that_does_not_exist_is_the_callers_mistake(tmp_path: pathlib.Path) -> None:
+    OwnPolicy(BOX, spaces.Discrete(2), lambda progress: 1e-3, net_arch=[4]).save(tmp_path / "policy")
+    with pytest.raises(ValueError, match=r"^`device` must be a device of torch"):
+        OwnPolicy.load(tmp_path / "policy", device="foo")
