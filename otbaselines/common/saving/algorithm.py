@@ -20,7 +20,7 @@ from otbaselines.common.saving.archive import (
     read_zip,
     write_zip,
 )
-from otbaselines.common.saving.contents import BESIDE, JsonContents, ask_again, check_manifest, check_names, writer
+from otbaselines.common.saving.contents import BESIDE, JsonContents, ask_again, check_manifest, name_set, writer
 from otbaselines.common.saving.description import (
     LAST_STEP,
     REQUIRED,
@@ -76,14 +76,11 @@ class JsonSaveMixin(JsonContents):
         :param path: where to save; ``.zip`` is added to a path that does not end so
         :param exclude: names of parameters and attributes to leave out; they are at their defaults after ``load``
         :param include: names of further attributes to store
-        :raises TypeError: if ``exclude`` or ``include`` is one text, or an attribute to be stored is something that JSON
-            cannot hold. A constructor parameter of that kind, such as a function as schedule, gives a ``UserWarning`` instead, and
-            ``load`` asks for it
+        :raises TypeError: if ``exclude`` or ``include`` is no list of names, or an attribute to be stored is something that
+            JSON cannot hold. A constructor parameter of that kind, such as a function as schedule, gives a ``UserWarning``
+            instead, and ``load`` asks for it
         """
-        check_names(exclude, "exclude")
-        check_names(include, "include")
-        included = set(include or ())
-        data = self._encode_data(set(exclude or ()), included)
+        data = self._encode_data(name_set(exclude, "exclude"), name_set(include, "include"))
         tensors: dict[str, Any] = dict(self.get_parameters())
         variables = self._get_torch_save_params()[1]
         if variables:
@@ -289,14 +286,14 @@ class JsonSaveMixin(JsonContents):
         :raises FileNotFoundError: if there is no such file
         :raises ValueError: if the file is damaged, was tampered with, belongs to another class, does not fit ``env``, or
             lacks a value that ``custom_objects`` has to supply; and if what is given names nothing, a method, or no device
-        :raises TypeError: if ``include`` is one text
+        :raises TypeError: if ``include`` is no list of names
         """
         if custom_objects is not None and not isinstance(custom_objects, dict):
             raise ValueError("custom_objects argument must be a dict or None")
         custom = custom_objects or {}
         if forbidden := sorted(set(kwargs).intersection(_NEVER_GIVEN)):
             raise TypeError(f"`load` cannot take {', '.join(forbidden)} as keywords; use `env`, `device` or `policy_class`")
-        check_names(include, "include")
+        included = name_set(include, "include")
         check_device(device)
         if print_system_info:
             print("== CURRENT SYSTEM INFO ==")
@@ -307,9 +304,9 @@ class JsonSaveMixin(JsonContents):
             print(saved.system_info)
         label, given = repr(describe(path)), {*custom, *kwargs}
         check_manifest(saved.manifest, cls, label)
-        cls._check_given(saved, custom, kwargs, set(include), label)
+        cls._check_given(saved, custom, kwargs, included, label)
         with naming_damage(label, given, "its values"):
-            values = cls._resolve(saved, custom, kwargs, set(include), label)
+            values = cls._resolve(saved, custom, kwargs, included, label)
             if env is not None and force_reset:
                 values["_last_obs"] = None
             parameters = {name: values.pop(name) for name in cls._constructor_parameters() if name in values}

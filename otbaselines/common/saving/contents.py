@@ -37,14 +37,17 @@ def ask_again(missing: list[str]) -> str:
     return "custom_objects={" + ", ".join(f"'{name}': ..." for name in names) + "}"
 
 
-def check_names(names: Any, argument: str) -> None:
+def name_set(names: Any, argument: str) -> set[str]:
     """
-    :param names: what should be several names
+    :param names: several names, or None
     :param argument: what holds them
-    :raises TypeError: if it is one text, whose letters would be taken for names
+    :return: the names
+    :raises TypeError: if it is anything else, such as one text, whose letters would be taken for names
     """
-    if isinstance(names, str):
-        raise TypeError(f"`{argument}` must be a list of names, got {names!r}; write [{names!r}]")
+    found = None if isinstance(names, str) or not isinstance(names, Iterable | None) else list(names or ())
+    if found is None or not all(isinstance(name, str) for name in found):
+        raise TypeError(f"`{argument}` must be a list of names, got {str(names)[:100]!r}")
+    return set(found)
 
 
 def writer(manifest: dict[str, Any]) -> str:

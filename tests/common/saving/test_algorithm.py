@@ -250,6 +250,8 @@ def test_keywords_change_parameters_and_attributes(saved: pathlib.Path) -> None:
         ({"custom_objects": {"learn": 3}}, ValueError, r"`load` got learn, which JsonPPO itself defines"),
         ({"custom_objects": {"foo": 1}}, ValueError, r"`custom_objects` names foo, .*spelling"),
         ({"include": "abc"}, TypeError, r"`include` must be a list of names, got 'abc'"),
+        ({"include": 3}, TypeError, r"`include` must be a list of names, got '3'"),
+        ({"include": [3]}, TypeError, r"`include` must be a list of names"),
         ({"include": ["abc"]}, ValueError, r"`include` names abc, .*does not hold"),
     ],
 )
