@@ -55,8 +55,6 @@ class MultiAgentPPO(MultiAgentOnPolicyAlgorithm):
         "target_kl": Setting("number", low=0.0, above="always", optional=True, remedy="None switches it off"),
     }
 
-    _json_state: ClassVar[tuple[str, ...]] = ("_missed_steps",)
-
     def __init__(
         self,
         policy: str | type[MultiAgentActorCriticPolicy],
@@ -96,13 +94,7 @@ class MultiAgentPPO(MultiAgentOnPolicyAlgorithm):
 
     def _setup_model(self) -> None:
         super()._setup_model()
-        # Optimizer steps that each parameter set has sat out because of `target_kl`; `load` brings those of the file.
-        n_sets = 1 if self.share_parameters else self.layout.n_agents
-        self._missed_steps = vars(self).get("_missed_steps") or [0] * n_sets
-        counts = self._missed_steps if isinstance(self._missed_steps, list) else []
-        if len(counts) != n_sets or not all(type(count) is int and count >= 0 for count in counts):
-            raise ValueError(f"`_missed_steps` must count the steps of {n_sets} parameter sets, got {self._missed_steps!r}")
-        self._sets = RunningSets(self._missed_steps)
+        self._sets = self._all_sets()
         self.clip_range = parse_schedule(self.clip_range)
         if self.clip_range_vf is not None:
             self.clip_range_vf = parse_schedule(self.clip_range_vf)
@@ -135,6 +127,9 @@ class MultiAgentPPO(MultiAgentOnPolicyAlgorithm):
                 stacklevel=4,
             )
 
+    def _all_sets(self) -> RunningSets:
+        return RunningSets(self.policy.optimizer, 1 if self.share_parameters else self.layout.n_agents)
+
     # ------------------------------------------------------------------ training
     def train(self) -> None:
         """Update every agent's policy and critic on the current rollout: PPO's inner loop (Schulman et al. 2017, Alg. 1)."""
@@ -145,7 +140,7 @@ class MultiAgentPPO(MultiAgentOnPolicyAlgorithm):
         metrics = Metrics()
         assert self.batch_size is not None
         rows = self.batch_size // self.layout.n_agents
-        self._sets = RunningSets(self._missed_steps)
+        self._sets = self._all_sets()
         for _ in range(self.n_epochs):
             for batch in self.rollout_buffer.get(rows):
                 if not self._update(batch, metrics):
@@ -154,7 +149,6 @@ class MultiAgentPPO(MultiAgentOnPolicyAlgorithm):
             if not any(self._sets.running):
                 break
         self._log_training(metrics, snapshot)
-        self._missed_steps = self._sets.missed
 
     def _before_updates(self) -> None:
         """Whatever an algorithm prepares once per rollout."""
@@ -207,7 +201,7 @@ class MultiAgentPPO(MultiAgentOnPolicyAlgorithm):
         if self._sets.in_step:
             take_step(self.policy.optimizer)
         else:
-            self._sets.step(self.policy.optimizer, *parameter_groups(self.policy))
+            self._sets.step(*parameter_groups(self.policy))
         return True
 
     def _go_on(self, divergence: th.Tensor, active: th.Tensor | None) -> bool:

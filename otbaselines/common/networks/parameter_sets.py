@@ -1,8 +1,45 @@
 """Optimizer steps of some of the agents whose parameters are stacked, as if each agent had an optimizer of its own."""
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch as th
+
+
+MISSED = "missed_steps"
+
+
+def missed_steps(optimizer: th.optim.Optimizer, n_sets: int) -> list[int]:
+    """
+    :param optimizer: of stacked parameters
+    :param n_sets: number of parameter sets
+    :return: the steps of the optimizer that each set has sat out
+    :raises ValueError: if it holds counts of another number of sets
+    """
+    missed = optimizer.param_groups[0].get(MISSED, [0] * n_sets)
+    if not isinstance(missed, list) or len(missed) != n_sets:
+        raise ValueError(f"`{MISSED}` must count the steps of {n_sets} parameter sets, got {str(missed)[:100]}")
+    return missed
+
+
+def steps_made(state: Mapping[Any, Mapping[str, Any]], default: int = 2**31 - 1) -> int:
+    """
+    :param state: of an optimizer, by parameter
+    :param default: where none of its entries counts steps
+    :return: the steps that the optimizer has made
+    """
+    return max((int(entry["step"]) for entry in state.values() if "step" in entry), default=default)
+
+
+def check_missed_steps(missed: Any, made: int, name: str) -> None:
+    """
+    :param missed: the steps that each set has sat out, as a file may give them
+    :param made: the steps of the optimizer
+    :param name: what to call it in messages
+    :raises ValueError: if they are no counts, or a set has sat out more steps than there were
+    """
+    if not isinstance(missed, list) or not all(type(count) is int and 0 <= count <= made for count in missed):
+        raise ValueError(f"`{name}` must be a list of whole numbers from 0 to {made}, the steps made, got {str(missed)[:100]}")
 
 
 class RunningSets:
@@ -12,12 +49,21 @@ class RunningSets:
     Optimizers count steps per tensor, and Adam's correction of its young moments depends on the count. A set that sits out
     therefore keeps a count of its own: that of the tensor less what it has missed.
 
-    :param missed: steps that each set has sat out before
+    These counts lie with the steps that they are compared with, in the optimizer's first group of parameters, so that they are
+    saved, restored and started afresh together.
+
+    :param optimizer: of all the parameters
+    :param n_sets: number of parameter sets
+    :raises ValueError: if the optimizer holds counts of another number of sets
     """
 
-    def __init__(self, missed: list[int]) -> None:
-        self.missed = list(missed)
-        self.running = [True] * len(missed)
+    def __init__(self, optimizer: th.optim.Optimizer, n_sets: int) -> None:
+        self.optimizer = optimizer
+        missed = missed_steps(optimizer, n_sets)
+        if any(missed):
+            check_missed_steps(missed, steps_made(optimizer.state), MISSED)
+        self.missed = missed
+        self.running = [True] * n_sets
 
     def stop(self, exceeded: list[bool]) -> list[int]:
         """
@@ -35,14 +81,16 @@ class RunningSets:
         return all(self.running) and not any(self.missed)
 
     @th.no_grad()
-    def step(self, optimizer: th.optim.Optimizer, stacked: list[Any], apart: list[list[Any]]) -> None:
+    def step(self, stacked: list[Any], apart: list[list[Any]]) -> None:
         """
         Step the sets that run; the parameters and the optimizer's state of the others keep every bit.
 
-        :param optimizer: of all the parameters, whose gradients are there
+        The gradients of all are there.
+
         :param stacked: tensors with one leading entry per set
         :param apart: lists of one tensor per set
         """
+        optimizer = self.optimizer
         for group in apart:
             for parameter, runs in zip(group, self.running, strict=True):
                 if not runs:
@@ -50,6 +98,7 @@ class RunningSets:
         own = [k for k, (runs, missed) in enumerate(zip(self.running, self.missed, strict=True)) if missed or not runs]
         before = {k: [_entries(optimizer, parameter, k, copy=True) for parameter in stacked] for k in own}
         optimizer.step()
+        missed = list(self.missed)
         for k in own:
             for parameter, saved in zip(stacked, before[k], strict=True):
                 for name, entry in _entries(optimizer, parameter, k, copy=False).items():
@@ -58,7 +107,9 @@ class RunningSets:
             if self.running[k]:
                 _step_alone(optimizer, stacked, k, self.missed[k] + 1)
             else:
-                self.missed[k] += 1
+                missed[k] += 1
+        # A new list, because a state that was taken before holds the old one.
+        self.missed = optimizer.param_groups[0][MISSED] = missed
 
 
 def _entries(optimizer: th.optim.Optimizer, parameter: Any, k: int, *, copy: bool) -> dict[str, th.Tensor]:

@@ -16,6 +16,8 @@ from typing import Any, Final
 import torch as th
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from otbaselines.common.networks.parameter_sets import MISSED, check_missed_steps, steps_made
+
 # What the state dicts of modules and optimizers are made of. torch itself allows more, `bytearray(10**9)` among it.
 _GLOBALS: Final = frozenset(
     {
@@ -183,6 +185,9 @@ def _check_group(given: Any, own: dict[str, Any], name: str) -> dict[str, Any]:
     """A group of parameters: the same ones in the same order, and the same settings but for the learning rate."""
     group = _mapping(given, name)
     for key, value in group.items():
+        if key == MISSED:
+            # Counts, which `check_optimizer_state` compares with the steps that were made.
+            continue
         if key not in own:
             raise StateMismatchError(f"`{name}` has {key!r}, which the optimizer does not know")
         if key == "lr" and not isinstance(own[key], th.Tensor):
@@ -194,8 +199,8 @@ def _check_group(given: Any, own: dict[str, Any], name: str) -> dict[str, Any]:
             )
     if group.get("params") != own["params"]:
         raise StateMismatchError(f"`{name}` does not say which parameters it is of")
-    # A setting that an older torch did not know keeps its value.
-    return {**own, **group}
+    # A setting that an older torch did not know keeps its value; counts belong to the state, and absent ones are zero.
+    return {**{key: value for key, value in own.items() if key != MISSED}, **group}
 
 
 def _state_after_a_step(optimizer: th.optim.Optimizer) -> dict[int, dict[str, Any]]:
@@ -241,7 +246,8 @@ def check_optimizer_state(given: Any, optimizer: th.optim.Optimizer, name: str) 
         for index, (group, mine) in enumerate(zip(groups, own["param_groups"], strict=True))
     ]
     state = _mapping(whole["state"], f"{name}['state']")
-    expected = _state_after_a_step(optimizer) if state else {}
+    counted = [index for index, group in enumerate(checked) if MISSED in group]
+    expected = _state_after_a_step(optimizer) if state or counted else {}
     entries = {}
     for index, entry in state.items():
         label = f"{name}['state'][{str(index)[:20]}]"
@@ -253,6 +259,12 @@ def check_optimizer_state(given: Any, optimizer: th.optim.Optimizer, name: str) 
         entries[index] = {
             key: _fitting_entry(value, expected[index][key], f"{label}[{key!r}]") for key, value in values.items()
         }
+    for index in counted:
+        label, missed = f"{name}['param_groups'][{index}][{MISSED!r}]", checked[index][MISSED]
+        has_steps = any("step" in entry for entry in expected.values())
+        check_missed_steps(missed, steps_made(entries, 0) if has_steps else steps_made({}), label)
+        if len(missed) not in {len(parameter) for parameter in optimizer.param_groups[index]["params"] if parameter.ndim}:
+            raise StateMismatchError(f"`{label}` must have an entry for each parameter set, got {len(missed)}")
     return {"state": entries, "param_groups": checked}
 
 

@@ -19,6 +19,7 @@ from otbaselines.common.multi_agent.losses import (
     normalize_advantages,
     squared_value_error,
 )
+from otbaselines.common.networks.parameter_sets import missed_steps
 from otbaselines.common.training import Metrics
 from otbaselines.common.vec_env.parallel import ParallelVecEnv
 from otbaselines.ippo import IPPO
@@ -285,6 +286,10 @@ def _of_agent(model, agent):
     return bits
 
 
+def _missed(model):
+    return missed_steps(model.policy.optimizer, model.layout.n_agents)
+
+
 def _equal(first, second):
     return first.keys() == second.keys() and all(th.equal(value, second[name]) for name, value in first.items())
 
@@ -309,8 +314,8 @@ def test_an_agent_that_jumps_stops_alone(optimizer):
             model.train()
         models.append(model)
     free, jumped = models
-    assert free._missed_steps == [0, 0, 0]
-    assert jumped._missed_steps == [0, 24, 0]
+    assert _missed(free) == [0, 0, 0]
+    assert _missed(jumped) == [0, 24, 0]
     assert _equal(_of_agent(jumped, 1), before)
     assert not _equal(_of_agent(free, 1), before)
     for agent in (0, 2):
@@ -338,8 +343,8 @@ def test_agents_that_stop_and_go_on_learn_as_if_each_were_trained_alone():
             single.train()
         th.manual_seed(seed)
         team.train()
-    assert len(set(team._missed_steps)) > 1
-    assert max(team._missed_steps) < 4 * 24
+    assert len(set(_missed(team))) > 1
+    assert max(_missed(team)) < 4 * 24
     for agent, single in enumerate(singles):
         for name, value in single.policy.state_dict().items():
             th.testing.assert_close(team.policy.state_dict()[name][agent], value[0], atol=2e-6, rtol=1e-4)
@@ -357,15 +362,81 @@ def test_shared_parameters_stop_as_one():
     assert all(th.equal(value, before[name]) for name, value in model.policy.state_dict().items())
 
 
-def test_steps_that_were_missed_survive_saving(tmp_path):
+def _stopped(target_kl=0.01, timesteps=128):
     env = ParallelVecEnv(lambda: WanderersEnv((20, 20)), 2, seed=0)
-    settings = {"n_steps": 16, "batch_size": 16, "n_epochs": 6, "learning_rate": 1e-2, "target_kl": 0.01, "seed": 0}
-    model = IPPO("MlpPolicy", env, **settings).learn(128)
-    assert sum(model._missed_steps) > 0
+    settings = {"n_steps": 16, "batch_size": 16, "n_epochs": 6, "learning_rate": 1e-2, "target_kl": target_kl, "seed": 0}
+    return IPPO("MlpPolicy", env, **settings).learn(timesteps)
+
+
+def _exchange(model, route, path):
+    if route == "parameters":
+        model.set_parameters(IPPO("MlpPolicy", model.env, n_steps=16, batch_size=16, seed=0).get_parameters())
+    elif route == "optimizer":
+        model.policy.optimizer = model.policy.make_optimizer(model.policy.parameters(), 1e-2)
+    elif route == "policy":
+        model.policy.save(path)
+        model.policy = type(model.policy).load(path)
+    else:
+        model.set_parameters(
+            {"policy.optimizer": model.policy.make_optimizer(model.policy.parameters(), 1e-2).state_dict()}, False
+        )
+
+
+@pytest.mark.parametrize("route", ["parameters", "optimizer", "policy", "optimizer_state"])
+def test_a_fresh_optimizer_has_missed_no_steps(route, tmp_path):
+    # A count that outlived its optimizer would make Adam's corrections negative, and the parameters NaN.
+    model = _stopped()
+    assert sum(_missed(model)) > 0
+    _exchange(model, route, tmp_path / "policy")
+    assert _missed(model) == [0, 0]
+    model.learn(128, reset_num_timesteps=False)
+    assert sum(_missed(model)) > 0
+
+
+def test_steps_that_were_missed_go_with_the_parameters(tmp_path):
+    model = _stopped()
+    missed = _missed(model)
+    assert sum(missed) > 0
     model.save(tmp_path / "model")
-    assert IPPO.load(tmp_path / "model")._missed_steps == model._missed_steps
-    with pytest.raises(ValueError, match="`_missed_steps` must count the steps of 2 parameter sets, got"):
-        IPPO.load(tmp_path / "model", custom_objects={"_missed_steps": [1]})
+    fresh = _stopped(None, 64)
+    fresh.set_parameters(model.get_parameters())
+    assert _missed(IPPO.load(tmp_path / "model")) == _missed(fresh) == missed
+    taken = model.get_parameters()
+    model.learn(128, reset_num_timesteps=False)
+    assert _missed(model) != missed
+    assert taken["policy.optimizer"]["param_groups"][0]["missed_steps"] == missed
+
+
+def test_an_interrupted_update_keeps_the_count_of_its_steps():
+    model, calls = _stopped(timesteps=64), []
+    loss, before = model._ppo_loss, sum(_missed(model))
+
+    def interrupted(*args):
+        calls.append(sum(_missed(model)))
+        if sum(_missed(model)) > before:
+            raise KeyboardInterrupt
+        return loss(*args)
+
+    model._ppo_loss = interrupted
+    with pytest.raises(KeyboardInterrupt):
+        model.learn(640, reset_num_timesteps=False)
+    assert sum(_missed(model)) == before + 1
+    model._ppo_loss = loss
+    model.learn(128, reset_num_timesteps=False)
+
+
+@pytest.mark.parametrize("bad", [None, 3, [1], [1, 2, 3], [10**40, 0], [10**9, 0], [-1, 0], [0.5, 0], [True, 0], "ab"])
+def test_impossible_counts_of_missed_steps_are_refused(bad):
+    model = _stopped()
+    parameters = model.get_parameters()
+    parameters["policy.optimizer"]["param_groups"][0]["missed_steps"] = bad
+    with pytest.raises(ValueError, match="missed_steps.*must"):
+        model.set_parameters(parameters)
+    with pytest.raises(ValueError, match="missed_steps.*must"):
+        _stopped(None, 64).set_parameters(parameters)
+    model.policy.optimizer.param_groups[0]["missed_steps"] = bad
+    with pytest.raises(ValueError, match="missed_steps.*must"):
+        model.learn(64)
 
 
 def test_target_kl_ends_the_epochs_of_a_rollout():
