@@ -5,7 +5,6 @@ from typing import Any
 
 import torch as th
 
-
 MISSED = "missed_steps"
 
 

@@ -430,12 +430,12 @@ def test_impossible_counts_of_missed_steps_are_refused(bad):
     model = _stopped()
     parameters = model.get_parameters()
     parameters["policy.optimizer"]["param_groups"][0]["missed_steps"] = bad
-    with pytest.raises(ValueError, match="missed_steps.*must"):
+    with pytest.raises(ValueError, match=r"missed_steps.*must"):
         model.set_parameters(parameters)
-    with pytest.raises(ValueError, match="missed_steps.*must"):
+    with pytest.raises(ValueError, match=r"missed_steps.*must"):
         _stopped(None, 64).set_parameters(parameters)
     model.policy.optimizer.param_groups[0]["missed_steps"] = bad
-    with pytest.raises(ValueError, match="missed_steps.*must"):
+    with pytest.raises(ValueError, match=r"missed_steps.*must"):
         model.learn(64)
 
 
