@@ -1,6 +1,7 @@
 """What every algorithm has, wherever its experience comes from: checked settings, schedules, and streams of random numbers."""
 
 import os
+from functools import partial
 from typing import Any, ClassVar
 
 import torch as th
@@ -10,18 +11,19 @@ from stable_baselines3.common.type_aliases import MaybeCallback
 from stable_baselines3.common.utils import set_random_seed
 
 from otbaselines.common.saving.algorithm import JsonSaveMixin
-from otbaselines.common.schedules import parse_schedule
+from otbaselines.common.schedules import Schedule, parse_schedule
 from otbaselines.common.seeding import child_seeds
 from otbaselines.common.settings import (
     MANY,
     POLICY_SETTINGS,
     Setting,
+    check_optimizer,
     check_settings,
     inherit_parameters,
     is_device,
     settings_of,
 )
-from otbaselines.common.training import with_progress_bar
+from otbaselines.common.training import as_callbacks
 
 
 class Learner(JsonSaveMixin):
@@ -46,10 +48,12 @@ class Learner(JsonSaveMixin):
         "learning_rate": Setting("schedule", low=0.0),
         "stats_window_size": Setting("integer", low=1, high=MANY),
         "tensorboard_log": Setting((str, os.PathLike), optional=True),
-        "policy_kwargs": Setting((dict,), optional=True, entries=POLICY_SETTINGS),
+        "policy_kwargs": Setting((dict,), optional=True, entries=POLICY_SETTINGS, together=check_optimizer),
         "verbose": Setting("integer", low=0, high=2),
         "seed": Setting("integer", low=0, high=2**63 - 1, optional=True),
-        "device": Setting((str, th.device), fits=is_device, what="'auto', 'cpu', 'cuda' or another device of torch"),
+        "device": Setting(
+            (str, th.device), fits=is_device, what="'auto', 'cpu', 'cuda' or another device that torch can compute on"
+        ),
         "_init_setup_model": Setting("flag"),
     }
 
@@ -69,6 +73,8 @@ class Learner(JsonSaveMixin):
         tb_log_name: str = "run",
         progress_bar: bool = False,
     ) -> tuple[int, BaseCallback]:
+        if not th.is_grad_enabled() or th.is_inference_mode_enabled():
+            raise RuntimeError("`learn` needs gradients; call it outside of torch.no_grad() and torch.inference_mode()")
         # Attributes may have been changed since the constructor looked at them.
         table, present = settings_of(type(self)), vars(self)
         check_settings(table, {name: present.get(name, present.get(f"_{name}")) for name in table if self._keeps(name)})
@@ -77,12 +83,12 @@ class Learner(JsonSaveMixin):
         return super()._setup_learn(total_timesteps, callback, reset_num_timesteps, tb_log_name, progress_bar)
 
     def _init_callback(self, callback: MaybeCallback, progress_bar: bool = False) -> BaseCallback:
-        return super()._init_callback(with_progress_bar(callback) if progress_bar else callback)
+        return super()._init_callback(as_callbacks(callback, progress_bar=progress_bar))
 
     def _setup_lr_schedule(self) -> None:
         schedule = parse_schedule(self.learning_rate)
-        setting = settings_of(type(self))["learning_rate"]
-        self.lr_schedule = lambda progress: setting.reading("learning_rate", schedule, progress)
+        # No lambda, so that models can be pickled.
+        self.lr_schedule = partial(_learning_rate, type(self), schedule)
 
     def schedule_value(self, name: str) -> float:
         """
@@ -111,3 +117,7 @@ class Learner(JsonSaveMixin):
             known = ", ".join(map(repr, self.policy_aliases))
             raise ValueError(f"`policy` must be one of {known} or a policy class, got {policy_name!r}")
         return self.policy_aliases[policy_name]
+
+
+def _learning_rate(cls: type, schedule: Schedule, progress: float) -> float:
+    return settings_of(cls)["learning_rate"].reading("learning_rate", schedule, progress)

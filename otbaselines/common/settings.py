@@ -4,6 +4,7 @@ import inspect
 import math
 import numbers
 import re
+import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import cache
@@ -13,6 +14,7 @@ import numpy as np
 import torch as th
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.utils import FloatSchedule
+from torch import nn
 
 from otbaselines.common.schedules import parse_schedule
 
@@ -42,6 +44,7 @@ class Setting:
     :param fits: whether a value of the right class is a good one
     :param what: the good values in words, where ``kind`` and the range do not say it
     :param entries: for a dict: what its entries may be
+    :param together: for a dict: checks what only the entries together say, and raises
     :param optional: whether None is a value
     :param endless: whether infinity is a value
     :param remedy: what to do instead, in a few words
@@ -55,6 +58,7 @@ class Setting:
     fits: Callable[[Any], bool] | None = None
     what: str = ""
     entries: Mapping[str, "Setting"] = field(default_factory=dict)
+    together: Callable[[Any], None] | None = None
     optional: bool = False
     endless: bool = False
     remedy: str = ""
@@ -81,6 +85,8 @@ class Setting:
         for entry in self.entries:
             if entry in value:
                 self.entries[entry].check(f"{name}[{entry!r}]", value[entry])
+        if self.together is not None:
+            self.together(value)
 
     def reading(self, name: str, schedule: Any, progress: float) -> float:
         """
@@ -219,15 +225,64 @@ def inherit_parameters(cls: type) -> None:
 def is_device(value: Any) -> bool:
     """
     :param value: a string or a device
-    :return: whether torch knows such a device
+    :return: whether torch can compute on it, or SB3 falls back to the CPU
     """
     if value == "auto":
         return True
     try:
-        th.device(value)
-    except RuntimeError:
+        device = th.device(value)
+        if device.type != "cuda" or th.cuda.is_available():
+            th.zeros(1, device=device).item()
+    except Exception:
+        # torch has RuntimeError, AssertionError, NotImplementedError and ImportError for devices that are not there.
         return False
     return True
+
+
+def _is_activation(value: type) -> bool:
+    """Whether it is made without arguments, and keeps the shape of what it is applied to."""
+    if not issubclass(value, nn.Module):
+        return False
+    x = th.zeros(2, 3, 4)
+    try:
+        # What it may draw or warn of is the business of the network that uses it.
+        with warnings.catch_warnings(), th.random.fork_rng(devices=[]), th.no_grad():
+            warnings.simplefilter("ignore")
+            y = value()(x)
+    except Exception:
+        return False
+    return isinstance(y, th.Tensor) and y.shape == x.shape
+
+
+def check_optimizer(policy_kwargs: Mapping[str, Any]) -> None:
+    """
+    Let the optimizer take a step, so that one which could not train is refused before training.
+
+    :param policy_kwargs: what the policy is to be made with
+    :raises ValueError: if ``optimizer_class`` and ``optimizer_kwargs`` make no optimizer that steps down the gradient it is
+        given
+    """
+    options = policy_kwargs.get("optimizer_kwargs") or {}
+    if not options and "optimizer_class" not in policy_kwargs:
+        return
+    name, value = ("optimizer_kwargs", options) if options else ("optimizer_class", policy_kwargs["optimizer_class"])
+    subject = f"`policy_kwargs[{name!r}]`"
+    if options.get("maximize"):
+        raise ValueError(f"{subject} must not ask to maximize the loss, which trains uphill, got {_short(value)}")
+    if "lr" in options:
+        raise ValueError(f"{subject} must not have 'lr', which is `learning_rate`, got {_short(value)}")
+    on_gpu = bool(options.get("capturable")) and th.cuda.is_available()
+    parameter = nn.Parameter(th.zeros(2, 2, 2, device="cuda" if on_gpu else "cpu"))
+    parameter.grad = th.ones_like(parameter)
+    optimizer_class: Any = policy_kwargs.get("optimizer_class", th.optim.Adam)
+    try:
+        with th.random.fork_rng(devices=[]):
+            optimizer_class([parameter], lr=1e-3, **options).step()
+    except Exception as error:
+        raise ValueError(
+            f"{subject} must make an optimizer that steps by dense gradients alone, such as torch.optim.Adam, got "
+            f"{_short(value)}: {error}"
+        ) from error
 
 
 def _is_net_arch(value: Any) -> bool:
@@ -246,7 +301,14 @@ LEARN_SETTINGS = {
     "total_timesteps": Setting(
         "number", low=1, high=2**62, fits=lambda steps: steps == int(steps), what="a whole number", remedy="as in 100_000"
     ),
-    "callback": Setting((BaseCallback, list, Callable), optional=True),  # type: ignore[arg-type]
+    "callback": Setting(
+        (BaseCallback, list, Callable),  # type: ignore[arg-type]
+        fits=lambda callback: (
+            not isinstance(callback, list) or all(isinstance(c, BaseCallback) or callable(c) for c in callback)
+        ),
+        what="a callback, a function, or a list of these",
+        optional=True,
+    ),
     "log_interval": Setting("integer", low=1, high=MANY, optional=True),
     "tb_log_name": Setting("text", optional=True),
     "reset_num_timesteps": Setting("flag"),
@@ -258,7 +320,7 @@ POLICY_SETTINGS = {
     "net_arch": Setting(
         (list, tuple, dict), fits=_is_net_arch, what="widths such as [64, 64] or dict(pi=[64], vf=[64])", optional=True
     ),
-    "activation_fn": Setting((type,), what="a class such as torch.nn.Tanh"),
+    "activation_fn": Setting((type,), fits=_is_activation, what="a class such as torch.nn.Tanh"),
     "ortho_init": Setting("flag"),
     "use_sde": Setting("flag"),
     "log_std_init": Setting("number", low=-100.0, high=100.0),
@@ -269,7 +331,9 @@ POLICY_SETTINGS = {
     "features_extractor_kwargs": Setting((dict,), optional=True),
     "share_features_extractor": Setting("flag"),
     "normalize_images": Setting("flag"),
-    "optimizer_class": Setting((type,), what="a class such as torch.optim.Adam"),
+    "optimizer_class": Setting(
+        (type,), fits=lambda cls: issubclass(cls, th.optim.Optimizer), what="a class such as torch.optim.Adam"
+    ),
     "optimizer_kwargs": Setting((dict,), optional=True),
     "append_agent_id": Setting("flag"),
 }

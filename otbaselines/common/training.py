@@ -116,10 +116,14 @@ class ProgressBar(BaseCallback):
         self._bar.close()
 
 
-def with_progress_bar(callback: MaybeCallback) -> list[BaseCallback]:
+def as_callbacks(callback: MaybeCallback, *, progress_bar: bool) -> MaybeCallback:
     """
     :param callback: what the user passed to ``learn``
-    :return: that, and a bar
+    :param progress_bar: whether to add a bar
+    :return: that, with callbacks in place of a list's functions, and the bar
     """
+    if not progress_bar and not isinstance(callback, list):
+        return callback
     callbacks = callback if isinstance(callback, list) else [] if callback is None else [callback]
-    return [*(c if isinstance(c, BaseCallback) else ConvertCallback(c) for c in callbacks), ProgressBar()]
+    converted = [c if isinstance(c, BaseCallback) else ConvertCallback(c) for c in callbacks]
+    return [*converted, ProgressBar()] if progress_bar else converted

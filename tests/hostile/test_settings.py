@@ -2,6 +2,7 @@
 
 import inspect
 import math
+import warnings
 from types import FunctionType
 from typing import Any
 
@@ -13,7 +14,7 @@ from gymnasium import spaces
 from toy_teams import vector
 
 from otbaselines import IPPO, WBC, ParallelVecEnv
-from otbaselines.common.settings import settings_of
+from otbaselines.common.settings import check_settings, settings_of
 
 ALGORITHMS = [IPPO, WBC]
 NAN, INF = math.nan, math.inf
@@ -86,7 +87,7 @@ BAD = {
     "policy_kwargs": [1, "net_arch", ["net_arch"], True],
     "verbose": [-1, 3, 2.0, "1", None, True],
     "seed": [-1, 1.0, 1.5, "0", True, NAN, [0], 2**70],
-    "device": [None, 1.5, ["cpu"], "gpu0", "cpu:x", "", "tpu9000"],
+    "device": [None, 1.5, ["cpu"], "gpu0", "cpu:x", "", "tpu9000", "meta", "xpu"],
     "_init_setup_model": NOT_A_FLAG,
     "consensus_coef": [*NOT_A_SCHEDULE, *FALLING, *BAD_SCHEDULES, "lin_-1"],
     "reg": [*(bad for bad in NOT_A_SCHEDULE if bad is not None), *FALLING, *BAD_SCHEDULES, 0.0, "lin_0.5", "0"],
@@ -110,12 +111,12 @@ BAD_POLICY_KWARGS = {
         [64, {"pi": [4]}],
         [[{"pi": [4]}]],
     ],
-    "activation_fn": ["tanh", None, th.nn.Tanh(), 1],
+    "activation_fn": ["tanh", None, th.nn.Tanh(), 1, int, th.nn.BatchNorm1d, th.nn.LSTM, th.nn.GLU, th.nn.Linear],
     "ortho_init": NOT_A_FLAG,
     "log_std_init": [*NOT_A_NUMBER, *NOT_FINITE, None, 1e4],
     "squash_output": NOT_A_FLAG,
-    "optimizer_class": ["Adam", None, 3],
-    "optimizer_kwargs": [1, "lr", [1]],
+    "optimizer_class": ["Adam", None, 3, int, th.optim.LBFGS, th.optim.SparseAdam],
+    "optimizer_kwargs": [1, "lr", [1], {"maximize": True}, {"lr": 1e-3}, {"betas": 3}, {"betas": (2, 2)}, {"foo": 1}],
     "features_extractor_class": ["cnn", None],
     "append_agent_id": NOT_A_FLAG,
 }
@@ -176,7 +177,7 @@ def test_bad_arguments_of_learn_are_named():
     bad = {
         "total_timesteps": [NAN, INF, -INF, -5, 0, 0.5, 1.5, "5", None, True, [5], 1j, 10**30],
         "log_interval": [0, -1, 1.5, 1.0, "1", True, NAN],
-        "callback": [5, "callback", {"a": 1}],
+        "callback": [5, "callback", {"a": 1}, [3], [None]],
         "tb_log_name": [5, True, ["run"]],
         "reset_num_timesteps": NOT_A_FLAG,
         "progress_bar": NOT_A_FLAG,
@@ -260,3 +261,53 @@ def test_random_good_settings_train():
         model = algorithm("MlpPolicy", teams[continuous], **settings)
         model.learn(1)
         assert all(bool(th.isfinite(parameter).all()) for parameter in model.policy.parameters()), settings
+
+
+def test_good_activations_optimizers_and_lists_of_functions_train():
+    steps = []
+    kwargs = [
+        {"activation_fn": th.nn.RReLU},
+        {"activation_fn": th.nn.Softmax},
+        {"optimizer_class": th.optim.RMSprop},
+        {"optimizer_class": th.optim.SGD, "optimizer_kwargs": {"momentum": 0.9}},
+        {"optimizer_kwargs": {"betas": (0.8, 0.9), "amsgrad": True}},
+    ]
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Implicit dimension choice for softmax")
+        for policy_kwargs in kwargs:
+            model = IPPO("MlpPolicy", _env(), n_steps=8, batch_size=8, n_epochs=1, policy_kwargs=policy_kwargs)
+            model.learn(8, callback=[lambda *_: steps.append(1) is None])
+    assert len(steps) == 8 * len(kwargs)
+
+
+def test_checks_of_settings_draw_no_random_numbers():
+    th.manual_seed(0)
+    before = th.get_rng_state()
+    check_settings(settings_of(IPPO), {"policy_kwargs": {"activation_fn": th.nn.RReLU, "optimizer_class": th.optim.Adam}})
+    assert th.equal(th.get_rng_state(), before)
+
+
+def test_parts_of_a_network_that_does_not_exist_are_named():
+    with pytest.raises(ValueError, match="`net_arch` must have no other keys than 'pi' and 'vf', got 'qf'"):
+        IPPO("MlpPolicy", _env(), policy_kwargs={"net_arch": {"qf": [4]}})
+
+
+@pytest.mark.parametrize(("policy", "wanted"), [("MultiInputPolicy", "a Dict"), ("CnnPolicy", "images")])
+def test_policies_for_other_observations_are_refused(policy, wanted):
+    with pytest.raises(ValueError, match=rf"`policy` .* is for {wanted}.*, but the agents observe Box.*; use 'MlpPolicy'"):
+        IPPO(policy, _env())
+
+
+@pytest.mark.parametrize("mode", [th.no_grad, th.inference_mode])
+def test_learning_without_gradients_is_refused(mode):
+    model = IPPO("MlpPolicy", _env(), n_steps=8, batch_size=8)
+    with mode(), pytest.raises(RuntimeError, match=r"`learn` needs gradients; call it outside of torch.no_grad\(\)"):
+        model.learn(8)
+    assert model.learn(8).num_timesteps == 8
+
+
+def test_no_environment_is_refused_where_the_model_is_to_be_built():
+    with pytest.raises(
+        TypeError, match=r"`env` must be an environment or its id, got None; a saved model needs none: IPPO\.load"
+    ):
+        IPPO("MlpPolicy", None)

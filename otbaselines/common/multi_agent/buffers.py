@@ -94,6 +94,11 @@ class AgentRolloutBuffer:
         return self.n_steps * self.n_copies
 
     @property
+    def buffer_size(self) -> int:
+        """SB3's name for ``n_steps``."""
+        return self.n_steps
+
+    @property
     def full(self) -> bool:
         """Whether every step has been written."""
         return self.pos == self.n_steps

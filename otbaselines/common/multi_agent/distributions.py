@@ -174,7 +174,7 @@ class MaskedCategorical(TeamDistribution):
         return self.log_probs.argmax(-1)
 
     def log_prob(self, actions: th.Tensor) -> th.Tensor:
-        return self.log_probs.gather(-1, actions.unsqueeze(-1)).squeeze(-1)
+        return self.log_probs.gather(-1, actions.long().unsqueeze(-1)).squeeze(-1)
 
     def entropy(self) -> th.Tensor:
         return -(self.log_probs.exp() * self.log_probs).sum(-1)

@@ -78,10 +78,13 @@ def explained_variance(values: th.Tensor, returns: th.Tensor, active: th.Tensor 
     :param values: predictions, shape ``(batch, n_agents)``
     :param returns: targets, of the same shape
     :param active: which agents acted, of the same shape; all when omitted
-    :return: at most one, shape ``()``
+    :return: at most one, shape ``()``; NaN where the returns are constant up to rounding, as in SB3
     """
 
     def variance(x: th.Tensor) -> th.Tensor:
         return agent_mean((x - agent_mean(x, active, pooled=True)).square(), active, pooled=True)
 
-    return 1.0 - variance(returns - values) / variance(returns).clamp_min(1e-12)
+    total = variance(returns)
+    # Rounding leaves constant returns a variance, of which the critics' errors would be a huge multiple.
+    rounding = (4.0 * th.finfo(returns.dtype).eps) ** 2 * agent_mean(returns.square(), active, pooled=True)
+    return th.where(total > rounding, 1.0 - variance(returns - values) / total, th.nan)

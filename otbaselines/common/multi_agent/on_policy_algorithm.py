@@ -10,6 +10,7 @@ from stable_baselines3.common.base_class import maybe_make_env
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 from stable_baselines3.common.policies import BasePolicy
+from stable_baselines3.common.preprocessing import is_image_space
 from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback, Schedule
 from stable_baselines3.common.vec_env import VecEnv, unwrap_vec_normalize
 
@@ -116,6 +117,10 @@ class MultiAgentOnPolicyAlgorithm(Learner, TeamRollouts):
         _init_setup_model: bool = True,
     ) -> None:
         check_settings(settings_of(type(self)), {**vars(self), **locals()})
+        if env is None and _init_setup_model:
+            raise TypeError(
+                f"`env` must be an environment or its id, got None; a saved model needs none: {type(self).__name__}.load(path)"
+            )
         if env is not None:
             # Ids of Gymnasium's are built here already, so that all spaces are checked before SB3 asserts about them.
             env = maybe_make_env(_as_vec_env(env), verbose)
@@ -154,6 +159,11 @@ class MultiAgentOnPolicyAlgorithm(Learner, TeamRollouts):
         """
         wrapped = self._wrap_env(env, self.verbose)
         layout = self._same_team(wrapped)
+        if wrapped.num_envs != self.n_envs:
+            raise ValueError(
+                f"`env` has {wrapped.num_envs} slots, but the model was built for {self.n_envs}; use as many copies, or save "
+                f"the model and go on with `{type(self).__name__}.load(path, env=env)`"
+            )
         super().set_env(wrapped, force_reset)
         self.layout = layout
 
@@ -164,7 +174,6 @@ class MultiAgentOnPolicyAlgorithm(Learner, TeamRollouts):
                 f"`env` has the agents {list(layout.possible_agents)}, but the model was built for "
                 f"{list(self.layout.possible_agents)}"
             )
-        super()._check_env(env)
         for agent in layout.possible_agents:
             for kind in ("observation", "action"):
                 theirs, ours = (getattr(each, f"agent_{kind}_spaces")[agent] for each in (layout, self.layout))
@@ -172,6 +181,8 @@ class MultiAgentOnPolicyAlgorithm(Learner, TeamRollouts):
                     raise ValueError(
                         f"`env` gives agent {agent!r} the {kind} space {theirs}, but the model was built for {ours}"
                     )
+        # What wrappers make of the spaces; those of the agents are the same.
+        super()._check_env(env)
         own, other = self.state_space, self._state_space(env)
         if own is not None and (other is None or other.shape != own.shape):
             raise ValueError(
@@ -205,6 +216,7 @@ class MultiAgentOnPolicyAlgorithm(Learner, TeamRollouts):
         self._check_setup(n_copies)
         vars(self).pop("rollout_buffer", None)
         policy_class: Any = self.policy_class
+        self._check_observations(policy_class)
         of_team = {"layout": self.layout, "share_parameters": self.share_parameters}
         sharing: dict[str, Any] = {"share_parameters": self.share_parameters, "critic": self.critic}
         if check_policy_class(policy_class, self.layout, self.action_space, **sharing):
@@ -218,6 +230,22 @@ class MultiAgentOnPolicyAlgorithm(Learner, TeamRollouts):
             **({} if self.critic == "own" else self._critic_settings()),
             **self.policy_kwargs,
         ).to(self.device)
+
+    def _check_observations(self, policy_class: type) -> None:
+        """Refuse one of our policies whose own features extractor cannot read the observations."""
+        space, given = self.observation_space, self.policy_kwargs
+        if "features_extractor_class" in given:
+            return
+        scaled = bool((given.get("features_extractor_kwargs") or {}).get("normalized_image", False))
+        if issubclass(policy_class, MultiAgentMultiInputPolicy) and not isinstance(space, spaces.Dict):
+            wanted, other = "a Dict of observations", "MlpPolicy"
+        elif issubclass(policy_class, MultiAgentActorCriticCnnPolicy) and not is_image_space(
+            space, check_channels=False, normalized_image=scaled
+        ):
+            wanted, other = "images", "MultiInputPolicy" if isinstance(space, spaces.Dict) else "MlpPolicy"
+        else:
+            return
+        raise ValueError(f"`policy` {policy_class.__name__} is for {wanted}, but the agents observe {space}; use {other!r}")
 
     @cached_property
     def rollout_buffer(self) -> AgentRolloutBuffer:  # type: ignore[override]
@@ -250,8 +278,22 @@ class MultiAgentOnPolicyAlgorithm(Learner, TeamRollouts):
             # The environment is about to be reset, so no episode is under way.
             self._statistics = None
         if self.env is not None:
-            self.trained_normalized = normalizes_observations(self.env)
+            self._check_normalization(normalizes_observations(self.env))
         return super()._setup_learn(total_timesteps, callback, reset_num_timesteps, tb_log_name, progress_bar)
+
+    def _check_normalization(self, now: bool) -> None:
+        if self.trained_normalized is not None and now != self.trained_normalized:
+            is_with, was_with = ("with", "without") if now else ("without", "with")
+            remedy = (
+                "wrap `env` in VecNormalize with the statistics of the training"
+                if self.trained_normalized
+                else "pass the environment inside, or VecNormalize(..., norm_obs=False)"
+            )
+            raise ValueError(
+                f"`env` is {is_with} normalised observations, but the model was trained {was_with} them; {remedy}, or set "
+                "`model.trained_normalized = None` to train on nevertheless"
+            )
+        self.trained_normalized = now
 
     def learn(
         self,

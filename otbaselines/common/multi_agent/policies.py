@@ -512,5 +512,7 @@ def _normalise_net_arch(
         widths = [] if issubclass(extractor, NatureCNN) else [64, 64]
         return {"pi": list(widths), "vf": list(widths)}
     if isinstance(net_arch, dict):
+        if unknown := sorted(map(str, set(net_arch) - {"pi", "vf"})):
+            raise ValueError(f"`net_arch` must have no other keys than 'pi' and 'vf', got {', '.join(map(repr, unknown))}")
         return {"pi": list(net_arch.get("pi", [])), "vf": list(net_arch.get("vf", []))}
     return {"pi": list(net_arch), "vf": list(net_arch)}

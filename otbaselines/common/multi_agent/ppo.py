@@ -201,7 +201,7 @@ class MultiAgentPPO(MultiAgentOnPolicyAlgorithm):
         if self._sets.in_step:
             take_step(self.policy.optimizer)
         else:
-            self._sets.step(*parameter_groups(self.policy))
+            self._sets.step(self.policy.optimizer, *parameter_groups(self.policy))
         return True
 
     def _go_on(self, divergence: th.Tensor, active: th.Tensor | None) -> bool:
@@ -251,13 +251,14 @@ class MultiAgentPPO(MultiAgentOnPolicyAlgorithm):
         buffer = self.rollout_buffer
         active = None if buffer.all_active else buffer.active.flatten(0, 1)
         explained = explained_variance(buffer.values.flatten(0, 1), buffer.returns.flatten(0, 1), active)
-        metrics.add("train/explained_variance", explained)
         if hasattr(self.policy, "log_std"):
             metrics.add("train/std", self.policy.log_std.detach().exp().mean())
         metrics.add("parameters", parameter_sum(self.policy))
         numbers = metrics.means()
         check_finite(numbers, snapshot, f"{self.num_timesteps} agent-steps")
         del numbers["parameters"]
+        # NaN says that there was nothing to explain, not that the update went wrong.
+        numbers["train/explained_variance"] = float(explained)
         for name, value in numbers.items():
             self.logger.record(name, value)
         self.logger.record("train/n_updates", self._n_updates, exclude="tensorboard")

@@ -57,7 +57,6 @@ class RunningSets:
     """
 
     def __init__(self, optimizer: th.optim.Optimizer, n_sets: int) -> None:
-        self.optimizer = optimizer
         missed = missed_steps(optimizer, n_sets)
         if any(missed):
             check_missed_steps(missed, steps_made(optimizer.state), MISSED)
@@ -80,16 +79,14 @@ class RunningSets:
         return all(self.running) and not any(self.missed)
 
     @th.no_grad()
-    def step(self, stacked: list[Any], apart: list[list[Any]]) -> None:
+    def step(self, optimizer: th.optim.Optimizer, stacked: list[Any], apart: list[list[Any]]) -> None:
         """
         Step the sets that run; the parameters and the optimizer's state of the others keep every bit.
 
-        The gradients of all are there.
-
+        :param optimizer: of all the parameters, whose gradients are there
         :param stacked: tensors with one leading entry per set
         :param apart: lists of one tensor per set
         """
-        optimizer = self.optimizer
         for group in apart:
             for parameter, runs in zip(group, self.running, strict=True):
                 if not runs:

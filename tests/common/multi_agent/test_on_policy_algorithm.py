@@ -1,6 +1,7 @@
 """What SB3's PPO promises on Gymnasium environments, and what the loop promises on teams."""
 
 import dataclasses
+import pickle
 
 import gymnasium as gym
 import numpy as np
@@ -407,7 +408,7 @@ def test_the_environment_can_be_exchanged():
 
 def test_an_environment_with_other_spaces_or_another_team_is_an_error():
     model = _cartpole()
-    with pytest.raises(ValueError, match="spaces"):
+    with pytest.raises(ValueError, match=r"agent .agent_0. the observation space Box.*built for Box"):
         model.set_env(gym.make("Pendulum-v1"))
     team = IPPO("MlpPolicy", ParallelVecEnv(lambda: DiceEnv(), 3), **SMALL)
     renamed = CustomSpacesEnv({a: vector(3) for a in "abcdef"}, {a: spaces.Box(-1, 1, (2,), np.float32) for a in "abcdef"})
@@ -753,3 +754,60 @@ def test_training_goes_on_after_a_load_without_a_reset_on_a_tensor_environment(i
     assert loaded.num_timesteps == 96
     if before is not None:
         assert th.equal(seen[0], before)
+
+
+def test_a_model_survives_a_pickle():
+    model = IPPO("MlpPolicy", "CartPole-v1", **SMALL, learning_rate="lin_1e-3").learn(16)
+    copy = pickle.loads(pickle.dumps(model))
+    assert _same(model, copy)
+    assert copy.lr_schedule(0.5) == 5e-4
+    assert copy.learn(16, reset_num_timesteps=False).num_timesteps == 32
+
+
+def test_another_number_of_slots_is_refused_with_the_remedy():
+    model = IPPO("MlpPolicy", ParallelVecEnv(lambda: DiceEnv(), 2), **SMALL)
+    with pytest.raises(ValueError, match=r"`env` has 6 slots, but the model was built for 4; .*`IPPO.load\(path, env=env\)`"):
+        model.set_env(ParallelVecEnv(lambda: DiceEnv(), 3))
+    assert model.env.num_envs == 4
+
+
+def test_other_spaces_are_refused_with_the_agent_and_both_spaces():
+    wider = CustomSpacesEnv(dict.fromkeys(["left", "right"], vector(5)), dict.fromkeys(["left", "right"], spaces.Discrete(2)))
+    model = IPPO("MlpPolicy", ParallelVecEnv(lambda: DiceEnv(), 2), **SMALL)
+    with pytest.raises(ValueError, match=r"agent 'left' the observation space Box.*\(5,\).*built for Box.*\(3,\)"):
+        model.set_env(ParallelVecEnv(wider, 2))
+
+
+@pytest.mark.parametrize("normalized", [False, True])
+@pytest.mark.parametrize("route", ["set_env", "load"])
+def test_training_does_not_go_on_with_observations_of_another_scale(normalized, route, tmp_path):
+    def make(is_normalized):
+        env = ParallelVecEnv(lambda: DiceEnv(), 2, seed=0)
+        return VecNormalize(env) if is_normalized else env
+
+    model = IPPO("MlpPolicy", make(normalized), **SMALL).learn(64)
+    if route == "load":
+        model.save(tmp_path / "model")
+        model = IPPO.load(tmp_path / "model", env=make(not normalized))
+    else:
+        model.set_env(make(not normalized))
+    before, steps = _flat(model), model.num_timesteps
+    with pytest.raises(
+        ValueError, match=r"`env` is with.* observations, but the model was trained with.*trained_normalized = None"
+    ):
+        model.learn(64)
+    assert model.num_timesteps == steps
+    assert (before == _flat(model)).all()
+    # Statistics without scaled observations are no normalisation of what the policy sees.
+    model.set_env(make(True) if normalized else VecNormalize(make(False), norm_obs=False))
+    model.learn(64)
+
+
+def test_what_sb3s_callers_use_of_a_team_of_one_is_there():
+    model = _cartpole().learn(16)
+    assert model.rollout_buffer.buffer_size == model.n_steps == 16
+    obs = th.rand(3, 4)
+    whole, floats = (
+        model.policy.evaluate_actions(obs, actions)[1] for actions in (th.tensor([0, 1, 0]), th.tensor([0.0, 1, 0]))
+    )
+    assert (whole == floats).all()

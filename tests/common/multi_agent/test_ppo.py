@@ -1,5 +1,8 @@
 """Team PPO: every loss and gradient against SB3's policies under the loss as published, and what may not influence them."""
 
+import re
+import zipfile
+
 import numpy as np
 import pytest
 import torch as th
@@ -509,3 +512,29 @@ def test_the_explained_variance_is_sb3s_over_those_who_were_there(absent):
     there = th.ones(30, 2, dtype=th.bool) if active is None else active
     expected = sb3_explained_variance(values[there].numpy(), returns[there].numpy())
     assert float(explained_variance(values, returns, active)) == pytest.approx(expected, rel=1e-4)
+
+
+def test_constant_returns_leave_nothing_to_explain():
+    # Whose values differ would otherwise be a multiple of rounding, some -1e10.
+    values = th.randn(30, 2)
+    for returns in (th.zeros(30, 2), th.full((30, 2), 5.0) + 1e-6 * th.rand(30, 2)):
+        assert th.isnan(explained_variance(values, returns, None))
+    assert float(explained_variance(values, 5.0 + 1e-3 * values, None)) < 0.0
+    model = _ready(2)
+    _fill(model, 0)
+    model.rollout_buffer.returns.fill_(1.0)
+    model.train()
+    assert np.isnan(model.logger.name_to_value["train/explained_variance"])
+
+
+@pytest.mark.parametrize("name", ["num_timesteps", "_n_updates"])
+def test_impossible_counters_in_a_file_are_refused(name, tmp_path):
+    _stopped(None, 64).save(tmp_path / "model.zip")
+    with zipfile.ZipFile(tmp_path / "model.zip") as old, zipfile.ZipFile(tmp_path / "tampered.zip", "w") as new:
+        for entry in old.namelist():
+            content = old.read(entry)
+            if entry == "data":
+                content = re.sub(rf'"{name}": ?\d+'.encode(), f'"{name}": {10**30}'.encode(), content)
+            new.writestr(entry, content)
+    with pytest.raises(ValueError, match=rf"{name}.* must be a whole number from 0 to 2\^62, got"):
+        IPPO.load(tmp_path / "tampered.zip")
