@@ -7,10 +7,9 @@ import numpy as np
 import torch as th
 from stable_baselines3.common.monitor import Monitor
 from stable_baselines3.common.vec_env import VecEnv, VecMonitor, is_vecenv_wrapped
-from stable_baselines3.common.vec_env import unwrap_vec_normalize as vec_normalize_of
 
 from otbaselines.common.multi_agent.policies import MultiAgentActorCriticPolicy
-from otbaselines.common.vec_env.layout import TeamLayout
+from otbaselines.common.vec_env.layout import TeamLayout, normalizers
 from otbaselines.common.vec_env.tensor import TensorVecEnv
 
 EvaluationHook = Callable[[dict[str, Any], dict[str, Any]], None]
@@ -91,7 +90,7 @@ def play_rows(
 ) -> None:
     """Play through SB3's interface, rows of NumPy arrays in and out, until every copy has delivered its episodes."""
     shape = (ledger.layout.n_copies, ledger.layout.n_agents)
-    normalizer, monitored = vec_normalize_of(env), _has_monitored_agent(env)
+    layers, monitored = normalizers(env), _has_monitored_agent(env)
     returns, lengths = np.zeros(shape), np.zeros(shape[0], dtype=np.int64)
     observations: Any = env.reset()
     states, episode_starts = None, np.ones(env.num_envs, dtype=bool)
@@ -100,7 +99,7 @@ def play_rows(
         live = _live(env, shape)
         actions, states = _actions(model, observations, states, episode_starts, deterministic)
         new_observations, rewards, dones, infos = env.step(actions)
-        raw = rewards if normalizer is None else normalizer.get_original_reward()
+        raw = layers[-1].get_original_reward() if layers else rewards
         returns += np.where(live, np.reshape(raw, shape), 0.0)
         lengths += 1
         if callback is not None:

@@ -13,17 +13,32 @@ import torch as th
 from stable_baselines3.common import env_util
 from stable_baselines3.common.callbacks import BaseCallback, EvalCallback
 from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv
-from stable_baselines3.common.vec_env import unwrap_vec_normalize as vec_normalize_of
 
 from otbaselines.common.evaluation.episodes import EpisodeLedger, EvaluationHook, play_on_device, play_rows
 from otbaselines.common.multi_agent.policies import MultiAgentActorCriticPolicy
 from otbaselines.common.saving.archive import atomic_write
-from otbaselines.common.vec_env.layout import TeamLayout, normalizes_observations, team_layout
+from otbaselines.common.settings import MANY, Setting, check_settings
+from otbaselines.common.vec_env.layout import TeamLayout, normalizers, normalizes_observations, team_layout
 from otbaselines.common.vec_env.make import wrap_team_env
 from otbaselines.common.vec_env.tensor import TensorVecEnv
 
 # Longer than any episode of Atari's; a minute or so of a small environment.
 MAX_STEPS = 100_000
+
+_SETTINGS = {
+    "n_eval_episodes": Setting("integer", low=1, high=MANY),
+    "max_steps": Setting("integer", low=1, high=MANY),
+    "deterministic": Setting("flag"),
+    "render": Setting("flag"),
+    "seed": Setting("integer", low=0, high=2**32 - 1, optional=True),
+}
+_CALLBACK_SETTINGS = {
+    "eval_freq": Setting("integer", high=MANY),
+    "log_path": Setting((str, os.PathLike), optional=True),
+    "best_model_save_path": Setting((str, os.PathLike), optional=True),
+    "callback_on_new_best": Setting((BaseCallback,), optional=True),
+    "callback_after_eval": Setting((BaseCallback,), optional=True),
+}
 
 
 @dataclass(frozen=True, eq=False)
@@ -83,10 +98,10 @@ def evaluate_team(
     :return: the statistics
     :raises ValueError: if ``n_eval_episodes`` or ``max_steps`` is not positive, or the environment is not the model's team,
         or observations are normalised here and were not in training, or the other way round
-    :raises TypeError: if ``model`` can neither predict nor be called
+    :raises TypeError: if an argument is of the wrong type, or ``model`` can neither predict nor be called
     :raises RuntimeError: if an episode is longer than ``max_steps``
     """
-    _check_positive(n_eval_episodes=n_eval_episodes, max_steps=max_steps)
+    check_settings(_SETTINGS, locals())
     if not (hasattr(model, "predict") or callable(model)):
         raise TypeError(f"`model` must have `predict` or be a function of the observations, got {type(model).__name__}")
     venv = as_evaluation_env(env)
@@ -159,12 +174,6 @@ def _check_same_team(policy: MultiAgentActorCriticPolicy, env: VecEnv, layout: T
             )
 
 
-def _check_positive(**numbers: int) -> None:
-    for name, value in numbers.items():
-        if value < 1:
-            raise ValueError(f"`{name}` must be at least 1, got {value}")
-
-
 def _trained_normalized(model: Any) -> bool | None:
     """Whether a model knows normalised observations only; ``None`` where nothing tells."""
     trained, env = getattr(model, "trained_normalized", None), getattr(model, "env", None)
@@ -209,15 +218,14 @@ def _seeded(env: VecEnv, model: Any, seed: int | None) -> Iterator[None]:
 @contextlib.contextmanager
 def _frozen_normalizer(env: VecEnv) -> Iterator[None]:
     """Keep a ``VecNormalize`` from learning its statistics from the evaluation."""
-    normalizer = vec_normalize_of(env)
-    if normalizer is None:
-        yield
-        return
-    training, normalizer.training = normalizer.training, False
+    before = [(normalizer, normalizer.training) for normalizer in normalizers(env)]
+    for normalizer, _ in before:
+        normalizer.training = False
     try:
         yield
     finally:
-        normalizer.training = training
+        for normalizer, training in before:
+            normalizer.training = training
 
 
 # ------------------------------------------------------------------ callback
@@ -263,7 +271,7 @@ class TeamEvalCallback(EvalCallback):
         seed: int | None = None,
         max_steps: int = MAX_STEPS,
     ) -> None:
-        _check_positive(n_eval_episodes=n_eval_episodes, max_steps=max_steps)
+        check_settings(_SETTINGS | _CALLBACK_SETTINGS, locals())
         super().__init__(
             as_evaluation_env(eval_env),
             callback_on_new_best=callback_on_new_best,
@@ -321,8 +329,8 @@ class TeamEvalCallback(EvalCallback):
 
     def _share_statistics(self) -> None:
         """Normalise the evaluation as the training is normalised by now."""
-        trained, evaluated = (vec_normalize_of(env) for env in (self.training_env, self.eval_env))
-        if trained is not None and evaluated is not None:
+        layers = (normalizers(env) for env in (self.training_env, self.eval_env))
+        for trained, evaluated in zip(*layers, strict=False):
             evaluated.ret_rms = copy.deepcopy(trained.ret_rms)
             if trained.norm_obs:
                 evaluated.obs_rms = copy.deepcopy(trained.obs_rms)

@@ -12,7 +12,7 @@ from stable_baselines3.common.utils import obs_as_tensor
 
 from otbaselines.common.multi_agent.distributions import TeamDistribution
 from otbaselines.common.saving.policy import JsonPolicyMixin
-from otbaselines.common.vec_env.agent_dicts import named_agents, native_actions, rows_of_agents
+from otbaselines.common.vec_env.agent_dicts import check_numbers, named_agents, native_actions, rows_of_agents
 from otbaselines.common.vec_env.layout import TeamLayout
 
 
@@ -147,11 +147,13 @@ class TeamPolicy(ABC):
         :param episode_start: unused
         :param deterministic: the most probable actions instead of samples
         :return: the actions in the form of the observation, and ``state``
-        :raises ValueError: if rows do not fill whole teams, or a dict names an unknown agent
+        :raises TypeError: if observations are no numbers
+        :raises ValueError: if rows do not fill whole teams, a dict names an unknown agent, or numbers are NaN or infinite
         """
         space = self.observation_space
         if isinstance(observation, dict) and not (isinstance(space, spaces.Dict) and set(observation) == set(space.spaces)):
             return self._predict_agents(observation, deterministic), state
+        _check_rows(observation)
         return self._predict_rows(observation, deterministic), state
 
     def _predict_agents(self, observation: dict[str, Any], deterministic: bool) -> dict[str, Any]:
@@ -184,6 +186,16 @@ class TeamPolicy(ABC):
                 f"`observation` has {rows.shape[0]} rows, which is not a multiple of the team's {self.n_agents} agents; "
                 f"pass one row per agent in the order {list(self.layout.possible_agents)}, or a dict of agents"
             ) from None
+
+
+def _check_rows(observation: Any) -> None:
+    for key, part in observation.items() if isinstance(observation, dict) else [(None, observation)]:
+        values = part.detach().cpu().numpy() if isinstance(part, th.Tensor) else np.asarray(part)
+        name = "`observation`" if key is None else f"`observation[{key!r}]`"
+        if values.dtype.kind == "f" and values.ndim and not np.isfinite(values).all():
+            # The first row that is to blame.
+            name = f"row {np.argwhere(~np.isfinite(values))[0, 0]} of {name}"
+        check_numbers(name, values)
 
 
 def box_actions(actions: th.Tensor, low: th.Tensor, high: th.Tensor, *, is_squashed: bool) -> th.Tensor:
@@ -239,7 +251,9 @@ class TeamRowPolicy(TeamPolicy, JsonPolicyMixin):
         :param deterministic: the most probable actions instead of samples
         :param states: of the teams, shape ``(n_copies, state_dim)``, where the critic reads them
         :return: actions, values ``(rows, 1)`` and log-likelihoods ``(rows,)``
+        :raises ValueError: if the critic reads states and none are given; ``predict`` and ``get_distribution`` need none
         """
+        self._require_states(states)
         team = self.split_rows(obs)
         distribution = self.team_distribution(team)
         actions = distribution.get_actions(deterministic)
@@ -263,8 +277,17 @@ class TeamRowPolicy(TeamPolicy, JsonPolicyMixin):
         :param obs: rows, shape ``(n_copies * n_agents, ...)``
         :param states: of the teams, shape ``(n_copies, state_dim)``, where the critic reads them
         :return: values, shape ``(rows, 1)``
+        :raises ValueError: if the critic reads states and none are given
         """
+        self._require_states(states)
         return self.team_values(self.split_rows(obs), states).reshape(-1, 1)
+
+    def _require_states(self, states: th.Tensor | None) -> None:
+        if states is None and self.state_space is not None:
+            raise ValueError(
+                "`states` is missing: this critic values the team's state, not the observations; pass the environment's "
+                "`team_states()` as a tensor, or call `predict` or `get_distribution`, which need no values"
+            )
 
     def get_distribution(self, obs: PyTorchObs) -> TeamDistribution:
         """

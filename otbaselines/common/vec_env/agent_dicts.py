@@ -65,6 +65,19 @@ def native_actions(actions: np.ndarray, space: spaces.Space[Any], *, is_batch: b
     return actions if is_batch else actions[0]
 
 
+def check_numbers(name: str, value: np.ndarray) -> None:
+    """
+    :param name: what an error calls the observation
+    :param value: the observation
+    :raises TypeError: if it does not hold numbers
+    :raises ValueError: if one of them is NaN or infinite
+    """
+    if value.dtype.kind not in "biuf":
+        raise TypeError(f"{name} must hold numbers, got an array of {value.dtype}")
+    if value.dtype.kind == "f" and not np.isfinite(value).all():
+        raise ValueError(f"{name} holds NaN or infinity, for which no action is meant; give finite numbers")
+
+
 def _entry(agent: str, value: Any, key: str) -> Any:
     if not isinstance(value, dict) or key not in value:
         raise ValueError(f"`observation[{agent!r}]` must be a dict with the entry {key!r}, got {value!r}")
@@ -91,6 +104,7 @@ def _padded_rows(
 
 def _fit(agent: str, value: np.ndarray, native: spaces.Space[Any], shape: tuple[int, ...]) -> tuple[np.ndarray, int | None]:
     """The observation with a first batch axis and in the team's order of axes, and the batch size if one was given."""
+    check_numbers(f"`observation[{agent!r}]`", value)
     own = native.shape or ()
     # SB3 moves the channels of images to the front; an environment's own images still have them last.
     channels_last = (*shape[1:], shape[0]) if len(shape) == 3 else shape

@@ -226,7 +226,8 @@ def _info(infos: Mapping[Any, Any], agent: Any) -> dict[str, Any]:
     info = infos.get(agent)
     if info is not None and not isinstance(info, Mapping):
         raise ValueError(f"the info of agent {agent!r} is {info!r}; return a dict")
-    return {**info} if info else {}
+    # Statistics of an episode are counted here; an environment's own entry of that name would be taken for them.
+    return {key: value for key, value in info.items() if key != "episode"} if info else {}
 
 
 def _number(agent: Any, reward: Any) -> float:

@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 from gymnasium import spaces
-from stable_baselines3.common.vec_env import VecEnv, unwrap_vec_normalize
+from stable_baselines3.common.vec_env import VecEnv, VecEnvWrapper, VecNormalize
 
 
 @dataclass(frozen=True)
@@ -118,5 +118,17 @@ def normalizes_observations(env: VecEnv) -> bool:
     :param env: a vector environment, with any wrappers
     :return: whether a ``VecNormalize`` with ``norm_obs`` is among them
     """
-    normalizer = unwrap_vec_normalize(env)
-    return normalizer is not None and bool(normalizer.norm_obs)
+    return any(normalizer.norm_obs for normalizer in normalizers(env))
+
+
+def normalizers(env: VecEnv) -> list[VecNormalize]:
+    """
+    :param env: a vector environment, with any wrappers
+    :return: every ``VecNormalize`` among them, the outermost first
+    """
+    found = []
+    while isinstance(env, VecEnvWrapper):
+        if isinstance(env, VecNormalize):
+            found.append(env)
+        env = env.venv
+    return found

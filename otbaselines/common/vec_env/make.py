@@ -14,6 +14,7 @@ from pettingzoo import AECEnv, ParallelEnv
 from stable_baselines3.common import env_util
 from stable_baselines3.common.vec_env import SubprocVecEnv, VecEnv
 
+from otbaselines.common.settings import MANY, Setting, check_settings, is_device
 from otbaselines.common.vec_env.copies import as_parallel
 from otbaselines.common.vec_env.parallel import ParallelVecEnv
 from otbaselines.common.vec_env.registry import registry
@@ -21,6 +22,15 @@ from otbaselines.common.vec_env.subproc import SubprocParallelVecEnv
 from otbaselines.common.vec_env.supersuit import contains_supersuit, from_supersuit, replace_supersuit
 
 BACKENDS = ("auto", "tensor", "parallel", "subproc")
+
+_SETTINGS = {
+    "n_copies": Setting("integer", low=1, high=MANY),
+    "seed": Setting("integer", low=0, high=2**32 - 1, optional=True),
+    "device": Setting(
+        (str, th.device), fits=lambda device: device != "auto" and is_device(device), what="one that torch knows"
+    ),
+    "env_kwargs": Setting((Mapping,), optional=True),
+}
 
 # Which extra brings the package that an id's namespace names.
 _EXTRAS = {"mpe2": "mpe"}
@@ -51,12 +61,12 @@ def make_vec_env(
     :return: the vector environment
     :raises ValueError: if the id is unknown, or does not go with the backend, or ``n_copies`` is not positive
     :raises ImportError: if the id belongs to a package that is not installed
-    :raises TypeError: if ``env`` is nothing of the above, or its constructor does not accept ``env_kwargs``
+    :raises TypeError: if an argument is of the wrong type, or ``env`` is nothing of the above, or its constructor does not
+        accept ``env_kwargs``
     """
     if backend not in BACKENDS:
         raise ValueError(f"`backend` must be one of {', '.join(BACKENDS)}, got {backend!r}")
-    if n_copies < 1:
-        raise ValueError(f"`n_copies` must be at least 1, got {n_copies}")
+    check_settings(_SETTINGS, {"n_copies": n_copies, "seed": seed, "device": device, "env_kwargs": env_kwargs})
     kwargs = dict(env_kwargs or {})
     if isinstance(env, str):
         return _from_id(env, n_copies, seed, device, backend, kwargs)

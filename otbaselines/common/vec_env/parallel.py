@@ -312,9 +312,11 @@ def _check_names(agents: Iterable[Any]) -> None:
             raise ValueError(
                 f"`possible_agents` holds {agent!r}, which cannot be the key of a dict; use names or numbers"
             ) from None
-        if str(agent) in names:
+        same = [other for name, other in names.items() if name == str(agent) or other == agent]
+        if same:
             raise ValueError(
-                f"`possible_agents` holds {names[str(agent)]!r} and {agent!r}, which have one name; give every agent its own"
+                f"`possible_agents` holds {same[0]!r} and {agent!r}, which are one key of a dict or have one name; give every "
+                "agent its own"
             )
         names[str(agent)] = agent
 

@@ -35,7 +35,9 @@ def _remedy(role: str, space: Any) -> str | None:
     if not parts or not all(isinstance(part, _KNOWN) for part in parts):
         known = "use Box, Discrete, MultiDiscrete or MultiBinary"
         return known if role == "action" else f"{known}, or an un-nested Dict of them ({_FLATTEN} makes one Box of anything)"
-    if role == "observation" and any(isinstance(part, spaces.Box) and part.shape == () for part in parts):
+    if role == "observation" and any(isinstance(part, spaces.MultiDiscrete) and len(part.shape) != 1 for part in parts):
+        return "flatten it to one dimension"
+    if any(isinstance(part, spaces.Box) and part.shape == () for part in parts):
         return "give its Box the shape (1,) instead of ()"
     if role == "action" and 0 in (space.shape or ()):
         return "an agent needs something to choose: give it at least one dimension, or leave the agent out"

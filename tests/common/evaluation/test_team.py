@@ -232,7 +232,7 @@ def test_rendering_is_asked_for_after_each_step():
 
 # ---------------------------------------------------------------- errors
 def test_wrong_arguments_are_errors():
-    with pytest.raises(ValueError, match="`n_eval_episodes` must be at least 1, got 0"):
+    with pytest.raises(ValueError, match="`n_eval_episodes` must be an integer of at least 1, got 0"):
         evaluate_team(_pushes, _dice(), n_eval_episodes=0)
     with pytest.raises(TypeError, match="`model` must have `predict` or be a function"):
         evaluate_team(3, _dice())
@@ -378,7 +378,7 @@ def test_endless_episodes_are_an_error_with_a_remedy(intake):
     with pytest.raises(RuntimeError, match="`max_steps`=7 steps"):
         _train(IPPO("MlpPolicy", _dice(), **SMALL), TeamEvalCallback(_dice(horizon=8), eval_freq=1, max_steps=7), 8)
     assert evaluate_team(_pushes, _dice(horizon=50), n_eval_episodes=4, max_steps=50).lengths.tolist() == [50] * 4
-    with pytest.raises(ValueError, match="`max_steps` must be at least 1, got 0"):
+    with pytest.raises(ValueError, match="`max_steps` must be an integer of at least 1, got 0"):
         evaluate_team(_pushes, _dice(), max_steps=0)
 
 
@@ -421,7 +421,7 @@ def test_a_frequency_that_is_not_positive_never_evaluates():
     callback = TeamEvalCallback(_dice(), eval_freq=-1, verbose=0)
     _train(IPPO("MlpPolicy", _dice(), **SMALL), callback, 16)
     assert callback.last_evaluation is None
-    with pytest.raises(ValueError, match="`n_eval_episodes` must be at least 1"):
+    with pytest.raises(ValueError, match="`n_eval_episodes` must be an integer of at least 1"):
         TeamEvalCallback(_dice(), n_eval_episodes=0)
 
 
@@ -431,3 +431,27 @@ def test_the_callback_prints_what_it_found(capsys):
     printed = capsys.readouterr().out
     assert "Eval num_timesteps=32" in printed
     assert "team_return=" in printed
+
+
+@pytest.mark.parametrize(
+    ("name", "value"), [("n_eval_episodes", "a"), ("n_eval_episodes", 1.5), ("deterministic", "x"), ("seed", "a")]
+)
+def test_arguments_of_the_wrong_type_are_named(name, value):
+    with pytest.raises(TypeError, match=f"`{name}` must be"):
+        evaluate_team(_pushes, _dice(), **{name: value})
+
+
+@pytest.mark.parametrize("name", ["eval_freq", "best_model_save_path", "log_path", "callback_on_new_best"])
+def test_arguments_of_the_callback_of_the_wrong_type_are_named(name):
+    with pytest.raises(TypeError, match=f"`{name}` must be"):
+        TeamEvalCallback(_dice(), **{name: 3.5})
+
+
+def test_rewards_are_those_below_every_normalisation():
+    plain = evaluate_team(_pushes, _dice(), n_eval_episodes=2)
+    env = VecNormalize(VecNormalize(_dice()))
+    layered = evaluate_team(_pushes, env, n_eval_episodes=2)
+    assert layered.agent_returns == pytest.approx(plain.agent_returns)
+    assert env.training
+    assert env.venv.training
+    assert env.venv.obs_rms.count < 1

@@ -172,7 +172,7 @@ def test_a_missing_extra_is_named(monkeypatch):
         (("mpe2/simple_spread_v3",), {"backend": "tensor"}, ValueError, "no batched version"),
         (("CartPole-v1",), {"backend": "tensor"}, ValueError, "no batched version"),
         ((RelayEnv,), {"backend": "tensor"}, ValueError, "needs the id"),
-        (("mpe2/simple_spread_v3", 0), {}, ValueError, "`n_copies` must be at least 1, got 0"),
+        (("mpe2/simple_spread_v3", 0), {}, ValueError, "`n_copies` must be an integer of at least 1, got 0"),
         (
             ("mpe2/simple_spread_v3",),
             {"env_kwargs": {"M": 3}},
@@ -390,3 +390,12 @@ def test_workers_that_have_gone_are_an_error_with_a_remedy():
 
 def test_a_converted_environment_is_recognised_as_parallel():
     assert wrap_team_env(aec_to_parallel(simple_spread_v3.env())).n_agents == 3
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("n_copies", "a"), ("n_copies", 1.5), ("env_kwargs", 3), ("seed", -1), ("device", "foo")],
+)
+def test_wrong_arguments_are_named(name, value):
+    with pytest.raises((TypeError, ValueError), match=f"`{name}` must be"):
+        make_vec_env("otbaselines/Navigation-v0", **{name: value})

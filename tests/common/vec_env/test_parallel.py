@@ -14,6 +14,7 @@ from toy_teams import CustomSpacesEnv, DiceEnv, RelayEnv, vector
 
 from otbaselines.common.vec_env.lean_mpe import LeanMpeCopy
 from otbaselines.common.vec_env.parallel import ParallelVecEnv
+from otbaselines.common.vec_env.spaces import team_spaces
 from otbaselines.common.vec_env.subproc import SubprocParallelVecEnv, WorkerTraceback
 
 MPE_TASKS = sorted(module.name for module in pkgutil.iter_modules(mpe2.__path__) if "_v" in module.name)
@@ -633,3 +634,39 @@ def test_workers_end_when_their_team_cannot_be_built():
 def test_wrong_arguments_of_the_process_backend_are_errors(args, kwargs, message):
     with pytest.raises(ValueError, match=message):
         SubprocParallelVecEnv(*args, start_method="fork", **kwargs)
+
+
+@pytest.mark.parametrize("agents", [[1, True], [0, 0.0]])
+def test_agents_that_are_one_key_are_refused(agents):
+    env = DiceEnv()
+    env.possible_agents = agents
+    with pytest.raises(ValueError, match="are one key of a dict"):
+        ParallelVecEnv(env)
+
+
+@pytest.mark.parametrize("own", [{"r": 1.0}, 3])
+def test_an_environments_own_episode_info_does_not_replace_the_statistics(own):
+    class Telling(DiceEnv):
+        def step(self, actions):
+            *rest, infos = super().step(actions)
+            return *rest, {agent: {"episode": own, "else": 1} for agent in infos}
+
+    env = ParallelVecEnv(lambda: Telling(horizon=2), seed=0)
+    env.reset()
+    actions = np.zeros((env.num_envs, *env.action_space.shape), dtype=env.action_space.dtype)
+    first, second = env.step(actions)[3], env.step(actions)[3]
+    assert all("episode" not in info and info["else"] == 1 for info in first)
+    assert all(info["episode"]["l"] == 2 for info in second)
+
+
+@pytest.mark.parametrize(
+    ("role", "space", "remedy"),
+    [
+        ("action", spaces.Box(-1.0, 1.0, (), np.float32), r"shape \(1,\)"),
+        ("observation", spaces.MultiDiscrete([[2, 2], [2, 2]]), "flatten it"),
+    ],
+)
+def test_spaces_without_the_right_number_of_axes_are_refused(role, space, remedy):
+    own = {"observation": spaces.Box(-1.0, 1.0, (2,), np.float32), "action": spaces.Discrete(2)} | {role: space}
+    with pytest.raises(ValueError, match=remedy):
+        team_spaces({"a": own["observation"]}, {"a": own["action"]})

@@ -1,0 +1,45 @@
+"""What `predict` and the policy's SB3 methods refuse."""
+
+import numpy as np
+import pytest
+import torch as th
+
+from otbaselines.common.vec_env.make import make_vec_env
+from otbaselines.ippo import IPPO
+from otbaselines.mappo import MAPPO
+
+
+@pytest.fixture(scope="module")
+def model():
+    return IPPO("MlpPolicy", make_vec_env("otbaselines/Navigation-v0", 2, seed=0), n_steps=8, seed=0, device="cpu")
+
+
+@pytest.mark.parametrize("number", [np.nan, np.inf])
+def test_predict_names_the_row_or_agent_that_is_not_finite(model, number):
+    rows = model.env.reset()
+    agents = model.policy.layout.possible_agents
+    rows[1, 0] = number
+    with pytest.raises(ValueError, match="row 1 of `observation` holds NaN or infinity"):
+        model.predict(rows)
+    with pytest.raises(ValueError, match=f"{agents[1]!r}.*holds NaN or infinity"):
+        model.predict(dict(zip(agents, rows, strict=False)))
+
+
+@pytest.mark.parametrize("kind", [str, object])
+def test_predict_takes_numbers_only(model, kind):
+    rows = model.env.reset().astype(kind)
+    with pytest.raises(TypeError, match="must hold numbers"):
+        model.predict(rows)
+    with pytest.raises(TypeError, match="must hold numbers"):
+        model.predict({model.policy.layout.possible_agents[0]: rows[0]})
+
+
+def test_a_critic_of_states_says_what_needs_none():
+    env = make_vec_env("otbaselines/SimpleSpread-v0", 2, seed=0)
+    policy = MAPPO("MlpPolicy", env, n_steps=8, seed=0, device="cpu").policy
+    rows = th.as_tensor(env.reset())
+    for call in (policy, policy.predict_values):
+        with pytest.raises(ValueError, match="`predict` or `get_distribution`"):
+            call(rows)
+    assert policy.predict_values(rows, th.as_tensor(env.team_states())).shape == (len(rows), 1)
+    policy.get_distribution(rows)
