@@ -59,6 +59,8 @@ class NavigationConfig:
         for name in ("n_agents", "max_episode_steps"):
             if getattr(self, name) < 1:
                 raise ValueError(f"`{name}` must be at least 1, got {getattr(self, name)}")
+        if not isinstance(self.team_reward, bool | np.bool_):
+            raise TypeError(f"`team_reward` must be True or False, got {self.team_reward!r}")
         if not 0.0 < self.step_size < np.inf:
             raise ValueError(f"`step_size` must be positive, got {self.step_size}")
         for name in ("collision_threshold", "collision_penalty"):

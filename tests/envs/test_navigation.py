@@ -235,3 +235,8 @@ def test_bad_actions_are_named() -> None:
         env.step({"agent_0": np.array([0]), "agent_1": 0, "agent_2": 0})
     with pytest.raises(ValueError, match=r"`targets` must have shape \(3, 2\), got \(2, 2\)"):
         env.set_state(positions=np.zeros((3, 2)), targets=np.zeros((2, 2)))
+
+
+def test_a_team_reward_that_is_no_flag_is_refused():
+    with pytest.raises(TypeError, match="`team_reward` must be True or False"):
+        NavigationEnv(team_reward="x")
