@@ -536,5 +536,5 @@ def test_impossible_counters_in_a_file_are_refused(name, tmp_path):
             if entry == "data":
                 content = re.sub(rf'"{name}": ?\d+'.encode(), f'"{name}": {10**30}'.encode(), content)
             new.writestr(entry, content)
-    with pytest.raises(ValueError, match=rf"{name}.* must be a whole number from 0 to 2\^62, got"):
+    with pytest.raises(ValueError, match=rf"{name}.* must be a whole number from 0 to "):
         IPPO.load(tmp_path / "tampered.zip")
