@@ -28,7 +28,11 @@ def check_number(value: object, name: str, *, low: float = 0.0, strict: bool = T
     """
     if isinstance(value, bool | np.bool_) or not isinstance(value, Real):
         raise TypeError(f"`{name}` must be a real number, got {type(value).__name__}")
-    number = float(value)
+    try:
+        number = float(value)
+    except OverflowError:
+        # Integers and fractions may be out of a float's range.
+        number = math.inf if value > 0 else -math.inf  # type: ignore[operator]
     if not (low < number if strict else low <= number) or not number <= high or math.isinf(number):
         bound = ("positive" if strict else "non-negative") if low == 0 else f"{'above' if strict else 'at least'} {low:g}"
         upper = "finite" if math.isinf(high) else f"at most {high:g}"
@@ -47,18 +51,21 @@ def check_order(p: object, low: float = 1.0) -> float:
     return check_number(p, "p", low=low, strict=low == 0, high=MAX_ORDER)
 
 
-def check_count(value: object, name: str) -> int:
+def check_count(value: object, name: str, high: float = math.inf) -> int:
     """
     :param value: what the caller gave for a count
     :param name: the argument's name, for the message
+    :param high: upper bound, allowed
     :return: the same as an int
     :raises TypeError: if it is no integer
-    :raises ValueError: if it is not positive
+    :raises ValueError: if it is not positive, or above the bound
     """
     if isinstance(value, bool) or not isinstance(value, Integral):
         raise TypeError(f"`{name}` must be an integer, got {value!r} of type {type(value).__name__}")
     if value < 1:
         raise ValueError(f"`{name}` must be at least 1, got {value}")
+    if int(value) > high:
+        raise ValueError(f"`{name}` must be at most {high:,}, got {value:,}")
     return int(value)
 
 

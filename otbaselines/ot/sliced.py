@@ -9,6 +9,9 @@ import torch as th
 from otbaselines.ot._validation import broadcast_shapes, check_alike, check_count, check_order, check_tensor, finite
 from otbaselines.ot.exact import line_cost, root
 
+# The error falls with the square root: more would take minutes and gigabytes for a fourth digit.
+MAX_PROJECTIONS = 1_000_000
+
 
 def sliced_wasserstein(
     x: th.Tensor,
@@ -26,7 +29,7 @@ def sliced_wasserstein(
 
     :param x: points of equal weight, shape ``(..., n, d)``
     :param y: points of equal weight, shape ``(..., m, d)``
-    :param n_projections: number of directions
+    :param n_projections: number of directions, at most a million
     :param p: order, from 1 to 16
     :param seed: of the directions; fixes them on every device
     :param generator: a CPU generator, in place of ``seed``
@@ -58,7 +61,7 @@ def sliced_pairwise(
     Every agent's projections are sorted once; a pair then costs one pass over two vectors.
 
     :param points: shape ``(N, m, d)``
-    :param n_projections: number of directions, the same for all pairs
+    :param n_projections: number of directions, at most a million, the same for all pairs
     :param p: order, from 1 to 16
     :param seed: of the directions; fixes them on every device
     :param generator: a CPU generator, in place of ``seed``
@@ -121,10 +124,11 @@ def random_directions(
     :param generator: a CPU generator; torch's global one when both are omitted
     :return: unit columns, shape ``(dimension, n_projections)``
     :raises TypeError: if a count, the seed or the generator is of another type
-    :raises ValueError: if a count is not positive, the seed is none, or both ``seed`` and ``generator`` are given
+    :raises ValueError: if a count is not positive, or above a million directions, the seed is none, or both ``seed`` and
+        ``generator`` are given
     """
     check_count(dimension, "dimension")
-    check_count(n_projections, "n_projections")
+    check_count(n_projections, "n_projections", MAX_PROJECTIONS)
     if seed is not None:
         if generator is not None:
             raise ValueError("`seed` and `generator` both fix the directions: give one of them")

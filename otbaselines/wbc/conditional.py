@@ -81,8 +81,10 @@ class CategoricalConsensus(StatewiseConsensus):
     def _start(self, policy: MultiAgentActorCriticPolicy, n_chunks: int) -> ConsensusReport:
         assert self._reg is not None
         measures = self._measures(policy.policies_at(self._states))
+        # The policy's precision decides: torch's default may be float64.
+        cost, weights = self.cost.to(measures.dtype), self._weights.to(measures.dtype)
         self._solver = ot.ScalingSolver(
-            self.cost, reg=self._reg, weights=self._weights, debiased=self.debiased, max_cost=self.max_cost, validate=False
+            cost, reg=self._reg, weights=weights, debiased=self.debiased, max_cost=self.max_cost, validate=False
         )
         self._warm_steps = self._solver.steps_for(WARM_REMAINING, MAX_WARM_STEPS)
         solved = self._solver.solve(measures, COLD_STEPS)

@@ -13,7 +13,8 @@ from typing import Any, ClassVar
 import torch as th
 from gymnasium import spaces
 
-from otbaselines.common.settings import MANY, Setting, check_settings
+from otbaselines.common.settings import Setting, check_settings
+from otbaselines.ot.sliced import MAX_PROJECTIONS
 from otbaselines.wbc.conditional import CategoricalConsensus, GaussianConsensus, KLConsensus
 from otbaselines.wbc.consensus import Consensus
 from otbaselines.wbc.metric import GroundMetric, TeamSpaces, make_metric
@@ -23,7 +24,7 @@ from otbaselines.wbc.visitation import ExpectedConsensus, ReparametrisedConsensu
 DISCRETE = {"discrete": True}
 #: What options may be; embeddings and coordinates are checked against the spaces.
 OPTION_RANGES: dict[str, Setting] = {
-    "n_support": Setting("integer", low=2, high=MANY),
+    "n_support": Setting("integer", low=2, high=1_000_000),
     "weights": Setting("text", choices=("uniform", "return")),
     "beta": Setting("number", low=0.0, above="always", remedy="it weighs actions against states"),
     "p": Setting("integer", choices=(1, 2)),
@@ -31,8 +32,11 @@ OPTION_RANGES: dict[str, Setting] = {
     "scale_observations": Setting("flag"),
     "support": Setting("text", choices=("own", "pooled")),
     "gradient": Setting("text", choices=("potential", "plan")),
-    "n_projections": Setting("integer", low=1, high=MANY),
+    "n_projections": Setting("integer", low=1, high=MAX_PROJECTIONS),
 }
+
+# A matrix of costs between all pairs of states is held: a gigabyte.
+DENSE_SUPPORT = Setting("integer", low=2, high=16_384, remedy="`estimator='sliced'` takes more")
 
 
 @dataclass(frozen=True)
@@ -58,15 +62,18 @@ class Estimator(ABC):
     :param weights: of the agents in the barycenter: ``"uniform"``, or ``"return"`` for a softmax of their standardised mean
         rewards
     :cvar default_reg: entropic strength when none is given; ``None`` for estimators without
+    :cvar support_setting: what ``n_support`` may be, where it is bounded more narrowly
     """
 
     default_reg: ClassVar[float | None] = 0.6
+    support_setting: ClassVar[Setting | None] = None
 
     n_support: int = 64
     weights: str = "uniform"
 
     def __post_init__(self) -> None:
-        check_settings(OPTION_RANGES, vars(self))
+        ranges = OPTION_RANGES if self.support_setting is None else {**OPTION_RANGES, "n_support": self.support_setting}
+        check_settings(ranges, vars(self))
 
     @abstractmethod
     def build(self, team: TeamSpaces, streams: Streams) -> Consensus:
@@ -162,6 +169,7 @@ class Own(VisitationEstimator):
     :param debiased: Sinkhorn divergence and debiased barycenter
     """
 
+    support_setting = DENSE_SUPPORT
     pooled: ClassVar[bool] = False
 
     debiased: bool = True
@@ -187,6 +195,8 @@ class Sampled(VisitationEstimator):
     :param gradient: the dual ``"potential"`` (unbiased), or the ``"plan"``'s cost (as printed)
     :param debiased: Sinkhorn divergence and debiased barycenter
     """
+
+    support_setting = DENSE_SUPPORT
 
     support: str = "own"
     gradient: str = "potential"

@@ -336,7 +336,7 @@ class SlicedConsensus(SampledConsensus):
         directions = ot.random_directions(points.shape[-1], self.n_projections, generator=self._directions).to(points)
         # Shape (n_agents, n_projections, m), sorted along the lines.
         ordered, rank = (points @ directions).transpose(1, 2).sort(-1)
-        quantiles = (weights.view(-1, 1, 1) * ordered).sum(0).expand_as(ordered)
+        quantiles = (weights.to(ordered.dtype).view(-1, 1, 1) * ordered).sum(0).expand_as(ordered)
         gaps = (ordered - quantiles).abs() ** self.metric.p
         values = ot.line_potentials(ordered, quantiles, p=self.metric.p) if self.gradient == "potential" else gaps
         coefficients = th.zeros_like(values).scatter_(2, rank, values).mean(1)

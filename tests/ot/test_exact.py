@@ -327,3 +327,10 @@ def test_numbers_that_are_none_are_not_hidden_by_the_root() -> None:
             ot.wasserstein_1d(nan, th.zeros(2, dtype=th.float64), p=p)
     with pytest.raises(ValueError, match="`mean_a` holds NaN"):
         ot.gaussian_w2(nan, nan.nan_to_num(), nan.nan_to_num(), nan.nan_to_num())
+
+
+@pytest.mark.parametrize("call", [ot.sliced_wasserstein, ot.sliced_pairwise])
+def test_more_directions_than_a_million_are_refused(call):
+    points = th.zeros(2, 3, 2)
+    with pytest.raises(ValueError, match="`n_projections` must be at most 1,000,000, got 100,000,000"):
+        call(points, *([points] if call is ot.sliced_wasserstein else []), n_projections=10**8)

@@ -4,6 +4,7 @@ import math
 
 import pytest
 import torch as th
+from scipy import stats
 
 from otbaselines import ot
 
@@ -126,3 +127,12 @@ def test_a_bad_reg_is_named(reg):
         ot.gaussian_sinkhorn_barycenter(means, stds, reg=reg)
     with pytest.raises(ValueError, match=rf"`reg` must be non-negative and at most 1e\+09, got {reg}"):
         ot.gaussian_sinkhorn_divergence(means, stds, means, stds, reg=reg)
+
+
+@pytest.mark.parametrize("ratio", [3.0, 4.0, 5.0])
+def test_w1_is_exact_where_the_means_are_some_deviations_apart(ratio):
+    # E|shift + spread Z|, whose excess over the shift is small but no rounding there: 7.6e-4 at three deviations.
+    shift, spread = th.tensor([ratio], dtype=th.float64), th.tensor([1.0], dtype=th.float64)
+    expected = 2 * (stats.norm.pdf(ratio) - ratio * stats.norm.sf(ratio)) + ratio
+    value = ot.gaussian_w1(shift, 2 * spread, th.zeros_like(shift), spread)
+    assert float(value) == pytest.approx(expected, rel=1e-12)

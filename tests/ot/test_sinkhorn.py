@@ -407,3 +407,11 @@ def test_measures_that_are_all_but_empty_somewhere_are_solved_in_logarithms() ->
     # All mass is where the potentials vanish, or a hundred millionth away.
     assert float(own.value.abs().max()) < 1e-8
     assert ot.pairwise_sinkhorn(team, matrix, reg=far / 460).converged.all()
+
+
+@pytest.mark.parametrize("reg", [10**400, -(10**400)])
+def test_a_strength_beyond_the_floats_is_refused_by_name(reg):
+    cost, a = 1.0 - th.eye(2), th.full((2,), 0.5)
+    for call in (lambda: ot.sinkhorn(cost, a, a, reg=reg), lambda: ot.gaussian_sinkhorn_divergence(a, a, a, a, reg=reg)):
+        with pytest.raises(ValueError, match=r"`reg` must be .*, got -?inf"):
+            call()

@@ -162,3 +162,16 @@ def test_every_option_has_a_range():
     # The metric checks these two, against the spaces.
     checked = {*OPTION_RANGES, "action_embedding", "metric_coordinates"}
     assert {option.name for kind in ESTIMATORS.values() for option in fields(kind)} == checked
+
+
+@pytest.mark.parametrize(
+    ("name", "option", "value"),
+    [
+        *((name, "n_support", 10**9) for name in OPTIONS),
+        *((name, "n_support", 20_000) for name in ("own", "pooled", "sampled")),
+        ("sliced", "n_projections", 10**8),
+    ],
+)
+def test_sizes_that_no_machine_would_survive_are_refused_by_name(name, option, value):
+    with pytest.raises(ValueError, match=rf"`{option}` must be an integer in \[[12], .*\].*{value}"):
+        _build(name, {option: value})

@@ -429,3 +429,13 @@ def test_divergences_that_are_not_finite_stop_training_before_an_update():
     with pytest.raises(ValueError, match=r"divergences became NaN or infinite after 24 agent-steps.*Raise `reg`"):
         _learn(model, 1)
     assert all(th.equal(value, before[name]) for name, value in _bits(model).items())
+
+
+@pytest.mark.parametrize("form", ["conditional", "pooled", "own", "sampled", "sliced", "kl"])
+def test_torchs_default_precision_may_be_double(form):
+    th.set_default_dtype(th.float64)
+    try:
+        model = _learn(_wbc(_navigation(), form), rollouts=1)
+    finally:
+        th.set_default_dtype(th.float32)
+    assert all(th.isfinite(value).all() for value in _bits(model).values())

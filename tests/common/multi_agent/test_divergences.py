@@ -205,3 +205,22 @@ def test_families_are_not_mixed_and_a_cost_belongs_to_choices():
         q.w1(q, th.ones(3, 3))
     with pytest.raises(ValueError, match="`cost` must be"):
         p.w1(p, th.ones(3, 3))
+
+
+@pytest.mark.parametrize("divergence", ["kl", "w1"])
+def test_dimensions_that_either_lacks_are_left_out(divergence):
+    mean, log_std = _numbers(2, 1, 2), _numbers(1, 2, seed=1)
+    full = DiagonalGaussian(mean + 1.0, log_std + 0.5)
+    half = DiagonalGaussian(mean, log_std, th.tensor([[True, False]]))
+    alone = getattr(DiagonalGaussian(mean[..., :1], log_std[..., :1]), divergence)
+    expected = alone(DiagonalGaussian(mean[..., :1] + 1.0, log_std[..., :1] + 0.5))
+    th.testing.assert_close(getattr(half, divergence)(full), expected)
+    back = getattr(DiagonalGaussian(mean[..., :1] + 1.0, log_std[..., :1] + 0.5), divergence)
+    th.testing.assert_close(getattr(full, divergence)(half), back(DiagonalGaussian(mean[..., :1], log_std[..., :1])))
+
+
+def test_kl_of_coins_with_extreme_odds_is_finite_and_right():
+    # Where p is all but one and q all but zero, KL is the difference of the log-odds that counts.
+    p, q = (IndependentBernoulli(th.tensor([[[odds]]])) for odds in (200.0, -200.0))
+    th.testing.assert_close(p.kl(q), th.tensor([[200.0]]))
+    th.testing.assert_close(q.kl(p), th.tensor([[200.0]]))

@@ -538,3 +538,28 @@ def test_impossible_counters_in_a_file_are_refused(name, tmp_path):
             new.writestr(entry, content)
     with pytest.raises(ValueError, match=rf"{name}.* must be a whole number from 0 to "):
         IPPO.load(tmp_path / "tampered.zip")
+
+
+def _uniformly_moved(log_ratio, **settings):
+    """A team whose actions all became more likely by the same factor, and next to no step: every batch looks alike."""
+    model = _ready(2, learning_rate=1e-9, **settings)
+    _fill(model, 0)
+    model.rollout_buffer.log_probs -= log_ratio
+    return model
+
+
+@pytest.mark.parametrize(("share_of_bound", "steps"), [(0.8, True), (1.2, False)])
+def test_the_bound_on_the_divergence_is_one_and_a_half_times_target_kl(share_of_bound, steps):
+    log_ratio = -0.3
+    divergence = float(np.exp(log_ratio)) - 1.0 - log_ratio
+    model = _uniformly_moved(log_ratio, target_kl=divergence / (1.5 * share_of_bound))
+    before = {name: value.clone() for name, value in model.policy.state_dict().items()}
+    model.train()
+    assert any(not th.equal(value, before[name]) for name, value in model.policy.state_dict().items()) == steps
+
+
+@pytest.mark.parametrize(("ratio", "fraction"), [(0.7, 1.0), (1.3, 1.0), (0.85, 0.0), (1.15, 0.0)])
+def test_the_clip_fraction_counts_ratios_beyond_the_range(ratio, fraction):
+    model = _uniformly_moved(float(np.log(ratio)), clip_range=0.2)
+    model.train()
+    assert model.logger.name_to_value["train/clip_fraction"] == pytest.approx(fraction)

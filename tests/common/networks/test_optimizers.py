@@ -4,6 +4,7 @@ import copy
 
 import pytest
 import torch as th
+from torch.optim.optimizer import register_optimizer_step_post_hook, register_optimizer_step_pre_hook
 
 from otbaselines.common.networks.optimizers import clear_gradients, scale_gradients, take_step
 
@@ -160,3 +161,22 @@ def test_gradients_of_extractors_alone_are_clipped_too():
     th.testing.assert_close(apart[0], th.tensor([0.6, 0.8]))
     th.testing.assert_close(apart[1], th.tensor([0.3, 0.4]))
     scale_gradients([], [[None, None]], 2, 1.0)
+
+
+def test_global_hooks_are_served():
+    called = []
+    _, optimizer = _train(lambda ps: th.optim.Adam(ps, **ADAM), take_step, clear_gradients)
+    for register in (register_optimizer_step_pre_hook, register_optimizer_step_post_hook):
+        handle = register(lambda *_: called.append("hook"))
+        take_step(optimizer)
+        handle.remove()
+    assert called == ["hook", "hook"]
+
+
+def test_a_differentiable_optimizer_takes_its_own_step(monkeypatch):
+    _, optimizer = _train(lambda ps: th.optim.Adam(ps, **ADAM), take_step, clear_gradients)
+    called = []
+    optimizer.param_groups[0]["differentiable"] = True
+    monkeypatch.setattr(th.optim.Adam, "step", lambda self, closure=None: called.append("step"))
+    take_step(optimizer)
+    assert called == ["step"]
