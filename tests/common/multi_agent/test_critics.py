@@ -401,3 +401,41 @@ def test_consensus_takes_every_critic(critic):
     alone, without, pulled = learn(IPPO), learn(WBC, consensus_coef=0.0), learn(WBC, consensus_coef=5.0)
     assert all(th.equal(value, without[name]) for name, value in alone.items())
     assert not th.equal(alone["action_net.weight"], pulled["action_net.weight"])
+
+
+def test_states_stay_raw_where_observations_do():
+    env = VecNormalize(SimpleSpreadVecEnv(n_copies=2, max_cycles=5), norm_obs=False)
+    model = MAPPO("MlpPolicy", env, **SMALL)
+    assert not model.normalize_states
+    assert model.policy.state_normalizer is None
+
+
+def test_an_agent_that_terminated_in_a_copy_that_restarts_is_not_bootstrapped():
+    class Ends(SimpleSpreadVecEnv):
+        def _transition(self, actions):
+            rewards = super()._transition(actions)[0]
+            terminated = th.zeros_like(rewards, dtype=th.bool)
+            terminated[:, 0] = True
+            return rewards, terminated
+
+    env = Ends(n_copies=2, seed=0)
+    env.terminates_early, env._elapsed_of_copy = True, th.zeros(2, dtype=th.int64)
+    model = IPPO("MlpPolicy", env, **SMALL)
+    with th.no_grad():
+        model.policy.value_net.bias.fill_(5.0)
+    _collect(model)
+    ends = model.rollout_buffer.bootstrap
+    assert (ends[..., 0] == 0.0).all()
+    assert (ends[..., 1:] != 0.0).all()
+
+
+def test_a_last_observation_that_is_nan_blames_its_agent_alone():
+    # A critic of stacked observations gives NaN to the whole team.
+    model = MAPPO("MlpPolicy", ParallelVecEnv(WanderersEnv, 2, seed=0), **SMALL)
+    n = model.layout.n_agents
+    obs = th.zeros(2, n, *model.observation_space.shape)
+    obs[1, n - 1] = th.nan
+    values = model._final_values(obs, None)
+    expected = th.zeros(2, n, dtype=th.bool)
+    expected[1, n - 1] = True
+    assert th.equal(values.isnan(), expected)

@@ -811,3 +811,19 @@ def test_what_sb3s_callers_use_of_a_team_of_one_is_there():
         model.policy.evaluate_actions(obs, actions)[1] for actions in (th.tensor([0, 1, 0]), th.tensor([0.0, 1, 0]))
     )
     assert (whole == floats).all()
+
+
+def test_training_after_an_interrupt_begins_with_a_reset():
+    model = IPPO("MlpPolicy", ParallelVecEnv(WanderersEnv, 2, seed=0), n_steps=8, seed=0)
+
+    def interrupt(*_):
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        model.learn(64, callback=interrupt)
+    assert model._last_obs is None
+    resets = []
+    original = model.env.reset
+    model.env.reset = lambda: resets.append(1) or original()
+    model.learn(32, reset_num_timesteps=False)
+    assert resets == [1]

@@ -199,8 +199,8 @@ def test_nan_in_a_terminal_observation_is_named_before_the_critic_sees_it(contin
 @pytest.mark.parametrize(
     ("names", "message"),
     [
-        ([1, "1"], r"holds 1 and '1', which have one name"),
-        (["a", "a"], r"holds 'a' and 'a', which have one name"),
+        ([1, "1"], r"holds 1 and '1', which .*have one name"),
+        (["a", "a"], r"holds 'a' and 'a', which .*have one name"),
         ([[1], "a"], r"holds \[1\], which cannot be the key of a dict"),
     ],
 )

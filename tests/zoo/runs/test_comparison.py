@@ -4,6 +4,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -41,6 +42,10 @@ def test_an_interrupted_comparison_keeps_what_is_finished_and_leaves_no_process(
         assert process.returncode == 128 + signal.SIGTERM
         assert "the finished runs are kept" in output
         assert errors == ""
+        # Python's own helper for shared resources ends by itself once its parent has.
+        deadline = time.monotonic() + 10
+        while _living_members(process.pid) and time.monotonic() < deadline:
+            time.sleep(0.05)
         assert _living_members(process.pid) == []
     finally:
         if _living_members(process.pid):
