@@ -227,8 +227,8 @@ class ActionReader:
         width = self._team.action_space.shape or ()
         self._low, self._high = np.zeros((len(boxes), *width)), np.zeros((len(boxes), *width))
         for row, box in enumerate(boxes):
-            where = tuple(slice(0, size) for size in box.shape)
-            self._low[row][where], self._high[row][where] = box.low, box.high
+            where: Any = (row, *(slice(0, size) for size in box.shape))
+            self._low[where], self._high[where] = box.low, box.high
         dtype = self._team.action_space.dtype
         repeats = (n_copies, *(1 for _ in width))
         self._low, self._high = (np.tile(bound, repeats).astype(dtype) for bound in (self._low, self._high))

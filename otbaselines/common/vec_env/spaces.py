@@ -37,7 +37,7 @@ def _remedy(role: str, space: Any) -> str | None:
         return known if role == "action" else f"{known}, or an un-nested Dict of them ({_FLATTEN} makes one Box of anything)"
     if role == "observation" and any(isinstance(part, spaces.MultiDiscrete) and len(part.shape) != 1 for part in parts):
         return "flatten it to one dimension"
-    if any(isinstance(part, spaces.Box) and part.shape == () for part in parts):
+    if role == "observation" and any(isinstance(part, spaces.Box) and part.shape == () for part in parts):
         return "give its Box the shape (1,) instead of ()"
     if role == "action" and 0 in (space.shape or ()):
         return "an agent needs something to choose: give it at least one dimension, or leave the agent out"
@@ -174,8 +174,8 @@ def _covering_box(boxes: Sequence[spaces.Box]) -> spaces.Box:
     # A coordinate that an agent lacks is filled with zeros, so the bounds have to admit zero there.
     low, high = np.full((len(boxes), *shape), 0.0), np.full((len(boxes), *shape), 0.0)
     for row, box in enumerate(boxes):
-        where = tuple(slice(0, size) for size in box.shape)
-        low[row][where], high[row][where] = box.low, box.high
+        where: Any = (row, *(slice(0, size) for size in box.shape))
+        low[where], high[where] = box.low, box.high
     dtype = np.result_type(*(box.dtype for box in boxes))
     return spaces.Box(low.min(axis=0).astype(dtype), high.max(axis=0).astype(dtype), dtype=dtype.type)
 

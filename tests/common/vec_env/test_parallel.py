@@ -14,6 +14,7 @@ from toy_teams import CustomSpacesEnv, DiceEnv, RelayEnv, vector
 
 from otbaselines.common.vec_env.lean_mpe import LeanMpeCopy
 from otbaselines.common.vec_env.parallel import ParallelVecEnv
+from otbaselines.common.vec_env.rows import ActionReader
 from otbaselines.common.vec_env.spaces import team_spaces
 from otbaselines.common.vec_env.subproc import SubprocParallelVecEnv, WorkerTraceback
 
@@ -662,7 +663,7 @@ def test_an_environments_own_episode_info_does_not_replace_the_statistics(own):
 @pytest.mark.parametrize(
     ("role", "space", "remedy"),
     [
-        ("action", spaces.Box(-1.0, 1.0, (), np.float32), r"shape \(1,\)"),
+        ("observation", spaces.Box(-1.0, 1.0, (), np.float32), r"shape \(1,\)"),
         ("observation", spaces.MultiDiscrete([[2, 2], [2, 2]]), "flatten it"),
     ],
 )
@@ -670,3 +671,9 @@ def test_spaces_without_the_right_number_of_axes_are_refused(role, space, remedy
     own = {"observation": spaces.Box(-1.0, 1.0, (2,), np.float32), "action": spaces.Discrete(2)} | {role: space}
     with pytest.raises(ValueError, match=remedy):
         team_spaces({"a": own["observation"]}, {"a": own["action"]})
+
+
+def test_actions_that_are_single_numbers_are_clipped_to_each_agents_box():
+    own = {agent: spaces.Box(-1.0, high, (), np.float32) for agent, high in (("a", 1.0), ("b", 2.0))}
+    team = team_spaces(dict.fromkeys(own, spaces.Box(-1.0, 1.0, (2,), np.float32)), own)
+    assert ActionReader(team, 1).read(np.array([5.0, 5.0], np.float32), np.ones(2, bool)) == [1.0, 2.0]
