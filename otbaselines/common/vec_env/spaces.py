@@ -177,7 +177,8 @@ def _covering_box(boxes: Sequence[spaces.Box]) -> spaces.Box:
         where: Any = (row, *(slice(0, size) for size in box.shape))
         low[where], high[where] = box.low, box.high
     dtype = np.result_type(*(box.dtype for box in boxes))
-    return spaces.Box(low.min(axis=0).astype(dtype), high.max(axis=0).astype(dtype), dtype=dtype.type)
+    bounds = (np.asarray(low.min(axis=0), dtype), np.asarray(high.max(axis=0), dtype))
+    return spaces.Box(*bounds, shape=shape, dtype=dtype.type)
 
 
 def _listing(native: Mapping[str, Space]) -> str:
