@@ -183,3 +183,20 @@ def sb3_ppo_backward(policy: ActorCriticPolicy, rows: dict[str, Any], settings: 
     loss.backward()
     th.nn.utils.clip_grad_norm_(policy.parameters(), settings["max_grad_norm"])
     return loss.detach()
+
+
+def assert_same_parameters(first: Any, second: Any) -> None:
+    """Bit equality of everything in the state dicts, optimizers included."""
+    assert type(first) is type(second)
+    if isinstance(first, dict):
+        assert list(first) == list(second)
+        for key in first:
+            assert_same_parameters(first[key], second[key])
+    elif isinstance(first, (list, tuple)):
+        assert len(first) == len(second)
+        for one, other in zip(first, second, strict=True):
+            assert_same_parameters(one, other)
+    elif isinstance(first, th.Tensor):
+        assert th.equal(first, second)
+    else:
+        assert first == second

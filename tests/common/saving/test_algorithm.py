@@ -11,6 +11,7 @@ import gymnasium as gym
 import numpy as np
 import pytest
 import torch as th
+from core_toys import assert_same_parameters
 from gymnasium import spaces
 from stable_baselines3 import PPO, SAC
 from stable_baselines3.common.callbacks import CheckpointCallback, EvalCallback
@@ -65,23 +66,6 @@ def trained() -> JsonPPO:
 def saved(trained: JsonPPO, tmp_path: pathlib.Path) -> pathlib.Path:
     trained.save(tmp_path / "model")
     return tmp_path / "model.zip"
-
-
-def assert_same_parameters(first: Any, second: Any) -> None:
-    """Bit equality of everything in the state dicts, optimizers included."""
-    assert type(first) is type(second)
-    if isinstance(first, dict):
-        assert list(first) == list(second)
-        for key in first:
-            assert_same_parameters(first[key], second[key])
-    elif isinstance(first, (list, tuple)):
-        assert len(first) == len(second)
-        for one, other in zip(first, second, strict=True):
-            assert_same_parameters(one, other)
-    elif isinstance(first, th.Tensor):
-        assert th.equal(first, second)
-    else:
-        assert first == second
 
 
 # ---------------------------------------------------------------- round trips

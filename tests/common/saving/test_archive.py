@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch as th
+from core_toys import assert_same_parameters
 from stable_baselines3 import PPO
 from stable_baselines3.common.utils import LinearSchedule
 
@@ -67,23 +68,6 @@ def edit_data(path: pathlib.Path, **values: Any) -> None:
     with zipfile.ZipFile(path) as archive:
         data = json.loads(archive.read("data"))
     rewrite(path, data=json.dumps({**data, **values}).encode())
-
-
-def assert_same_parameters(first: Any, second: Any) -> None:
-    """Bit equality of everything in the state dicts, optimizers included."""
-    assert type(first) is type(second)
-    if isinstance(first, dict):
-        assert list(first) == list(second)
-        for key in first:
-            assert_same_parameters(first[key], second[key])
-    elif isinstance(first, (list, tuple)):
-        assert len(first) == len(second)
-        for one, other in zip(first, second, strict=True):
-            assert_same_parameters(one, other)
-    elif isinstance(first, th.Tensor):
-        assert th.equal(first, second)
-    else:
-        assert first == second
 
 
 # ---------------------------------------------------------------- nothing is executed
