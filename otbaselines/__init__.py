@@ -7,9 +7,11 @@ from otbaselines.common.evaluation.team import TeamEvalCallback, TeamEvaluation,
 from otbaselines.common.vec_env.make import make_vec_env
 from otbaselines.common.vec_env.parallel import ParallelVecEnv
 from otbaselines.common.vec_env.tensor import TensorVecEnv
+from otbaselines.hatrpo import HATRPO
 from otbaselines.ippo import IPPO
 from otbaselines.mappo import MAPPO
 from otbaselines.wbc import WBC
+from otbaselines.wmatrpo import WMATRPO
 
 try:
     __version__ = version("otbaselines")
@@ -17,9 +19,11 @@ except PackageNotFoundError:  # a checkout that was never installed
     __version__ = "0.0.0"
 
 __all__ = [
+    "HATRPO",
     "IPPO",
     "MAPPO",
     "WBC",
+    "WMATRPO",
     "ParallelVecEnv",
     "TeamEvalCallback",
     "TeamEvaluation",

@@ -22,11 +22,11 @@ from stable_baselines3.common.vec_env import VecNormalize
 from toy_teams import DiceEnv
 
 import otbaselines
-from otbaselines import IPPO, MAPPO, WBC, ParallelVecEnv, evaluate_team, make_vec_env
+from otbaselines import HATRPO, IPPO, MAPPO, WBC, WMATRPO, ParallelVecEnv, evaluate_team, make_vec_env
 from otbaselines.common.saving.normalizer import load_normalizer
 from otbaselines.envs.simple_spread_tensor import SimpleSpreadVecEnv
 
-ALGORITHMS = [IPPO, MAPPO, WBC]
+ALGORITHMS = [HATRPO, IPPO, MAPPO, WBC, WMATRPO]
 MPE2 = sorted(module.name for module in pkgutil.iter_modules(mpe2.__path__) if "_v" in module.name)
 
 pytestmark = [

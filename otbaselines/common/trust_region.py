@@ -28,7 +28,7 @@ class RadiusRule:
 
     def radii(self, drifts: list[float]) -> list[float]:
         r"""
-        :math:`\delta_i = C / (D_{-i} + \epsilon)` with :math:`\epsilon = \max(\epsilon_{base}, \min(\epsilon_{max}, D_{-i} / 10))`.
+        :math:`\delta_i = C / (D_{-i} + \epsilon)`, :math:`\epsilon = \max(\epsilon_{base}, \min(\epsilon_{max}, D_{-i} / 10))`.
 
         :param drifts: how far each agent's policy moved in the last round, at least 0
         :return: the radius of each agent, of which :math:`D_{-i}` sums the drifts of all others
@@ -121,13 +121,7 @@ def natural_step(
 
 @th.no_grad()
 def backtrack(
-    parameters: list[nn.Parameter],
-    start: th.Tensor,
-    step: th.Tensor,
-    accepts: Callable[[], bool],
-    *,
-    shrinking_factor: float,
-    max_iter: int,
+    parameters: list[nn.Parameter], start: th.Tensor, step: th.Tensor, attempt: Callable[[], float], *, max_iter: int
 ) -> float:
     """
     Go from ``start`` along ``step`` as far as is accepted; else back to ``start``, bit for bit.
@@ -135,16 +129,16 @@ def backtrack(
     :param parameters: what is moved, in place
     :param start: their values, flat
     :param step: the whole step, flat
-    :param accepts: whether the parameters as they are will do
-    :param shrinking_factor: of each trial's step to the last one's
+    :param attempt: judges the parameters as they are: 1 if they will do, else the share of the step to try next
     :param max_iter: trials
     :return: the share of the step that was taken, 0 for none
     """
     share = 1.0
     for _ in range(max_iter):
         set_flat_parameters(parameters, start + share * step)
-        if accepts():
+        shrinking = attempt()
+        if shrinking == 1.0:
             return share
-        share *= shrinking_factor
+        share *= shrinking
     set_flat_parameters(parameters, start)
     return 0.0

@@ -8,6 +8,7 @@ from torch.nn.utils import parameters_to_vector
 
 from otbaselines.common.multi_agent.policies import MultiAgentActorCriticPolicy
 from otbaselines.common.multi_agent.sequential import AgentProblem, AgentUpdate, SequentialTrustRegion
+from otbaselines.common.schedules import parse_schedule
 from otbaselines.common.settings import MANY, Setting, arguments_of
 from otbaselines.common.trust_region import backtrack, natural_step
 
@@ -19,7 +20,7 @@ class HATRPO(SequentialTrustRegion):
     Agents maximise the team's advantage in turns, each within a Kullback-Leibler divergence of its old policy, by a natural
     gradient step and a line search. On a team of one it is ``sb3_contrib``'s ``TRPO``, whose parameters these are.
 
-    :param target_kl: bound on the mean divergence :math:`KL(\pi_i^{new} \,\|\, \pi_i)` of each agent's update, in nats
+    :param target_kl: bound on the mean divergence :math:`KL(\pi_i^{new} \,\|\, \pi_i)` of each agent's update, in nats, a number or a schedule
     :param cg_max_steps: steps of the conjugate gradients
     :param cg_damping: multiple of the identity that is added to the Fisher matrix
     :param line_search_shrinking_factor: of each trial's step to the last one's
@@ -27,11 +28,17 @@ class HATRPO(SequentialTrustRegion):
     """
 
     setting_ranges: ClassVar[dict[str, Setting]] = {
-        "target_kl": Setting("number", low=0.0, above="always"),
+        "target_kl": Setting(
+            "schedule", low=0.0, above="always", remedy="let it fall to something above 0, as in 'linear_0.02_0.002'"
+        ),
         "cg_max_steps": Setting("integer", low=1, high=MANY),
         "cg_damping": Setting("number", low=0.0),
         "line_search_shrinking_factor": Setting(
-            "number", low=0.0, high=1.0, fits=lambda factor: 0.0 < factor < 1.0, what="a number between 0 and 1, both excluded,"
+            "number",
+            low=0.0,
+            high=1.0,
+            fits=lambda factor: 0.0 < factor < 1.0,
+            what="a number between 0 and 1, both excluded,",
         ),
         "line_search_max_iter": Setting("integer", low=1, high=MANY),
     }
@@ -53,7 +60,7 @@ class HATRPO(SequentialTrustRegion):
         use_sde: bool = False,
         sde_sample_freq: int = -1,
         normalize_advantage: bool = True,
-        target_kl: float = 0.01,
+        target_kl: float | str | Schedule = 0.01,
         importance_clip: float = 10.0,
         critic: str = "central",
         caatr: bool = False,
@@ -76,9 +83,13 @@ class HATRPO(SequentialTrustRegion):
         self.line_search_max_iter = line_search_max_iter
         super().__init__(**arguments_of(super().__init__, locals()))
 
+    def _setup_model(self) -> None:
+        super()._setup_model()
+        self.target_kl = parse_schedule(self.target_kl)
+
     @property
     def fixed_radius(self) -> float:
-        return self.target_kl
+        return self.schedule_value("target_kl")
 
     def _update_agent(self, problem: AgentProblem) -> AgentUpdate:
         """A natural gradient step, shortened until the divergence is within its bound and the surrogate rises."""
@@ -97,21 +108,15 @@ class HATRPO(SequentialTrustRegion):
         )
         before, new, numbers = float(surrogate.detach()), old, {"kl": 0.0}
 
-        def accepts() -> bool:
+        def attempt() -> float:
             nonlocal new
             new = view.team_distribution(problem.observations)
             numbers["kl"] = float(problem.mean(new.kl(old)))
-            return numbers["kl"] < problem.radius and float(problem.surrogate(new)) > before
+            is_good = numbers["kl"] < problem.radius and float(problem.surrogate(new)) > before
+            return 1.0 if is_good else self.line_search_shrinking_factor
 
         start = parameters_to_vector(natural.parameters).detach().clone()
-        share = backtrack(
-            natural.parameters,
-            start,
-            natural.step,
-            accepts,
-            shrinking_factor=self.line_search_shrinking_factor,
-            max_iter=self.line_search_max_iter,
-        )
+        share = backtrack(natural.parameters, start, natural.step, attempt, max_iter=self.line_search_max_iter)
         if share == 0.0:
             return AgentUpdate(False, old, {"kl": 0.0, "share": 0.0})
         return AgentUpdate(True, new, {**numbers, "share": share})

@@ -7,12 +7,20 @@ from stable_baselines3 import PPO
 from stable_baselines3.common.base_class import BaseAlgorithm
 
 from otbaselines.common.schedules import parse_schedule
+from otbaselines.hatrpo import HATRPO
 from otbaselines.ippo import IPPO
 from otbaselines.mappo import MAPPO
 from otbaselines.wbc import WBC
+from otbaselines.wmatrpo import WMATRPO
 
 #: Name on the command line, name of the hyperparameter file, name of the output folder.
-ALGOS: dict[str, type[BaseAlgorithm]] = {"ippo": IPPO, "mappo": MAPPO, "wbc": WBC}
+ALGOS: dict[str, type[BaseAlgorithm]] = {
+    "hatrpo": HATRPO,
+    "ippo": IPPO,
+    "mappo": MAPPO,
+    "wbc": WBC,
+    "wmatrpo": WMATRPO,
+}
 
 
 def sb3_ppo(*, share_parameters: bool, learning_rate: Any, **settings: Any) -> PPO:

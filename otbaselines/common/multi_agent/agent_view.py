@@ -28,9 +28,14 @@ def parameter_groups(policy: Any) -> tuple[list[nn.Parameter], list[list[nn.Para
     if policy.n_sets == 1:
         return list(policy.parameters()), []
     common = policy.common_parameters()
+    shared = set(map(id, common))
     stacked = [policy.log_std] if hasattr(policy, "log_std") else []
     stacked += [
-        p for m in policy.modules() if isinstance(m, StackedLinear) and m.n_sets == policy.n_sets for p in m.parameters()
+        p
+        for m in policy.modules()
+        if isinstance(m, StackedLinear) and m.n_sets == policy.n_sets
+        for p in m.parameters()
+        if id(p) not in shared
     ]
     apart = []
     for name in _AGENT_WISE if not common and policy.pi_extractors is not policy.vf_extractors else _AGENT_WISE[:1]:
@@ -59,7 +64,9 @@ def agent_view(policy: Policy, index: int) -> Policy:
     if not 0 <= index < team.n_agents:
         raise IndexError(f"`index` must be from 0 to {team.n_agents - 1}, got {index}")
     parameter_groups(team)
-    view = _view(team, index, n_sets=team.n_sets)
+    # A critic that all agents share stays whole, however it is stacked.
+    whole = team._critic_modules() if team.n_critics < team.n_sets else []
+    view = _view(team, index, n_sets=team.n_sets, whole={id(module) for module in whole})
     for name in _STACKED:
         if getattr(team, name, None) is not None:
             setattr(view, name, _entry(getattr(team, name), index))
@@ -80,9 +87,9 @@ def agent_view(policy: Policy, index: int) -> Policy:
     return view  # type: ignore[no-any-return]
 
 
-def _view(module: Any, index: int, *, n_sets: int) -> Any:
+def _view(module: Any, index: int, *, n_sets: int, whole: set[int]) -> Any:
     """A copy whose stacked layers hold one set; everything without parameters of several agents stays what it is."""
-    if n_sets == 1 and not hasattr(module, "layout"):
+    if (n_sets == 1 and not hasattr(module, "layout")) or id(module) in whole:
         return module
     view = copy(module)
     view._parameters, view._buffers = dict(module._parameters), dict(module._buffers)
@@ -91,7 +98,7 @@ def _view(module: Any, index: int, *, n_sets: int) -> Any:
         if name in _AGENT_WISE and n_sets > 1:
             copied.setdefault(id(child), nn.ModuleList([child[index if len(child) > 1 else 0]]))
         else:
-            copied.setdefault(id(child), _view(child, index, n_sets=n_sets))
+            copied.setdefault(id(child), _view(child, index, n_sets=n_sets, whole=whole))
     view._modules = {name: copied[id(child)] for name, child in module._modules.items()}
     if isinstance(module, StackedLinear):
         view.n_sets = 1

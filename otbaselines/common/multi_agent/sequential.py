@@ -12,6 +12,7 @@ import torch as th
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.type_aliases import GymEnv, PyTorchObs, Schedule
 
+from otbaselines.common.multi_agent.buffers import AgentRolloutSamples
 from otbaselines.common.multi_agent.distributions import TeamDistribution
 from otbaselines.common.multi_agent.losses import agent_mean, explained_variance, normalize_advantages
 from otbaselines.common.multi_agent.on_policy_algorithm import MultiAgentOnPolicyAlgorithm
@@ -111,8 +112,8 @@ class SequentialTrustRegion(MultiAgentOnPolicyAlgorithm):
     Base of the trust-region methods for cooperative teams (Kuba et al. 2022, Alg. 1; Salgarkar and Baheri 2025, Alg. 1).
 
     Agents keep separate networks, and maximise the team's return, the mean of their rewards. After each rollout they are
-    updated in random order. Agent i's signal is the team's advantage times the likelihood ratios of the actions of those before
-    it, so that a round of n agents costs n updates of one agent.
+    updated in random order. Agent i's signal is the team's advantage times the likelihood ratios of the actions of those
+    before it, so that a round of n agents costs n updates of one agent.
 
     :param learning_rate: of the critics, a number or a function of the remaining progress (from 1 to 0)
     :param batch_size: agent-steps per minibatch of the critics, rounded down to whole joint steps; when omitted, about a tenth
@@ -281,13 +282,11 @@ class SequentialTrustRegion(MultiAgentOnPolicyAlgorithm):
             else observations.flatten(0, 1)
         )
         active = None if buffer.all_active else buffer.active.flatten(0, 1)
-        advantages, returns = (
-            _team_mean(tensor.flatten(0, 1), active) for tensor in (buffer.advantages, buffer.returns)
-        )
+        advantages, returns = (_team_mean(tensor.flatten(0, 1), active) for tensor in (buffer.advantages, buffer.returns))
         if not bool(th.isfinite(advantages).all()):
             raise ValueError(
-                f"the advantages became NaN or infinite after {self.num_timesteps} agent-steps; the policy was left as it was. "
-                "Lower `learning_rate`, or scale the rewards"
+                f"the advantages became NaN or infinite after {self.num_timesteps} agent-steps; the policy was left as it "
+                "was. Lower `learning_rate`, or scale the rewards"
             )
         if self.normalize_advantage:
             somebody = None if active is None else active.any(1, keepdim=True)
@@ -348,7 +347,7 @@ class SequentialTrustRegion(MultiAgentOnPolicyAlgorithm):
         actor: Sequence[th.nn.Parameter] = self.policy.actor_parameters()
         for _ in range(self.n_critic_updates):
             for batch in self.rollout_buffer.get(self.batch_size // self.layout.n_agents):
-                values = self.policy.team_values(batch.observations, batch.states)
+                values = self._critic_values(batch)
                 errors = (batch.returns - values).square()
                 loss = agent_mean(errors, batch.active, pooled=self.critic != "own")
                 metrics.add("train/value_loss", loss.detach().mean())
@@ -357,6 +356,11 @@ class SequentialTrustRegion(MultiAgentOnPolicyAlgorithm):
                 for parameter in actor:
                     parameter.grad = None
                 take_step(self.policy.optimizer)
+
+    def _critic_values(self, batch: AgentRolloutSamples) -> th.Tensor:
+        """The values that are fitted to the returns, shape ``(batch, n_agents)``."""
+        values: th.Tensor = self.policy.team_values(batch.observations, batch.states)
+        return values
 
     def _log_round(self, updates: dict[int, AgentUpdate], metrics: Metrics, snapshot: Snapshot) -> None:
         """Undo the round if a number of it was not finite, else log it."""
@@ -392,9 +396,9 @@ class SequentialTrustRegion(MultiAgentOnPolicyAlgorithm):
         if float(correlation[worst]) < OPPOSED:
             self._warned = True
             warnings.warn(
-                f"the rewards of agent {self.layout.possible_agents[worst]!r} fall when those of its team-mates rise (correlation "
-                f"{float(correlation[worst]):.2f}), and {type(self).__name__} maximises the mean of all; use IPPO for agents with "
-                "interests of their own",
+                f"the rewards of agent {self.layout.possible_agents[worst]!r} fall when those of its team-mates rise "
+                f"(correlation {float(correlation[worst]):.2f}), and {type(self).__name__} maximises the mean of all; use "
+                "IPPO for agents with interests of their own",
                 UserWarning,
                 stacklevel=2,
             )

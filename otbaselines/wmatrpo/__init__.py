@@ -1,0 +1,4 @@
+from otbaselines.wmatrpo.policies import JointCriticPolicy as MlpPolicy
+from otbaselines.wmatrpo.wmatrpo import WMATRPO
+
+__all__ = ["WMATRPO", "MlpPolicy"]

@@ -1,0 +1,201 @@
+"""What each action of an agent is worth to the team: the joint critics, averaged over team-mates or at their best response."""
+
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch as th
+
+from otbaselines.wmatrpo.joint_critic import JointCritics
+
+# Joint actions that a leader's search for the team's best one starts from, and rounds of drawing closer to it.
+JOINT_DRAWS, JOINT_ROUNDS = 64, 4
+# Actions of a later agent among which its best response is looked for, where they are a continuum.
+RESPONSES = 17
+# Joint actions of a repeated state that a leader considers; without one, all are.
+LEADER_ROWS = 4
+
+
+class ActionSet(Protocol):
+    """The actions of one agent, as the critics read them."""
+
+    def draw(self, shape: tuple[int, ...]) -> th.Tensor:
+        """
+        :param shape: how many
+        :return: actions spread evenly at random, shape ``(*shape, action_width)``
+        """
+
+    def near(self, actions: th.Tensor, spread: float) -> th.Tensor:
+        """
+        :param actions: shape ``(..., action_width)``
+        :param spread: in shares of the set's width
+        :return: actions near them, of the same shape
+        """
+
+    def grid(self, n: int) -> th.Tensor:
+        """
+        :param n: about how many
+        :return: actions that cover the set, shape ``(m, action_width)``
+        """
+
+
+@dataclass(frozen=True)
+class MarginalAdvantage:
+    r"""
+    :math:`\bar A_i(s, a'_i) = E_{a_{-i}}[w(s, a) (Q(s, a'_i, a_{-i}) - b)]`, over the team-mates' actions of the rollout.
+
+    The weights w are the likelihood ratios of those updated before (Salgarkar and Baheri 2025, Eq. 15). The expectation is taken
+    before any maximum over :math:`a'_i`: the agent's policy does not know what its team-mates are about to do, and a mean of
+    maxima would be larger.
+
+    :param critics: of the joint action
+    :param states: as the critics read them, shape ``(n_states, width)``
+    :param joint: actions of the team in each state, as the critics read them, shape ``(n_states, n_joint, n_agents, width)``
+    :param weights: of the joint actions, shape ``(n_states, n_joint)``
+    :param agent: whose actions are judged
+    :param baseline: of each state, shape ``(n_states,)``
+    :param scale: the unit of the advantages
+    :param optimism: standard deviations of the ensemble that are added to its mean
+    :param later: agents that answer with their best response, none for the mean over their actions
+    :param sets: of every agent's actions
+    """
+
+    critics: JointCritics
+    states: th.Tensor
+    joint: th.Tensor
+    weights: th.Tensor
+    agent: int
+    baseline: th.Tensor
+    scale: th.Tensor
+    optimism: float
+    later: tuple[int, ...]
+    sets: list[ActionSet]
+
+    @th.no_grad()
+    def __call__(self, candidates: th.Tensor) -> th.Tensor:
+        """
+        :param candidates: actions as the critics read them, shape ``(n_states or 1, n_candidates, action_width)``
+        :return: shape ``(n_states, n_candidates)``
+        """
+        values = self._led(candidates) if self.later else self._judge(self.states, self.joint, self.agent, candidates)
+        centred = (values - self.baseline[:, None, None]) / self.scale
+        return (centred * self.weights[:, : values.shape[1], None]).mean(1)
+
+    def _judge(self, states: th.Tensor, joint: th.Tensor, agent: int, candidates: th.Tensor) -> th.Tensor:
+        """The ensemble's judgement, shape ``(n_states, n_joint, n_candidates)``."""
+        return optimistic(self.critics.responses(states, joint, agent, candidates), self.optimism)
+
+    def _led(self, candidates: th.Tensor) -> th.Tensor:
+        """Each candidate with the best that later agents can do, by coordinate ascent from two joint actions."""
+        n_states, n_joint = len(self.states), min(self.joint.shape[1], LEADER_ROWS)
+        n_candidates = candidates.shape[1]
+        taken = self.joint[:, :n_joint]
+        best = self._best_joint().unsqueeze(1).expand_as(taken).clone()
+        later = list(self.later)
+        started = taken.clone()
+        started[:, :, later] = best[:, :, later]
+        values = None
+        for start in (taken, started):
+            joint = start.unsqueeze(2).expand(-1, -1, n_candidates, -1, -1).clone()
+            joint[:, :, :, self.agent] = candidates.unsqueeze(1)
+            reached = self._ascend(joint.flatten(1, 2), later).view(n_states, n_joint, n_candidates)
+            values = reached if values is None else th.maximum(values, reached)
+        assert values is not None
+        return values
+
+    def _ascend(self, joint: th.Tensor, agents: list[int]) -> th.Tensor:
+        """One pass over the agents, each to its best action; the values reached, shape ``(n_states, n_joint)``."""
+        values = None
+        for agent in agents:
+            options = self.sets[agent].grid(RESPONSES).unsqueeze(0)
+            judged = self._judge(self.states, joint, agent, options)
+            values, index = judged.max(-1)
+            present = self._judge_joint(joint)
+            better = values > present
+            values = th.where(better, values, present)
+            joint[:, :, agent] = th.where(better.unsqueeze(-1), options[0][index], joint[:, :, agent])
+        assert values is not None
+        return values
+
+    def _judge_joint(self, joint: th.Tensor) -> th.Tensor:
+        n_states, n_joint = joint.shape[:2]
+        states = self.states.unsqueeze(1).expand(-1, n_joint, -1).flatten(0, 1)
+        return optimistic(self.critics(states, joint.flatten(0, 1)), self.optimism).view(n_states, n_joint)
+
+    def _best_joint(self) -> th.Tensor:
+        """The best joint action that a cross-entropy search finds in each state, shape ``(n_states, n_agents, width)``."""
+        draws = th.stack([each.draw((len(self.states), JOINT_DRAWS)) for each in self.sets], 2)
+        draws = th.cat([draws, self.joint[:, :LEADER_ROWS]], 1)
+        rows = th.arange(len(self.states), device=draws.device)
+        best = draws[rows, self._judge_joint(draws).argmax(1)]
+        for turn in range(1, JOINT_ROUNDS):
+            repeated = best.unsqueeze(1).expand(-1, JOINT_DRAWS, -1, -1)
+            near = th.stack([each.near(repeated[:, :, i], 0.5**turn) for i, each in enumerate(self.sets)], 2)
+            near = th.cat([near, best.unsqueeze(1)], 1)
+            best = near[rows, self._judge_joint(near).argmax(1)]
+        return best
+
+
+def optimistic(values: th.Tensor, optimism: float) -> th.Tensor:
+    """
+    :param values: of an ensemble, shape ``(n_critics, ...)``
+    :param optimism: standard deviations that are added to the mean
+    :return: shape ``(...)``
+    """
+    if optimism == 0.0:
+        return values[0] if len(values) == 1 else values.mean(0)
+    return values.mean(0) + optimism * values.std(0, unbiased=False)
+
+
+@dataclass(frozen=True)
+class Choices:
+    """
+    Finitely many actions, one-hot.
+
+    :param n: the agent's own
+    :param width: of the team's largest set
+    :param device: where tensors live
+    """
+
+    n: int
+    width: int
+    device: th.device
+
+    def grid(self, n: int) -> th.Tensor:
+        return th.eye(self.width, device=self.device)[: self.n]
+
+    def draw(self, shape: tuple[int, ...]) -> th.Tensor:
+        return self.grid(self.n)[th.randint(self.n, shape, device=self.device)]
+
+    def near(self, actions: th.Tensor, spread: float) -> th.Tensor:
+        # Nothing is between two choices: a few are drawn anew.
+        redrawn = th.rand(actions.shape[:-1], device=self.device) < spread
+        return th.where(redrawn.unsqueeze(-1), self.draw(tuple(actions.shape[:-1])), actions)
+
+
+@dataclass(frozen=True)
+class Box:
+    """
+    A box of vectors, in the scale in which the critics read them.
+
+    :param low: shape ``(width,)``, equal to ``high`` in dimensions that the agent lacks
+    :param high: likewise
+    """
+
+    low: th.Tensor
+    high: th.Tensor
+
+    def _stretch(self, unit: th.Tensor) -> th.Tensor:
+        return self.low + unit * (self.high - self.low)
+
+    def grid(self, n: int) -> th.Tensor:
+        if len(self.low) == 1:
+            return self._stretch(th.linspace(0.0, 1.0, n, device=self.low.device).unsqueeze(1))
+        points = th.quasirandom.SobolEngine(len(self.low), scramble=True, seed=0).draw(n)
+        return self._stretch(points.to(self.low))
+
+    def draw(self, shape: tuple[int, ...]) -> th.Tensor:
+        return self._stretch(th.rand(*shape, len(self.low), device=self.low.device))
+
+    def near(self, actions: th.Tensor, spread: float) -> th.Tensor:
+        noise = spread * (self.high - self.low) * th.randn_like(actions)
+        return th.minimum(th.maximum(actions + noise, self.low), self.high)

@@ -1,0 +1,72 @@
+"""Critics of a team's joint action, evaluated for many actions of one agent at the price of the layers after the first."""
+
+import torch as th
+from torch import nn
+
+from otbaselines.common.networks.layers import FastTanh, StackedLinear, StackedMLP
+
+
+class JointCritics(nn.Module):
+    """
+    An ensemble of centralised critics Q(s, a) of the state and the actions of all agents.
+
+    :param n_critics: critics in the ensemble, which differ in their initial parameters
+    :param state_width: numbers that describe the state
+    :param n_agents: agents in the team
+    :param action_width: numbers that describe one agent's action
+    :param net_arch: widths of the hidden layers, at least one
+    :param activation_fn: activation class of the hidden layers
+    """
+
+    def __init__(
+        self,
+        n_critics: int,
+        state_width: int,
+        n_agents: int,
+        action_width: int,
+        net_arch: list[int],
+        activation_fn: type[nn.Module],
+    ) -> None:
+        super().__init__()
+        self.n_critics = n_critics
+        self.n_agents = n_agents
+        self.state_width = state_width
+        self.action_width = action_width
+        self.first = StackedLinear(n_critics, state_width + n_agents * action_width, net_arch[0])
+        self.activation = FastTanh() if activation_fn is nn.Tanh else activation_fn()
+        self.body = StackedMLP(n_critics, net_arch[0], net_arch[1:], activation_fn)
+        self.out = StackedLinear(n_critics, self.body.out_features, 1)
+
+    def _after_first(self, x: th.Tensor) -> th.Tensor:
+        return self.out(self.body(self.activation(x))).squeeze(-1)  # type: ignore[no-any-return]
+
+    def forward(self, states: th.Tensor, actions: th.Tensor) -> th.Tensor:
+        """
+        :param states: shape ``(rows, state_width)``
+        :param actions: shape ``(rows, n_agents, action_width)``
+        :return: shape ``(n_critics, rows)``
+        """
+        x = th.cat([states, actions.flatten(1)], 1)
+        return self._after_first(self.first(x.expand(self.n_critics, -1, -1)))
+
+    def responses(self, states: th.Tensor, actions: th.Tensor, agent: int, candidates: th.Tensor) -> th.Tensor:
+        """
+        Q for every candidate in the place of one agent's action, whose part of the first layer is computed once a candidate.
+
+        :param states: shape ``(n_states, state_width)``
+        :param actions: of the team, several joint ones in each state, shape ``(n_states, n_joint, n_agents, action_width)``
+        :param agent: whose action is replaced
+        :param candidates: by these, shape ``(n_states or 1, n_candidates, action_width)``
+        :return: shape ``(n_critics, n_states, n_joint, n_candidates)``
+        """
+        n_states, n_joint = actions.shape[:2]
+        others = actions.clone()
+        others[:, :, agent] = 0.0
+        x = th.cat([states.unsqueeze(1).expand(-1, n_joint, -1), others.flatten(2)], -1).flatten(0, 1)
+        base = self.first(x.expand(self.n_critics, -1, -1)).view(self.n_critics, n_states, n_joint, 1, -1)
+        start = self.state_width + agent * self.action_width
+        own_weight = self.first.weight[:, None, start : start + self.action_width]
+        own = (candidates.unsqueeze(0) @ own_weight).unsqueeze(2)
+        hidden = base + own
+        values = self._after_first(hidden.flatten(1, 3))
+        return values.view(self.n_critics, n_states, n_joint, -1)

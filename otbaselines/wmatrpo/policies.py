@@ -1,0 +1,122 @@
+"""Policies of WMATRPO: actors, a critic of the state with its target, and critics of the state and the joint action."""
+
+from copy import deepcopy
+from typing import Any
+
+import numpy as np
+import torch as th
+from gymnasium import spaces
+from stable_baselines3.common.torch_layers import CombinedExtractor, NatureCNN
+from stable_baselines3.common.type_aliases import PyTorchObs, Schedule
+from stable_baselines3.common.utils import polyak_update
+from torch import nn
+
+from otbaselines.common.multi_agent.policies import MultiAgentActorCriticPolicy
+from otbaselines.wmatrpo.joint_critic import JointCritics
+
+DEFAULT_HIDDEN = [64, 64]
+
+
+class JointCriticPolicy(MultiAgentActorCriticPolicy):
+    """
+    The actors and the central critic of a team, with a target of the latter, and critics of the joint action.
+
+    :param n_joint_critics: critics of the joint action in the ensemble
+    """
+
+    def __init__(self, *args: Any, n_joint_critics: int = 1, **kwargs: Any) -> None:
+        self.n_joint_critics = n_joint_critics
+        super().__init__(*args, **{"critic": "central", **kwargs})
+
+    def _build(self, lr_schedule: Schedule) -> None:
+        super()._build(lr_schedule)
+        extractor: Any = self.vf_extractors[0]
+        width = self._critic_width(int(extractor.features_dim) + (0 if self.agent_ids is None else self.n_agents))
+        arch = self.net_arch["vf"] or DEFAULT_HIDDEN
+        self.joint_critics = JointCritics(
+            self.n_joint_critics, width, self.n_agents, self._action_width(), arch, self.activation_fn
+        )
+        online = {"extractors": self.vf_extractors, "vf_net": self.vf_net, "value_net": self.value_net}
+        self.target = nn.ModuleDict(deepcopy(online)).requires_grad_(False)
+        self.optimizer = self.make_optimizer(self.parameters(), lr_schedule(1))
+
+    def _action_width(self) -> int:
+        space = self.action_space
+        return int(space.n) if isinstance(space, spaces.Discrete) else int(np.prod(space.shape or ()))
+
+    def _critic_modules(self) -> list[nn.Module]:
+        # The optimizer is made twice, the first time before these are there.
+        added = [getattr(self, name) for name in ("joint_critics", "target") if hasattr(self, name)]
+        return [*super()._critic_modules(), *added]
+
+    def _get_constructor_parameters(self) -> dict[str, Any]:
+        return {**super()._get_constructor_parameters(), "n_joint_critics": self.n_joint_critics}
+
+    def team_values(self, obs: PyTorchObs, states: th.Tensor | None = None) -> th.Tensor:
+        """
+        The target's values, from which returns are made (Salgarkar and Baheri 2025, Eq. 19).
+
+        :param obs: shape ``(batch, n_agents, ...)``
+        :param states: of the teams, shape ``(batch, state_dim)``, where the critic reads them
+        :return: shape ``(batch, n_agents)``
+        """
+        extractors: Any = self.target["extractors"]
+        features = None if self.state_space is not None else self._agent_features(obs, extractors)
+        read = self._critic_features(obs, states, features)
+        values: th.Tensor = self.target["value_net"](self.target["vf_net"](read))
+        return values.squeeze(0)
+
+    def online_values(self, obs: PyTorchObs, states: th.Tensor | None = None) -> th.Tensor:
+        """
+        The values that are being fitted.
+
+        :param obs: shape ``(batch, n_agents, ...)``
+        :param states: of the teams, shape ``(batch, state_dim)``, where the critic reads them
+        :return: shape ``(batch, n_agents)``
+        """
+        return super().team_values(obs, states)
+
+    @th.no_grad()
+    def critic_inputs(self, obs: PyTorchObs, states: th.Tensor | None) -> th.Tensor:
+        """
+        What the joint critics read of the state.
+
+        :param obs: shape ``(batch, n_agents, ...)``
+        :param states: of the teams, shape ``(batch, state_dim)``, where the critic reads them
+        :return: shape ``(batch, width)``
+        """
+        return self._critic_features(obs, states).squeeze(0)
+
+    def encode_actions(self, actions: th.Tensor) -> th.Tensor:
+        """
+        Actions as the joint critics read them: one-hot, or clipped to the box and scaled to [-1, 1].
+
+        :param actions: numbers of actions ``(...)``, or vectors ``(..., action_dim)``
+        :return: shape ``(..., action_width)``
+        """
+        if isinstance(self.action_space, spaces.Discrete):
+            return nn.functional.one_hot(actions.long(), int(self.action_space.n)).to(self.action_net.weight.dtype)
+        low, high = self.action_low.flatten(), self.action_high.flatten()
+        return 2.0 * (actions.clamp(low, high) - low) / (high - low) - 1.0
+
+    def update_target(self, tau: float) -> None:
+        """
+        :param tau: share of the online parameters in the new target
+        """
+        online = [self.vf_extractors, self.vf_net, self.value_net]
+        parameters = [parameter for module in online for parameter in module.parameters()]
+        polyak_update(parameters, list(self.target.parameters()), tau)
+
+
+class JointCriticCnnPolicy(JointCriticPolicy):
+    """On images: ``NatureCNN`` features by default."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **{"features_extractor_class": NatureCNN, **kwargs})
+
+
+class JointCriticMultiInputPolicy(JointCriticPolicy):
+    """On dict observations: ``CombinedExtractor`` features by default."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **{"features_extractor_class": CombinedExtractor, **kwargs})

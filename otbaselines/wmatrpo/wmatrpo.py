@@ -1,0 +1,396 @@
+"""Wasserstein trust regions for cooperative teams, with radii that know how far team-mates move."""
+
+import contextlib
+from collections import deque
+from typing import Any, ClassVar
+
+import numpy as np
+import torch as th
+from gymnasium import spaces
+from stable_baselines3.common.policies import BasePolicy
+from stable_baselines3.common.type_aliases import GymEnv, Schedule
+from torch.nn.utils import parameters_to_vector
+
+from otbaselines.common.multi_agent.buffers import AgentRolloutSamples
+from otbaselines.common.multi_agent.distributions import TeamDistribution
+from otbaselines.common.multi_agent.sequential import AgentProblem, AgentUpdate, SequentialTrustRegion, TeamSteps
+from otbaselines.common.networks.optimizers import clear_gradients, take_step
+from otbaselines.common.schedules import parse_schedule
+from otbaselines.common.settings import MANY, Setting, arguments_of, check_settings, settings_of
+from otbaselines.common.training import Metrics
+from otbaselines.common.trust_region import backtrack
+from otbaselines.wmatrpo.action_metric import ActionMetric, environment_distances
+from otbaselines.wmatrpo.advantages import ActionSet, Box, Choices, MarginalAdvantage, optimistic
+from otbaselines.wmatrpo.policies import JointCriticCnnPolicy, JointCriticMultiInputPolicy, JointCriticPolicy
+from otbaselines.wmatrpo.transport import BoxSearch, Transport, transport_choices
+
+# An accepted update exceeds its radius by no more than this share of it.
+SLACK = 1e-3
+# Trials of the way back from a fitted policy to the old one: where it went too far, and where it gained nothing.
+TRIALS, MARGIN, LEAST_SHRINKING, SHRINKING = 12, 0.97, 0.1, 0.7
+N_CANDIDATES, N_REFINEMENTS = 64, 1
+
+
+class WMATRPO(SequentialTrustRegion):
+    r"""
+    Wasserstein multi-agent trust-region policy optimisation (Salgarkar and Baheri 2025).
+
+    Agents maximise the team's advantage in turns, each within a mean Wasserstein-1 distance of its old policy. The bound's
+    multiplier solves a dual problem in one dimension exactly; the policy then follows the optimal transport map, or the
+    Lagrangian. Actions must be Discrete, or a bounded Box.
+
+    :param actor_learning_rate: of the fit of each actor, a number or a function of the remaining progress
+    :param n_actor_updates: gradient steps of each fit, each over the whole rollout
+    :param trust_radius: bound on the mean Wasserstein-1 distance of each agent's update, in the unit of the ground metric, a
+        number or a schedule; with ``caatr`` that of the first round
+    :param update: ``"transport"`` fits the actor to where the optimal map sends its actions (Corollary 1); ``"lagrangian"``
+        descends the Lagrangian from the dual's multiplier (Eqs. 16-18)
+    :param dual_learning_rate: of the multiplier, for ``update="lagrangian"`` only; 1 when omitted
+    :param leader: what an agent expects of those updated after it: their ``"mean"`` behaviour, or their
+        ``"best_response"`` to its action
+    :param n_critics: critics of the joint action, which differ in their initial parameters
+    :param optimism: standard deviations of these critics that are added to their mean
+    :param replay_rollouts: latest rollouts that the critics of the joint action are fitted to
+    :param tau: share of the online critic that its target takes over after each round
+    :param ground_metric: distances between actions: ``None`` for one between different choices, or the sum of absolute
+        differences between vectors; ``"environment"`` for those between what choices do (``agent_action_vectors``); or for choices
+        a table ``(n_actions, n_actions)``, for vectors the weight of each dimension, or one of these for each agent
+    :param n_candidates: for a Box: actions that cover it, among which the inner maximum is looked for; 64 when omitted
+    :param n_refinements: for a Box: rounds of closer candidates around the best, 1 when omitted
+    """
+
+    setting_ranges: ClassVar[dict[str, Setting]] = {
+        "actor_learning_rate": Setting("schedule", low=0.0),
+        "n_actor_updates": Setting("integer", low=1, high=MANY),
+        "trust_radius": Setting(
+            "schedule", low=0.0, above="always", remedy="let it fall to something above 0, as in 'linear_0.1_0.01'"
+        ),
+        "update": Setting("text", choices=("transport", "lagrangian")),
+        "dual_learning_rate": Setting("number", low=0.0, optional=True),
+        "leader": Setting("text", choices=("mean", "best_response")),
+        "n_critics": Setting("integer", low=1, high=1000),
+        "optimism": Setting("number", low=0.0),
+        "replay_rollouts": Setting("integer", low=1, high=MANY),
+        "tau": Setting("number", low=0.0, high=1.0),
+        "n_candidates": Setting("integer", low=2, high=10**6, optional=True),
+        "n_refinements": Setting("integer", low=0, high=1000, optional=True),
+    }
+    policy_aliases: ClassVar[dict[str, type[BasePolicy]]] = {
+        "MlpPolicy": JointCriticPolicy,
+        "CnnPolicy": JointCriticCnnPolicy,
+        "MultiInputPolicy": JointCriticMultiInputPolicy,
+    }
+
+    def __init__(
+        self,
+        policy: str | type[JointCriticPolicy],
+        env: GymEnv | str | Any,
+        learning_rate: float | Schedule = 1e-3,
+        actor_learning_rate: float | Schedule = 3e-3,
+        n_steps: int | None = None,
+        batch_size: int | None = None,
+        gamma: float = 0.99,
+        gae_lambda: float = 0.95,
+        n_critic_updates: int = 10,
+        n_actor_updates: int = 20,
+        trust_radius: float | str | Schedule = 0.1,
+        update: str = "transport",
+        dual_learning_rate: float | None = None,
+        leader: str = "mean",
+        n_critics: int = 1,
+        optimism: float = 0.0,
+        replay_rollouts: int = 1,
+        tau: float = 1.0,
+        ground_metric: Any = None,
+        n_candidates: int | None = None,
+        n_refinements: int | None = None,
+        normalize_advantage: bool = True,
+        importance_clip: float = 10.0,
+        caatr: bool = True,
+        caatr_constant: float | None = None,
+        caatr_eps_base: float | None = None,
+        caatr_eps_max: float | None = None,
+        trust_radius_max: float | None = None,
+        stats_window_size: int = 100,
+        tensorboard_log: str | None = None,
+        policy_kwargs: dict[str, Any] | None = None,
+        verbose: int = 0,
+        seed: int | None = None,
+        device: th.device | str = "auto",
+        _init_setup_model: bool = True,
+    ) -> None:
+        self.actor_learning_rate = actor_learning_rate
+        self.n_actor_updates = n_actor_updates
+        self.trust_radius = trust_radius
+        self.update = update
+        self.dual_learning_rate = dual_learning_rate
+        self.leader = leader
+        self.n_critics = n_critics
+        self.optimism = optimism
+        self.replay_rollouts = replay_rollouts
+        self.tau = tau
+        self.ground_metric = ground_metric
+        self.n_candidates = n_candidates
+        self.n_refinements = n_refinements
+        check_settings(settings_of(WMATRPO), vars(self))
+        if optimism and n_critics == 1:
+            raise ValueError(f"`optimism`={optimism} needs critics that can disagree; use `n_critics` of 2 or more")
+        if dual_learning_rate is not None and update != "lagrangian":
+            raise TypeError(
+                f"`dual_learning_rate` applies to `update='lagrangian'` only, got {dual_learning_rate}; leave it out"
+            )
+        super().__init__(**arguments_of(super().__init__, {**locals(), "critic": "central"}))
+
+    # ------------------------------------------------------------------ set-up
+    def _critic_settings(self) -> dict[str, Any]:
+        return {**super()._critic_settings(), "n_joint_critics": self.n_critics}
+
+    def _setup_model(self) -> None:
+        space = self.action_space
+        if isinstance(space, spaces.Discrete):
+            for name in ("n_candidates", "n_refinements"):
+                if getattr(self, name) is not None:
+                    raise TypeError(f"`{name}` applies to Box actions only, got {getattr(self, name)}; leave it out")
+        elif not isinstance(space, spaces.Box):
+            raise ValueError(f"WMATRPO moves Discrete or Box actions, but the action space is {space}; use HATRPO or IPPO")
+        elif not (np.isfinite(space.low).all() and np.isfinite(space.high).all() and (space.low < space.high).all()):
+            raise ValueError(
+                f"WMATRPO looks for the best action of a whole box, but the action space {space} is not bounded on all sides; "
+                "bound it, for example with gymnasium.wrappers.RescaleAction, or use HATRPO"
+            )
+        self._ask_for_metric()
+        self._metric = ActionMetric(self.ground_metric, self.layout, space, self.device)
+        super()._setup_model()
+        self.actor_learning_rate = parse_schedule(self.actor_learning_rate)
+        self.trust_radius = parse_schedule(self.trust_radius)
+        self._replay: deque[tuple[th.Tensor, th.Tensor, th.Tensor]] = deque(maxlen=self.replay_rollouts)
+
+    def _ask_for_metric(self) -> None:
+        """Put the environment's own table, where it is asked for, in its place, so that it is saved with the model."""
+        if not isinstance(self.ground_metric, str):
+            return
+        vectors = None
+        if self.ground_metric == "environment" and self.env is not None:
+            with contextlib.suppress(AttributeError):
+                vectors = self.env.get_attr("agent_action_vectors", [0])[0]
+        if vectors is None or not isinstance(self.action_space, spaces.Discrete):
+            raise ValueError(
+                "`ground_metric` as a string must be 'environment', for Discrete actions of an environment with an attribute "
+                f"`agent_action_vectors`, one row per agent and action, got {self.ground_metric!r}; pass a table instead"
+            )
+        self.ground_metric = environment_distances(vectors)
+
+    @property
+    def fixed_radius(self) -> float:
+        return self.schedule_value("trust_radius")
+
+    def _distance(self, new: TeamDistribution, old: TeamDistribution, agent: int) -> th.Tensor:
+        return self._metric.w1(new, old, agent)
+
+    def action_sets(self) -> list[ActionSet]:
+        """:return: every agent's own actions, as the critics read them"""
+        sets: list[ActionSet] = []
+        for agent, size in zip(self.layout.possible_agents, self._metric.sizes, strict=True):
+            if isinstance(self.action_space, spaces.Discrete):
+                sets.append(Choices(size, int(self.action_space.n), self.device))
+                continue
+            own: Any = self.layout.agent_action_spaces[agent]
+            # Dimensions that the agent lacks are zero in what it does.
+            ends = th.zeros(2, int(np.prod(self.action_space.shape or ())), device=self.device)
+            ends[:, :size] = th.as_tensor(np.stack([own.low.reshape(-1), own.high.reshape(-1)]), device=self.device)
+            low, high = self.policy.encode_actions(ends)
+            sets.append(Box(low, high))
+        return sets
+
+    # ------------------------------------------------------------------ critics
+    def _before_round(self, steps: TeamSteps, metrics: Metrics) -> None:
+        """Fit the critics of the joint action, and judge what was done."""
+        policy = self.policy
+        inputs = policy.critic_inputs(steps.observations, steps.states)
+        actions = policy.encode_actions(steps.actions)
+        self._replay.append((inputs, actions, steps.returns))
+        self._fit_joint_critics(metrics)
+        with th.no_grad():
+            values = policy.team_values(steps.observations, steps.states).mean(1)
+            judged = optimistic(policy.joint_critics(inputs, actions), self.optimism) - values
+        scale = judged.std() + 1e-8 if self.normalize_advantage else th.ones_like(judged[0])
+        self._round = _Round(steps, inputs, actions, values, judged / scale, scale, self.action_sets())
+
+    def _fit_joint_critics(self, metrics: Metrics) -> None:
+        """Squared temporal-difference error (Salgarkar and Baheri 2025, Eq. 19), towards returns of the target critic."""
+        assert self.batch_size is not None
+        inputs, actions, returns = (th.cat(parts) for parts in zip(*self._replay, strict=True))
+        rows = self.batch_size // self.layout.n_agents
+        for _ in range(self.n_critic_updates):
+            for part in th.randperm(len(returns), device=self.device).split(rows):
+                loss = (self.policy.joint_critics(inputs[part], actions[part]) - returns[part]).square().mean(1).sum()
+                metrics.add("train/joint_value_loss", loss.detach() / self.n_critics)
+                clear_gradients(self.policy.optimizer)
+                loss.backward()
+                take_step(self.policy.optimizer)
+
+    def _critic_values(self, batch: AgentRolloutSamples) -> th.Tensor:
+        values: th.Tensor = self.policy.online_values(batch.observations, batch.states)
+        return values
+
+    def _fit_critics(self, metrics: Metrics) -> None:
+        super()._fit_critics(metrics)
+        self.policy.update_target(self.tau)
+
+    # ------------------------------------------------------------------ actors
+    def _update_agent(self, problem: AgentProblem) -> AgentUpdate:
+        """Solve the dual, fit the actor, and go back as far as the radius and the advantages ask for."""
+        advantage = self._advantage(problem)
+        view = problem.view
+        parameters = view.actor_parameters()
+        with th.no_grad():
+            old = view.team_distribution(problem.observations)
+        transport = self._transport(problem, advantage, old)
+        start = parameters_to_vector(parameters).detach().clone()
+        if self.update == "transport":
+            self._follow_transport(problem, parameters, transport)
+        else:
+            self._descend_lagrangian(problem, parameters, transport.multiplier, old)
+        step = parameters_to_vector(parameters).detach() - start
+        new, distances, gain = old, [], 0.0
+
+        def attempt() -> float:
+            nonlocal new, gain
+            new = view.team_distribution(problem.observations)
+            distances.append(float(problem.mean(self._distance(new, old, problem.index))))
+            if distances[-1] > problem.radius * (1.0 + SLACK):
+                # The distance grows about as the step does.
+                return max(MARGIN * problem.radius / distances[-1], LEAST_SHRINKING)
+            gain = float(self._gain(problem, advantage, transport, new, old))
+            return 1.0 if gain > 0.0 and distances[-1] > 0.0 else SHRINKING
+
+        share = backtrack(parameters, start, step, attempt, max_iter=TRIALS)
+        numbers = {"lambda": transport.multiplier, "dual": transport.value, "fit": distances[0], "share": share}
+        if share == 0.0:
+            return AgentUpdate(False, old, {**numbers, "gain": 0.0})
+        return AgentUpdate(True, new, {**numbers, "gain": gain})
+
+    def _advantage(self, problem: AgentProblem) -> MarginalAdvantage:
+        """Eq. 15: what the agent's actions are worth with the team-mates' actions of the rollout."""
+        now = self._round
+        weights = problem.weights.squeeze(1)
+        states, joint, baseline = now.inputs, now.actions.unsqueeze(1), now.values
+        if now.is_one_state:
+            # All joint actions were taken in one state, so that each stands for the team-mates' behaviour there.
+            states, joint, baseline, weights = states[:1], joint.transpose(0, 1), baseline[:1], weights.unsqueeze(0)
+        else:
+            weights = weights.unsqueeze(1)
+        later = problem.later if self.leader == "best_response" else ()
+        return MarginalAdvantage(
+            self.policy.joint_critics,
+            states,
+            joint,
+            weights,
+            problem.index,
+            baseline,
+            now.scale,
+            self.optimism,
+            later,
+            now.sets,
+        )
+
+    def _transport(self, problem: AgentProblem, advantage: MarginalAdvantage, old: Any) -> Transport:
+        n_rows = len(problem.actions)
+        rows = th.full((n_rows,), 1.0 / n_rows, device=self.device)
+        if problem.active is not None:
+            present = problem.active.squeeze(1).to(rows)
+            rows = present / present.sum().clamp_min(1.0)
+        if isinstance(self.action_space, spaces.Discrete):
+            probs = old.probs[:, 0, : self._metric.sizes[problem.index]]
+            if self._round.is_one_state:
+                probs, rows = probs[:1], th.ones_like(rows[:1])
+            return transport_choices(advantage, probs, self._metric, problem.radius, rows)
+        search = BoxSearch(
+            self.policy.action_low.flatten(),
+            self.policy.action_high.flatten(),
+            self.n_candidates or N_CANDIDATES,
+            N_REFINEMENTS if self.n_refinements is None else self.n_refinements,
+        )
+        sources, weights = problem.actions, rows.unsqueeze(1)
+        if self._round.is_one_state:
+            sources, weights = sources.transpose(0, 1), weights.T
+        return search.transport(advantage, sources, self._metric, problem.radius, weights)
+
+    def _optimizer(self, parameters: list[th.nn.Parameter]) -> th.optim.Optimizer:
+        optimizer: th.optim.Optimizer = self.policy.make_optimizer(parameters, self.schedule_value("actor_learning_rate"))
+        return optimizer
+
+    def _follow_transport(self, problem: AgentProblem, parameters: list[th.nn.Parameter], transport: Transport) -> None:
+        """Regress the actor onto the transported actions, by maximum likelihood."""
+        optimizer = self._optimizer(parameters)
+        for _ in range(self.n_actor_updates):
+            policies: Any = problem.view.team_distribution(problem.observations)
+            if transport.shares is None:
+                n = transport.targets.shape[1]
+                loss = -(transport.targets * policies.log_probs[:, 0, :n]).sum(1)
+                loss = loss.mean() if self._round.is_one_state else loss.sum()
+            else:
+                images = transport.targets.view(2, len(problem.actions), 1, -1)
+                logs = th.stack([problem.mean(policies.log_prob(image)) for image in images])
+                loss = -(transport.shares * logs).sum()
+            clear_gradients(optimizer)
+            loss.backward()
+            take_step(optimizer)
+
+    def _descend_lagrangian(
+        self, problem: AgentProblem, parameters: list[th.nn.Parameter], multiplier: float, old: TeamDistribution
+    ) -> None:
+        """Eqs. 16-18, the importance ratio of the agent's own actions included, without which Eq. 16 has no gradient."""
+        optimizer = self._optimizer(parameters)
+        rate = 1.0 if self.dual_learning_rate is None else self.dual_learning_rate
+        signal = self._round.judged.unsqueeze(1) * problem.weights
+        for _ in range(self.n_actor_updates):
+            policies = problem.view.team_distribution(problem.observations)
+            ratio = (policies.log_prob(problem.actions) - problem.old_log_prob).exp()
+            distance = problem.mean(self._distance(policies, old, problem.index))
+            loss = multiplier * (distance - problem.radius) - problem.mean(ratio * signal)
+            clear_gradients(optimizer)
+            loss.backward()
+            take_step(optimizer)
+            multiplier = max(0.0, multiplier + rate * (float(distance.detach()) - problem.radius))
+
+    def _gain(
+        self, problem: AgentProblem, advantage: MarginalAdvantage, transport: Transport, new: Any, old: Any
+    ) -> th.Tensor:
+        """By how much the critics' expected advantage rises, shape ``()``."""
+        if transport.advantages is not None:
+            n = transport.advantages.shape[1]
+            change = (new.probs - old.probs)[:, 0, :n]
+            return problem.mean((change * transport.advantages).sum(1, keepdim=True))
+        # With the noise of the actions that were taken, so that only the change of the policy counts.
+        moved = new.mean + (problem.actions - old.mean) * (new.log_std - old.log_std).exp()
+        both = self.policy.encode_actions(th.stack([moved, problem.actions]).squeeze(2))
+        if self._round.is_one_state:
+            judged = advantage(both.flatten(0, 1).unsqueeze(0)).view(2, -1, 1)
+        else:
+            judged = advantage(both.transpose(0, 1)).T.unsqueeze(2)
+        return problem.mean(judged[0] - judged[1])
+
+
+class _Round:
+    """What one rollout says, for all agents."""
+
+    def __init__(
+        self,
+        steps: TeamSteps,
+        inputs: th.Tensor,
+        actions: th.Tensor,
+        values: th.Tensor,
+        judged: th.Tensor,
+        scale: th.Tensor,
+        sets: list[ActionSet],
+    ) -> None:
+        self.inputs = inputs
+        self.actions = actions
+        self.values = values
+        self.judged = judged
+        self.scale = scale
+        self.sets = sets
+        observations = steps.observations if isinstance(steps.observations, dict) else {"": steps.observations}
+        everything = [inputs, *observations.values()]
+        self.is_one_state = steps.active is None and all(bool((x == x[:1]).all()) for x in everything)
