@@ -23,6 +23,7 @@ from otbaselines.ot.result import BarycenterResult, DivergenceResult, FreeSuppor
 from otbaselines.ot.scaling import ScalingBarycenter, ScalingSolver, ScalingState
 from otbaselines.ot.sinkhorn import pairwise_sinkhorn, self_transport, sinkhorn, sinkhorn_divergence
 from otbaselines.ot.sliced import line_potentials, random_directions, sliced_pairwise, sliced_wasserstein
+from otbaselines.ot.trust_region import TrustRegionResult, trust_region_dual
 
 __all__ = [
     "BarycenterResult",
@@ -34,6 +35,7 @@ __all__ = [
     "ScalingBarycenter",
     "ScalingSolver",
     "ScalingState",
+    "TrustRegionResult",
     "action_cost",
     "barycenter",
     "discrete_w1",
@@ -54,6 +56,7 @@ __all__ = [
     "sliced_pairwise",
     "sliced_wasserstein",
     "state_action_cost",
+    "trust_region_dual",
     "validate_cost",
     "wasserstein_1d",
 ]
