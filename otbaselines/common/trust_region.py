@@ -28,7 +28,8 @@ class RadiusRule:
 
     def radii(self, drifts: list[float]) -> list[float]:
         r"""
-        :math:`\delta_i = C / (D_{-i} + \epsilon)`, :math:`\epsilon = \max(\epsilon_{base}, \min(\epsilon_{max}, D_{-i} / 10))`.
+        :math:`\delta_i = C / (D_{-i} + \epsilon)`,
+        :math:`\epsilon = \max(\epsilon_{base}, \min(\epsilon_{max}, D_{-i} / 10))`.
 
         :param drifts: how far each agent's policy moved in the last round, at least 0
         :return: the radius of each agent, of which :math:`D_{-i}` sums the drifts of all others

@@ -20,7 +20,8 @@ class HATRPO(SequentialTrustRegion):
     Agents maximise the team's advantage in turns, each within a Kullback-Leibler divergence of its old policy, by a natural
     gradient step and a line search. On a team of one it is ``sb3_contrib``'s ``TRPO``, whose parameters these are.
 
-    :param target_kl: bound on the mean divergence :math:`KL(\pi_i^{new} \,\|\, \pi_i)` of each agent's update, in nats, a number or a schedule
+    :param target_kl: bound on the mean divergence :math:`KL(\pi_i^{new} \,\|\, \pi_i)` of each agent's update, in nats, a
+        number or a schedule
     :param cg_max_steps: steps of the conjugate gradients
     :param cg_damping: multiple of the identity that is added to the Fisher matrix
     :param line_search_shrinking_factor: of each trial's step to the last one's

@@ -50,11 +50,11 @@ class WMATRPO(SequentialTrustRegion):
         ``"best_response"`` to its action
     :param n_critics: critics of the joint action, which differ in their initial parameters
     :param optimism: standard deviations of these critics that are added to their mean
-    :param replay_rollouts: latest rollouts that the critics of the joint action are fitted to
+    :param replay_rollouts: latest rollouts that the critics of the joint action are fitted to; a loaded model starts with none
     :param tau: share of the online critic that its target takes over after each round
     :param ground_metric: distances between actions: ``None`` for one between different choices, or the sum of absolute
-        differences between vectors; ``"environment"`` for those between what choices do (``agent_action_vectors``); or for choices
-        a table ``(n_actions, n_actions)``, for vectors the weight of each dimension, or one of these for each agent
+        differences between vectors; ``"environment"`` for those between what choices do (``agent_action_vectors``); or for
+        choices a table ``(n_actions, n_actions)``, for vectors the weight of each dimension, or one of these for each agent
     :param n_candidates: for a Box: actions that cover it, among which the inner maximum is looked for; 64 when omitted
     :param n_refinements: for a Box: rounds of closer candidates around the best, 1 when omitted
     """
@@ -234,6 +234,7 @@ class WMATRPO(SequentialTrustRegion):
         return values
 
     def _fit_critics(self, metrics: Metrics) -> None:
+        del self._round
         super()._fit_critics(metrics)
         self.policy.update_target(self.tau)
 

@@ -40,6 +40,8 @@ from otbaselines.common.vec_env.tensor import TensorVecEnv
 # Without `n_steps`, copies share this many joint steps a rollout, which for one copy is SB3's own default.
 JOINT_STEPS = 2048
 MIN_STEPS = 16
+# Without `batch_size`, a rollout is cut into at most this many equal minibatches.
+MAX_MINIBATCHES = 10
 
 
 class MultiAgentOnPolicyAlgorithm(Learner, TeamRollouts):
@@ -85,6 +87,8 @@ class MultiAgentOnPolicyAlgorithm(Learner, TeamRollouts):
         "critic": Setting("text", choices=CRITICS),
     }
     _json_state: ClassVar[tuple[str, ...]] = ("trained_normalized",)
+    #: Agent-steps per minibatch, for algorithms that have minibatches.
+    batch_size: int | None = None
     #: Whether the environment last trained in normalises observations; ``None`` before the first training.
     trained_normalized: bool | None = None
     policy_aliases: ClassVar[dict[str, type[BasePolicy]]] = {
@@ -327,6 +331,25 @@ class MultiAgentOnPolicyAlgorithm(Learner, TeamRollouts):
         # Whole rollouts are finished, so the last one may overshoot; a schedule that falls to zero would turn negative, and
         # a negative learning rate climbs the loss.
         self._current_progress_remaining = max(0.0, self._current_progress_remaining)
+
+    def _choose_batch_size(self, n_copies: int) -> int:
+        """
+        Fill in ``batch_size`` where it was left to the algorithm.
+
+        :param n_copies: copies of the environment
+        :return: joint steps per minibatch
+        :raises ValueError: if it exceeds the rollout
+        """
+        n_agents, joint = self.layout.n_agents, self.n_steps * n_copies
+        if self.batch_size is None:
+            parts = max(parts for parts in range(1, MAX_MINIBATCHES + 1) if joint % parts == 0)
+            self.batch_size = self._automatic["batch_size"] = max(joint // parts, min(2, joint)) * n_agents
+        if self.batch_size > joint * n_agents:
+            raise ValueError(
+                f"`batch_size` must not exceed the rollout, got {self.batch_size} > n_steps * n_copies * n_agents = "
+                f"{self.n_steps} * {n_copies} * {n_agents} = {joint * n_agents}; lower it or raise `n_steps`"
+            )
+        return self.batch_size // n_agents
 
     def _check_setup(self, n_copies: int) -> None:
         """Raise for settings that only make sense together; called before anything is built."""

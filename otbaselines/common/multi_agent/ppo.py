@@ -24,9 +24,6 @@ from otbaselines.common.schedules import parse_schedule
 from otbaselines.common.settings import MANY, Setting, arguments_of
 from otbaselines.common.training import Metrics, Snapshot, check_finite, parameter_sum
 
-# Without `batch_size`, a rollout is cut into at most this many equal minibatches.
-MAX_MINIBATCHES = 10
-
 
 class MultiAgentPPO(MultiAgentOnPolicyAlgorithm):
     """
@@ -101,17 +98,7 @@ class MultiAgentPPO(MultiAgentOnPolicyAlgorithm):
 
     def _check_setup(self, n_copies: int) -> None:
         n_agents = self.layout.n_agents
-        rollout = self.n_steps * n_copies * n_agents
-        if self.batch_size is None:
-            joint = self.n_steps * n_copies
-            parts = max(parts for parts in range(1, MAX_MINIBATCHES + 1) if joint % parts == 0)
-            self.batch_size = self._automatic["batch_size"] = max(joint // parts, min(2, joint)) * n_agents
-        if self.batch_size > rollout:
-            raise ValueError(
-                f"`batch_size` must not exceed the rollout, got {self.batch_size} > n_steps * n_copies * n_agents = "
-                f"{self.n_steps} * {n_copies} * {n_agents} = {rollout}; lower it or raise `n_steps`"
-            )
-        rows = self.batch_size // n_agents
+        rows = self._choose_batch_size(n_copies)
         samples = rows * n_agents if self.share_parameters else rows
         if rows < 1 or (self.normalize_advantage and samples < 2):
             raise ValueError(

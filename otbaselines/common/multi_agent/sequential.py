@@ -22,8 +22,8 @@ from otbaselines.common.settings import MANY, Setting, arguments_of, check_setti
 from otbaselines.common.training import Metrics, Snapshot, check_finite, parameter_sum
 from otbaselines.common.trust_region import ImportanceFactor, RadiusRule
 
-# Agents' rewards that fall when those of the others rise, more than this correlation says, are no common cause.
-OPPOSED = -0.3
+# Rewards of an agent that fall when those of the others rise are no common cause: a correlation below this, over enough steps.
+OPPOSED, ENOUGH = -0.3, 100
 
 
 @dataclass(frozen=True)
@@ -194,16 +194,11 @@ class SequentialTrustRegion(MultiAgentOnPolicyAlgorithm):
         super().__init__(**{**arguments_of(super().__init__, locals()), **fixed})
 
     def _check_setup(self, n_copies: int) -> None:
-        joint = self.n_steps * n_copies
-        n_agents = self.layout.n_agents
-        if self.batch_size is None:
-            self.batch_size = self._automatic["batch_size"] = max(joint // 10, min(2, joint)) * n_agents
-        if not n_agents <= self.batch_size <= joint * n_agents:
+        if self._choose_batch_size(n_copies) < 1:
             raise ValueError(
-                f"`batch_size` must be between one joint step and the rollout, {n_agents} to n_steps * n_copies * n_agents = "
-                f"{self.n_steps} * {n_copies} * {n_agents} = {joint * n_agents} agent-steps, got {self.batch_size}"
+                f"`batch_size` must hold at least one joint step of {self.layout.n_agents} agents, got {self.batch_size}"
             )
-        if joint < 2:
+        if self.n_steps * n_copies < 2:
             raise ValueError(
                 "`n_steps` must make at least two joint steps a rollout, of which a trust region takes the mean, got "
                 f"{self.n_steps} with {n_copies} copies"
@@ -386,7 +381,7 @@ class SequentialTrustRegion(MultiAgentOnPolicyAlgorithm):
 
     def _warn_about_opposed_rewards(self) -> None:
         rewards = self.rollout_buffer.rewards.flatten(0, 1)
-        if self._warned or rewards.shape[1] == 1 or len(rewards) < 10:
+        if self._warned or rewards.shape[1] == 1 or len(rewards) < ENOUGH:
             return
         others = (rewards.sum(1, keepdim=True) - rewards) / (rewards.shape[1] - 1)
         mine, theirs = rewards - rewards.mean(0), others - others.mean(0)
