@@ -324,6 +324,7 @@ POLICY_SETTINGS = {
     "ortho_init": Setting("flag"),
     "use_sde": Setting("flag"),
     "log_std_init": Setting("number", low=-100.0, high=100.0),
+    "mean_init": Setting("number"),
     "full_std": Setting("flag"),
     "use_expln": Setting("flag"),
     "squash_output": Setting("flag"),

@@ -50,6 +50,7 @@ class MultiAgentActorCriticPolicy(TeamRowPolicy):
     :param ortho_init: orthogonal initialisation, as SB3's PPO
     :param use_sde: generalized state-dependent exploration, for continuous actions
     :param log_std_init: initial log standard deviation of continuous actions, or of the entries of the noise matrices
+    :param mean_init: initial mean of continuous actions, in every dimension
     :param full_std: with ``use_sde``: a standard deviation for every entry of the noise matrix, not one per row
     :param use_expln: with ``use_sde``: a standard deviation that grows more slowly than the exponential
     :param squash_output: with ``use_sde``: squash actions by the hyperbolic tangent and stretch them over the team's common
@@ -84,6 +85,7 @@ class MultiAgentActorCriticPolicy(TeamRowPolicy):
         ortho_init: bool = True,
         use_sde: bool = False,
         log_std_init: float = 0.0,
+        mean_init: float = 0.0,
         full_std: bool = True,
         use_expln: bool = False,
         squash_output: bool = False,
@@ -129,6 +131,7 @@ class MultiAgentActorCriticPolicy(TeamRowPolicy):
         self.activation_fn = activation_fn
         self.use_sde = use_sde
         self.log_std_init = log_std_init
+        self.mean_init = mean_init
         self.full_std = full_std
         self.use_expln = use_expln
         self.share_features_extractor = share_features_extractor
@@ -176,6 +179,10 @@ class MultiAgentActorCriticPolicy(TeamRowPolicy):
             )
         if self.ortho_init:
             self._orthogonal_init()
+        if self.mean_init:
+            if not isinstance(self.action_space, spaces.Box):
+                raise ValueError(f"`mean_init`={self.mean_init} is for Box actions, not for {self.action_space}; leave it out")
+            nn.init.constant_(self.action_net.bias, self.mean_init)
         self.optimizer = self.make_optimizer(self.parameters(), lr_schedule(1))
 
     def make_optimizer(self, parameters: Iterable[nn.Parameter], learning_rate: float) -> th.optim.Optimizer:
@@ -267,6 +274,7 @@ class MultiAgentActorCriticPolicy(TeamRowPolicy):
             ortho_init=self.ortho_init,
             use_sde=self.use_sde,
             log_std_init=self.log_std_init,
+            mean_init=self.mean_init,
             full_std=self.full_std,
             use_expln=self.use_expln,
             squash_output=self.squash_output,

@@ -827,3 +827,14 @@ def test_training_after_an_interrupt_begins_with_a_reset():
     model.env.reset = lambda: resets.append(1) or original()
     model.learn(32, reset_num_timesteps=False)
     assert resets == [1]
+
+
+def test_continuous_policies_start_around_the_mean_that_was_asked_for():
+    model = IPPO("MlpPolicy", DiceEnv(), policy_kwargs={"mean_init": 0.4, "net_arch": [8]}, **SMALL)
+    layer = model.policy.action_net
+    assert th.equal(layer.bias, th.full_like(layer.bias, 0.4))
+    # The last layer starts near zero, so that the mean is the bias: a gain of .01 times at most 8 bounded features.
+    obs = th.zeros(1, model.layout.n_agents, *model.observation_space.shape)
+    assert float((model.policy.team_distribution(obs).mean.detach() - 0.4).abs().max()) < 0.03
+    with pytest.raises(ValueError, match=r"`mean_init`=0\.4 is for Box actions, not for Discrete"):
+        IPPO("MlpPolicy", "CartPole-v1", policy_kwargs={"mean_init": 0.4}, **SMALL)
