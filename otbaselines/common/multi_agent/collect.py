@@ -13,6 +13,7 @@ from stable_baselines3.common.vec_env import VecEnv
 from otbaselines.common.multi_agent.buffers import AgentRolloutBuffer
 from otbaselines.common.multi_agent.row_policy import TeamPolicy
 from otbaselines.common.multi_agent.sb3_policy import SB3TeamPolicy
+from otbaselines.common.vec_env.info_keywords import RESERVED
 from otbaselines.common.vec_env.layout import TeamLayout
 from otbaselines.common.vec_env.statistics import DeviceEpisodeStatistics
 from otbaselines.common.vec_env.tensor import TensorVecEnv
@@ -96,6 +97,22 @@ class TeamRollouts(OnPolicyAlgorithm):
         callback.update_locals(locals())
         callback.on_rollout_end()
         return True
+
+    def dump_logs(self, iteration: int = 0) -> None:
+        """
+        Write the log, in which what episodes' results hold beyond SB3's entries has a mean as theirs do: an environment's
+        ``info_keywords``, and those of SB3's monitors.
+
+        :param iteration: number of the rollout
+        """
+        results: dict[str, list[float]] = {}
+        for episode in self.ep_info_buffer or ():
+            for name, value in episode.items():
+                if name not in RESERVED and isinstance(value, int | float | np.number):
+                    results.setdefault(name, []).append(float(value))
+        for name, values in results.items():
+            self.logger.record(f"rollout/ep_{name}_mean", float(np.mean(values)))
+        super().dump_logs(iteration)
 
     def _draw_noise(self, env: VecEnv, step: int) -> None:
         """New matrices for state-dependent exploration, at the start of a rollout and every ``sde_sample_freq`` steps."""

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from otbaselines.common.vec_env.copies import TeamEnv
+from otbaselines.common.vec_env.info_keywords import info_keywords
 from otbaselines.common.vec_env.rows import ObservationWriter, as_array
 from otbaselines.common.vec_env.spaces import Array
 
@@ -17,6 +18,9 @@ Infos = list[dict[str, Any]]
 class TeamCopy:
     """
     Runs one ``ParallelEnv`` and writes what its agents see into their rows.
+
+    An environment may name entries of its infos in ``info_keywords``, as SB3's ``Monitor`` has them: their values at an
+    agent's last step are part of its episode's result, and learners log their means.
 
     An agent that leaves is done once; until the copy's episode ends its row is zero and ``live`` says ``False``. The
     copy restarts by itself when no agent is left. An agent that is done and still listed in ``env.agents`` has left all the
@@ -34,6 +38,7 @@ class TeamCopy:
         self._agents = list(agents)
         self._known = set(agents)
         self._writer = writer
+        self._keywords = info_keywords(env)
         self._returns = [0.0] * len(agents)
         self._lengths = [0] * len(agents)
         self._started = time.time()
@@ -102,7 +107,7 @@ class TeamCopy:
             # An agent that vanishes without a word is taken as terminated: nothing after it can be bootstrapped.
             reward = 0.0 if is_gone and agent not in step_rewards else self._entry("reward", step_rewards, agent)
             if not isinstance(reward, float):
-                reward = _number(agent, reward)
+                reward = _number("the reward", agent, reward)
             rewards[index] = reward
             self._returns[index] += reward
             self._lengths[index] += 1
@@ -116,7 +121,9 @@ class TeamCopy:
                     self._writer.write(rows, index, observations[agent])
                 else:
                     self._writer.copy_row(self._rows, rows, index)
-                self._leave(index, rows, dones, info, truncated=truncated and not terminated)
+                # Who vanishes without a word has no last info.
+                named = self._named(agent, info) if agent in step_infos else {}
+                self._leave(index, rows, dones, info, truncated=truncated and not terminated, named=named)
                 if not is_gone:
                     self._linger(agent)
             else:
@@ -151,15 +158,27 @@ class TeamCopy:
         self._returns[index], self._lengths[index] = 0.0, 0
         self._writer.write(rows, index, observation)
 
-    def _leave(self, index: int, rows: Any, dones: Array, info: dict[str, Any], *, truncated: bool) -> None:
-        """Close an agent's episode, whose last observation is in its row, and clear the row."""
+    def _leave(
+        self, index: int, rows: Any, dones: Array, info: dict[str, Any], *, truncated: bool, named: dict[str, float]
+    ) -> None:
+        """Close an agent's episode, whose last observation is in its row and whose result has ``named``, and clear the row."""
         self.live = [*self.live[:index], False, *self.live[index + 1 :]]
         dones[index] = True
         info["TimeLimit.truncated"] = truncated
         info["terminal_observation"] = self._writer.row(rows, index)
         seconds = round(time.time() - self._started, 6)
-        info["episode"] = {"r": round(self._returns[index], 6), "l": self._lengths[index], "t": seconds}
+        info["episode"] = {**named, "r": round(self._returns[index], 6), "l": self._lengths[index], "t": seconds}
         self._writer.clear(rows, index)
+
+    def _named(self, agent: Any, info: dict[str, Any]) -> dict[str, float]:
+        """The entries of an agent's last info that belong to its episode's result."""
+        for key in self._keywords:
+            if key not in info:
+                raise ValueError(
+                    f"`info_keywords` of {self.env} names {key!r}, but the last info of agent {agent!r} has only "
+                    f"{sorted(set(info) - {'TimeLimit.truncated'}, key=str)}; return it there, or take it out"
+                )
+        return {key: _number(f"`{key}` in the info", agent, info[key]) for key in self._keywords}
 
     def _linger(self, agent: Any) -> None:
         """Remember an agent whose episode is over and who is still in ``env.agents``, lest it join again at every step."""
@@ -230,8 +249,8 @@ def _info(infos: Mapping[Any, Any], agent: Any) -> dict[str, Any]:
     return {key: value for key, value in info.items() if key != "episode"} if info else {}
 
 
-def _number(agent: Any, reward: Any) -> float:
-    array = as_array(f"the reward of agent {agent!r} is", reward)
+def _number(what: str, agent: Any, value: Any) -> float:
+    array = as_array(f"{what} of agent {agent!r} is", value)
     if array.size != 1 or array.dtype.kind not in "biuf":
-        raise ValueError(f"the reward of agent {agent!r} is {reward!r}; return a number")
+        raise ValueError(f"{what} of agent {agent!r} is {value!r}; return a number")
     return float(array.item())

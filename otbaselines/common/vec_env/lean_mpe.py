@@ -99,8 +99,9 @@ class LeanMpeCopy(TeamCopy):
             infos.append({**raw.infos[agent], "TimeLimit.truncated": False})
         if is_over:
             raw.agents = self.env.agents = []
-            for index in range(len(agents)):
-                self._leave(index, rows, dones, infos[index], truncated=truncated)
+            for index, agent in enumerate(agents):
+                named = self._named(agent, infos[index])
+                self._leave(index, rows, dones, infos[index], truncated=truncated, named=named)
             if self._keeps_states:
                 self._add_terminal_states(infos)
             self.reset(rows)

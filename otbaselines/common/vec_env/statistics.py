@@ -2,14 +2,14 @@
 
 import time
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, overload
 
 import numpy as np
 import torch as th
 
 from otbaselines.common.vec_env.tensor import TensorVecEnv
-from otbaselines.common.vec_env.tensor_rows import TensorStep
+from otbaselines.common.vec_env.tensor_rows import TensorStep, slot_infos
 
 
 class LazyInfos(Sequence[dict[str, Any]]):
@@ -17,25 +17,31 @@ class LazyInfos(Sequence[dict[str, Any]]):
     SB3's list of info dicts, made only when a callback looks at it.
 
     :param n_slots: number of slots
-    :param returns: return of each slot's finished episode, ``(n_copies, n_agents)``; ``None`` when none finished
-    :param lengths: steps of that episode, of the same shape
+    :param values: what the environment adds to the infos of this step, by name, ``(n_copies, n_agents)`` each
+    :param episodes: results of each slot's finished episode, by name, of the same shape; ``None`` when none finished
     :param dones: which slots finished
     """
 
-    def __init__(self, n_slots: int, returns: th.Tensor | None, lengths: th.Tensor | None, dones: np.ndarray | None) -> None:
+    def __init__(
+        self,
+        n_slots: int,
+        values: Mapping[str, th.Tensor] | None = None,
+        episodes: Mapping[str, th.Tensor] | None = None,
+        dones: np.ndarray | None = None,
+    ) -> None:
         self._n_slots = n_slots
-        self._returns = returns
-        self._lengths = lengths
+        self._values = values
+        self._episodes = episodes
         self._dones = dones
         self._infos: list[dict[str, Any]] | None = None
 
     def _materialise(self) -> list[dict[str, Any]]:
         if self._infos is None:
-            self._infos = [{} for _ in range(self._n_slots)]
-            if self._returns is not None and self._lengths is not None and self._dones is not None:
-                returns, lengths = self._returns.flatten().tolist(), self._lengths.flatten().tolist()
+            self._infos = slot_infos(self._n_slots, self._values)
+            if self._episodes is not None and self._dones is not None:
+                episodes = slot_infos(self._n_slots, self._episodes)
                 for slot in np.flatnonzero(self._dones):
-                    self._infos[slot]["episode"] = {"r": returns[slot], "l": int(lengths[slot]), "t": time.time()}
+                    self._infos[slot]["episode"] = _episode(episodes[slot])
         return self._infos
 
     def __len__(self) -> int:
@@ -54,7 +60,8 @@ class LazyInfos(Sequence[dict[str, Any]]):
 
 class DeviceEpisodeStatistics:
     """
-    Returns and lengths of running episodes as tensors; the host reads them once a rollout.
+    Returns and lengths of running episodes as tensors, and the environment's ``info_keywords``; the host reads them once a
+    rollout.
 
     :param env: the environment whose episodes are followed
     """
@@ -63,8 +70,8 @@ class DeviceEpisodeStatistics:
         self.env = env
         self._returns = th.zeros(env.n_copies, env.n_agents, device=env.device)
         self._lengths = th.zeros(env.n_copies, env.n_agents, device=env.device)
-        self._finished: list[tuple[th.Tensor, th.Tensor, th.Tensor | None]] = []
-        self._idle_infos = LazyInfos(env.num_envs, None, None, None)
+        self._finished: list[tuple[dict[str, th.Tensor], th.Tensor | None]] = []
+        self._idle_infos = LazyInfos(env.num_envs)
         self._no_dones = np.zeros(env.num_envs, dtype=bool)
 
     def record(self, step: TensorStep) -> tuple[Sequence[dict[str, Any]], np.ndarray]:
@@ -76,27 +83,31 @@ class DeviceEpisodeStatistics:
 
         :param step: what the environment returned
         :return: infos and done flags for the callbacks, one per slot
+        :raises ValueError: if the environment does not return what its ``info_keywords`` name
         """
         self._returns = self._returns + step.rewards
         self._lengths = self._lengths + 1.0
         done = step.done
-        if isinstance(done, bool):
-            if not done:
-                return self._idle_infos, self._no_dones
-            dones = ~self._no_dones
-            infos = LazyInfos(self.env.num_envs, self._returns, self._lengths, dones)
-            self._finished.append((self._returns, self._lengths, None))
-            self._returns = th.zeros_like(self._returns)
-            self._lengths = th.zeros_like(self._lengths)
-            return infos, dones
-        dones = done.flatten().cpu().numpy()
+        dones = (~self._no_dones if done else self._no_dones) if isinstance(done, bool) else done.flatten().cpu().numpy()
         if not dones.any():
-            return self._idle_infos, dones
-        infos = LazyInfos(self.env.num_envs, self._returns, self._lengths, dones)
-        self._finished.append((self._returns, self._lengths, done))
-        self._returns = self._returns.masked_fill(done, 0.0)
-        self._lengths = self._lengths.masked_fill(done, 0.0)
-        return infos, dones
+            return (LazyInfos(self.env.num_envs, step.infos) if step.infos else self._idle_infos), dones
+        episodes = {**self._keywords(step), "r": self._returns, "l": self._lengths}
+        self._finished.append((episodes, None if isinstance(done, bool) else done))
+        if isinstance(done, bool):
+            self._returns, self._lengths = th.zeros_like(self._returns), th.zeros_like(self._lengths)
+        else:
+            self._returns, self._lengths = self._returns.masked_fill(done, 0.0), self._lengths.masked_fill(done, 0.0)
+        return LazyInfos(self.env.num_envs, step.infos, episodes, dones), dones
+
+    def _keywords(self, step: TensorStep) -> dict[str, th.Tensor]:
+        infos = step.infos or {}
+        for name in self.env.info_keywords:
+            if name not in infos:
+                raise ValueError(
+                    f"`info_keywords` of {type(self.env).__name__} names {name!r}, but `_infos` returns {sorted(infos)}; "
+                    "return it there, or take it out"
+                )
+        return {name: infos[name] for name in self.env.info_keywords}
 
     def flush(self, ep_info_buffer: deque[dict[str, Any]] | None) -> None:
         """
@@ -107,12 +118,16 @@ class DeviceEpisodeStatistics:
         if ep_info_buffer is not None:
             room = ep_info_buffer.maxlen or 100
             newest: list[dict[str, Any]] = []
-            for returns, lengths, done in reversed(self._finished):
+            for episodes, done in reversed(self._finished):
                 if len(newest) >= room:
                     break
-                returns, lengths = (returns, lengths) if done is None else (returns[done], lengths[done])
-                rows = th.stack([returns.flatten(), lengths.flatten()])[:, -(room - len(newest)) :].tolist()
-                episodes = [{"r": r, "l": int(n), "t": time.time()} for r, n in zip(*rows, strict=True)]
-                newest = episodes + newest
+                results = [result.flatten() if done is None else result[done] for result in episodes.values()]
+                rows = th.stack(results)[:, -(room - len(newest)) :].tolist()
+                newest = [_episode(dict(zip(episodes, row, strict=True))) for row in zip(*rows, strict=True)] + newest
             ep_info_buffer.extend(newest)
         self._finished.clear()
+
+
+def _episode(results: dict[str, float]) -> dict[str, Any]:
+    """One episode's results in SB3's form."""
+    return {**results, "l": int(results["l"]), "t": time.time()}

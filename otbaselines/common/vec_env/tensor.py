@@ -2,12 +2,14 @@
 
 from abc import abstractmethod
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import torch as th
 from gymnasium import spaces
 
+from otbaselines.common.vec_env.info_keywords import info_keywords
 from otbaselines.common.vec_env.tensor_rows import TensorRows, TensorStep
 
 
@@ -21,8 +23,8 @@ class TensorVecEnv(TensorRows):
 
     A subclass stores its state in tensors and implements :meth:`_reset_state`, :meth:`_observe` and
     :meth:`_transition`; counting steps, truncation, restarting and final observations are done here.
-    :meth:`_observe_global`, :meth:`_state`, :meth:`_load_state` and :meth:`_draw` are optional. Randomness must come from
-    ``self.generator``.
+    :meth:`_observe_global`, :meth:`_infos`, :meth:`_state`, :meth:`_load_state` and :meth:`_draw` are optional. Randomness
+    must come from ``self.generator``.
 
     A team's episode ends as one: if any agent of a copy terminates the copy restarts, and team-mates who had not
     terminated are truncated. Teams whose members leave at different times belong in a ``ParallelVecEnv``.
@@ -47,6 +49,8 @@ class TensorVecEnv(TensorRows):
         to terminate both early and in lockstep
     """
 
+    #: Which of :meth:`_infos` belong to an episode's result, with their value at its last step; learners log their means.
+    info_keywords: tuple[str, ...] = ()
     possible_agents: list[str]
     generator: th.Generator
 
@@ -76,6 +80,7 @@ class TensorVecEnv(TensorRows):
             raise ValueError(f'`render_mode` must be None or "rgb_array", got {render_mode!r}')
         if terminates_early and terminates_in_lockstep:
             raise ValueError("`terminates_early` and `terminates_in_lockstep` exclude each other; choose one")
+        info_keywords(self)
         observation_space = _common_space("agent_observation_spaces", agent_observation_spaces)
         action_space = _common_space("agent_action_spaces", agent_action_spaces)
         _check_spaces(observation_space, action_space, state_space)
@@ -151,6 +156,13 @@ class TensorVecEnv(TensorRows):
             one after the other
         """
         return obs.flatten(1)
+
+    def _infos(self) -> Mapping[str, th.Tensor] | None:
+        """
+        Return what the step just taken, before any restart, adds to the infos: tensors ``(n_copies, n_agents)`` by name,
+        which later steps leave alone. They stay on the device until somebody looks.
+        """
+        return None
 
     def _state(self) -> dict[str, th.Tensor]:
         """Return every tensor that the next step depends on; copies are taken by the caller."""
@@ -230,9 +242,9 @@ class TensorVecEnv(TensorRows):
         if self._obs is None:
             raise self._not_ready()
         rewards, terminated = self._transition(actions)
-        obs = self._observe()
+        obs, infos = self._observe(), self._infos()
         if self.terminates_early:
-            return self._restart_finished(obs, rewards, terminated)
+            return replace(self._restart_finished(obs, rewards, terminated), infos=infos)
         if terminated is not None:
             raise ValueError("`_transition` reported terminations; pass `terminates_early=True` to the constructor")
         self._elapsed += 1
@@ -250,6 +262,7 @@ class TensorVecEnv(TensorRows):
             final_obs=obs if ends else None,
             state=self._global,
             final_state=state if ends else None,
+            infos=infos,
         )
 
     def _restart_finished(self, obs: th.Tensor, rewards: th.Tensor, terminated: th.Tensor | None) -> TensorStep:

@@ -1,7 +1,7 @@
 """Stable-Baselines3's view of a batched environment: rows of NumPy arrays in and out."""
 
 from abc import abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -32,6 +32,7 @@ class TensorStep:
     :param state: the team's state, belonging to ``obs``, ``(n_copies, state_dim)`` float32; ``None`` where the
         environment has none
     :param final_state: the state that belongs to ``final_obs``; ``None`` with either of the others
+    :param infos: what this step adds to the infos, by name, ``(n_copies, n_agents)`` each; ``None`` for nothing
     """
 
     obs: th.Tensor
@@ -41,6 +42,7 @@ class TensorStep:
     final_obs: th.Tensor | None
     state: th.Tensor | None = None
     final_state: th.Tensor | None = None
+    infos: Mapping[str, th.Tensor] | None = None
 
     @property
     def done(self) -> bool | th.Tensor:
@@ -53,6 +55,21 @@ class TensorStep:
             return self.terminated or self.truncated
         truncated = self.truncated if isinstance(self.truncated, bool) else self.truncated.unsqueeze(1)
         return self.terminated | truncated
+
+
+def slot_infos(n_slots: int, values: Mapping[str, th.Tensor] | None) -> list[dict[str, Any]]:
+    """
+    Make one info of each slot; reading the numbers waits for the device.
+
+    :param n_slots: number of slots
+    :param values: tensors with one number for each slot, by name; ``None`` for none
+    :return: the infos
+    """
+    infos: list[dict[str, Any]] = [{} for _ in range(n_slots)]
+    for name, tensor in (values or {}).items():
+        for info, value in zip(infos, tensor.flatten().tolist(), strict=True):
+            info[name] = value
+    return infos
 
 
 class TensorRows(VecEnv):
@@ -117,9 +134,9 @@ class TensorRows(VecEnv):
         """
         Step with the actions kept by :meth:`step_async`.
 
-        :return: observations, rewards (float32), dones (bool), and infos, which for finished episodes hold
-            ``terminal_observation`` and ``TimeLimit.truncated``, and for truncated ones ``terminal_state`` where the
-            environment has a state
+        :return: observations, rewards (float32), dones (bool), and infos, which hold what the environment adds to them, for
+            finished episodes ``terminal_observation`` and ``TimeLimit.truncated``, and for truncated ones
+            ``terminal_state`` where the environment has a state
         :raises RuntimeError: without a preceding :meth:`step_async`
         """
         if self._pending is None:
@@ -127,7 +144,7 @@ class TensorRows(VecEnv):
         actions = th.as_tensor(self._pending, dtype=th.int64 if self._discrete else th.float32, device=self.device)
         self._pending = None
         step = self.step_tensor(actions.view(self._action_shape))
-        infos: list[dict[str, Any]] = [{} for _ in range(self.num_envs)]
+        infos = slot_infos(self.num_envs, step.infos)
         dones = self._numpy_flags(step.done)
         if step.final_obs is not None and dones.any():
             final_obs = self._numpy_rows(step.final_obs)
