@@ -13,21 +13,20 @@ from otbaselines.envs._drawing import Scene, draw_scene
 Array = np.ndarray[Any, Any]
 
 
-class PlaneTeamEnv(ParallelEnv[str, Array, Any]):
+class LockstepTeamEnv(ParallelEnv[str, Array, Any]):
     """
-    A team of discs on a plane whose members start and finish together.
+    A team whose members start and finish together, and whose spaces are equal.
 
-    Subclasses keep ``self.positions``, ``(n_agents, 2)`` float64, and implement the four hooks at the end.
+    Subclasses implement the hooks at the end, of which :meth:`_info` is optional, and :meth:`render`.
 
     :param possible_agents: names of the agents
     :param observation_space: of every agent; each gets its own copy
     :param action_space: of every agent; each gets its own copy
-    :param max_cycles: steps after which an episode is truncated
+    :param max_cycles: steps after which an episode is over
     :param render_mode: ``"rgb_array"`` or ``None``
+    :param terminates_in_lockstep: an episode's last step terminates it, instead of truncating it
     :raises ValueError: if the render mode is unknown
     """
-
-    positions: Array
 
     def __init__(
         self,
@@ -37,11 +36,13 @@ class PlaneTeamEnv(ParallelEnv[str, Array, Any]):
         action_space: spaces.Box | spaces.Discrete,
         max_cycles: int,
         render_mode: str | None,
+        terminates_in_lockstep: bool = False,
     ) -> None:
         if render_mode not in (None, "rgb_array"):
             raise ValueError(f'`render_mode` must be None or "rgb_array", got {render_mode!r}')
         self.render_mode = render_mode
         self.max_cycles = max_cycles
+        self.terminates_in_lockstep = terminates_in_lockstep
         self.possible_agents = possible_agents
         self.agents: list[str] = []
         self.observation_spaces = {agent: _fresh_box(observation_space) for agent in possible_agents}
@@ -52,7 +53,6 @@ class PlaneTeamEnv(ParallelEnv[str, Array, Any]):
         self.state_space = state_space_of(observation_space, len(possible_agents))
         self.steps = 0
         self._np_random, _ = seeding.np_random()
-        self._trail: list[Array] = []
 
     def observation_space(self, agent: str) -> spaces.Space[Any]:
         """Return the agent's observation space, always the same object."""
@@ -79,10 +79,9 @@ class PlaneTeamEnv(ParallelEnv[str, Array, Any]):
         return self._observation_dict(), {agent: {} for agent in self.agents}
 
     def _begin(self) -> None:
-        """Set the counters for an episode that starts at the present positions."""
+        """Set the counters for an episode that starts in the present state."""
         self.agents = list(self.possible_agents)
         self.steps = 0
-        self._trail = [self.positions.copy()]
 
     def step(
         self, actions: dict[str, Any]
@@ -91,19 +90,17 @@ class PlaneTeamEnv(ParallelEnv[str, Array, Any]):
         Advance by one step.
 
         :param actions: an action of every agent; continuous ones are clipped to their box
-        :return: observations, rewards, terminations, truncations and (empty) infos by agent; empty after the episode's end
-        :raises ValueError: if an agent's action is missing, misshapen or out of range
+        :return: observations, rewards, terminations, truncations and infos by agent; empty after the episode's end
+        :raises ValueError: if an agent's action is missing, misshapen, no finite number or none of its choices
         """
         if not self.agents:
             return {}, {}, {}, {}, {}
         rewards, finished = self._advance(self._action_rows(actions))
         self.steps += 1
-        if self.render_mode is not None:
-            self._trail.append(self.positions.copy())
-        names = self.agents
+        names, ends = self.agents, self.steps >= self.max_cycles
         # As in mpe2, running out of time takes precedence over finishing in the last step.
-        truncated = self.steps >= self.max_cycles
-        terminated = finished and not truncated
+        truncated = ends and not self.terminates_in_lockstep
+        terminated = ends if self.terminates_in_lockstep else finished and not truncated
         if truncated or terminated:
             self.agents = []
         return (
@@ -111,7 +108,7 @@ class PlaneTeamEnv(ParallelEnv[str, Array, Any]):
             dict(zip(names, rewards.tolist(), strict=True)),
             dict.fromkeys(names, terminated),
             dict.fromkeys(names, truncated),
-            {agent: {} for agent in names},
+            {agent: self._info() for agent in names},
         )
 
     def _action_rows(self, actions: dict[str, Any]) -> Array:
@@ -124,6 +121,8 @@ class PlaneTeamEnv(ParallelEnv[str, Array, Any]):
             if action.shape != space.shape:
                 raise ValueError(f"`actions[{agent!r}]` must have shape {space.shape}, got {action.shape}")
             if isinstance(space, spaces.Box):
+                if action.dtype.kind not in "fiu" or not np.isfinite(action).all():
+                    raise ValueError(f"`actions[{agent!r}]` must be finite numbers for {space}, got {action}")
                 rows.append(np.clip(action.astype(np.float64), space.low, space.high))
             elif space.contains(action.item()):
                 rows.append(action)
@@ -134,29 +133,9 @@ class PlaneTeamEnv(ParallelEnv[str, Array, Any]):
     def _observation_dict(self) -> dict[str, Array]:
         return dict(zip(self.possible_agents, self._observations().astype(np.float32), strict=True))
 
-    def _take_state(self, **arrays: Array) -> None:
-        """Check that arrays have shape ``(n_agents, 2)``, store copies under their names, and begin an episode there."""
-        shape = (len(self.possible_agents), 2)
-        for name, value in arrays.items():
-            if np.shape(value) != shape:
-                raise ValueError(f"`{name}` must have shape {shape}, got {np.shape(value)}")
-        for name, value in arrays.items():
-            setattr(self, name, np.array(value, dtype=np.float64))
-        self._begin()
-
     def state(self) -> Array:
         """Return all agents' observations in one float32 vector."""
         return self._observations().astype(np.float32).reshape(-1)
-
-    def render(self) -> Array | None:
-        """
-        Draw the present moment.
-
-        :return: picture ``(height, width, 3)`` uint8, or ``None`` without ``render_mode="rgb_array"`` or before a reset
-        """
-        if self.render_mode is None or not self._trail:
-            return None
-        return draw_scene(self._scene(np.array(self._trail)))
 
     def close(self) -> None:
         """Do nothing: no window is open."""
@@ -174,6 +153,57 @@ class PlaneTeamEnv(ParallelEnv[str, Array, Any]):
     @abstractmethod
     def _observations(self) -> Array:
         """Return the observations, ``(n_agents, obs_dim)``."""
+
+    def _info(self) -> dict[str, Any]:
+        """Return what every agent's info says of the step just taken, each time in a dict of its own."""
+        return {}
+
+
+class PlaneTeamEnv(LockstepTeamEnv):
+    """
+    A team of discs on a plane.
+
+    Subclasses keep ``self.positions``, ``(n_agents, 2)`` float64, and implement :meth:`_scene` besides the other hooks.
+    """
+
+    positions: Array
+
+    def __init__(self, **arguments: Any) -> None:
+        super().__init__(**arguments)
+        self._trail: list[Array] = []
+
+    def _begin(self) -> None:
+        super()._begin()
+        self._trail = [self.positions.copy()]
+
+    def step(
+        self, actions: dict[str, Any]
+    ) -> tuple[dict[str, Array], dict[str, float], dict[str, bool], dict[str, bool], dict[str, dict[str, Any]]]:
+        """See :meth:`LockstepTeamEnv.step`."""
+        is_playing, result = bool(self.agents), super().step(actions)
+        if is_playing and self.render_mode is not None:
+            self._trail.append(self.positions.copy())
+        return result
+
+    def _take_state(self, **arrays: Array) -> None:
+        """Check that arrays have shape ``(n_agents, 2)``, store copies under their names, and begin an episode there."""
+        shape = (len(self.possible_agents), 2)
+        for name, value in arrays.items():
+            if np.shape(value) != shape:
+                raise ValueError(f"`{name}` must have shape {shape}, got {np.shape(value)}")
+        for name, value in arrays.items():
+            setattr(self, name, np.array(value, dtype=np.float64))
+        self._begin()
+
+    def render(self) -> Array | None:
+        """
+        Draw the present moment.
+
+        :return: picture ``(height, width, 3)`` uint8, or ``None`` without ``render_mode="rgb_array"`` or before a reset
+        """
+        if self.render_mode is None or not self._trail:
+            return None
+        return draw_scene(self._scene(np.array(self._trail)))
 
     @abstractmethod
     def _scene(self, trail: Array) -> Scene:

@@ -87,6 +87,13 @@ def test_continuous_moves_are_clipped_and_scaled_by_the_step() -> None:
     assert act(env, np.array([0.5, -7.0]))[0]["agent_0"][:2] == pytest.approx([0.05, -0.1], abs=1e-7)
 
 
+@pytest.mark.parametrize("wrong", [[0.0, np.nan], [np.inf, 0.0], ["0", "1"]])
+def test_continuous_moves_that_are_no_finite_numbers_are_errors(wrong: list[Any]) -> None:
+    env = placed([[0.0, 0.0]], [[0.0, 0.0]], continuous_actions=True)
+    with pytest.raises(ValueError, match=r"`actions\['agent_0'\]` must be finite numbers for Box"):
+        act(env, np.array(wrong))
+
+
 def test_dynamics_differ_in_speed_and_size() -> None:
     config = NavigationConfig(heterogeneous=True)
     assert config.speeds == pytest.approx([0.05, 0.1, 0.15])
