@@ -87,10 +87,11 @@ def render_episode(model: BaseAlgorithm, env: VecEnv, *, deterministic: bool, ma
     for _ in range(max_steps):
         actions, _ = model.predict(observations, deterministic=deterministic)
         observations, _, dones, _ = env.step(actions)
-        # The environment restarts by itself, so the picture after the last step shows the next episode.
+        # The environment restarts by itself, so the picture after the last step shows the next episode, unless it says not.
+        if not dones.all() or env.has_attr("draws_last_step"):
+            frames.append(env.render())
         if dones.all():
             break
-        frames.append(env.render())
     return frames
 
 

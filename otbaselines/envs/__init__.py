@@ -8,12 +8,17 @@ from pettingzoo import ParallelEnv
 
 from otbaselines.common.vec_env.registry import TeamEnvSpec, register, registry
 from otbaselines.common.vec_env.tensor import TensorVecEnv
+from otbaselines.envs.differential_game import DifferentialGameConfig, DifferentialGameEnv
+from otbaselines.envs.differential_game_tensor import DifferentialGameVecEnv
 from otbaselines.envs.navigation import NavigationConfig, NavigationEnv
 from otbaselines.envs.navigation_tensor import NavigationVecEnv
 from otbaselines.envs.simple_spread import SimpleSpreadConfig, SimpleSpreadEnv
 from otbaselines.envs.simple_spread_tensor import SimpleSpreadVecEnv
 
 __all__ = [
+    "DifferentialGameConfig",
+    "DifferentialGameEnv",
+    "DifferentialGameVecEnv",
     "NavigationConfig",
     "NavigationEnv",
     "NavigationVecEnv",
@@ -72,3 +77,4 @@ def _spec(id: str) -> TeamEnvSpec:
 
 register("otbaselines/Navigation-v0", NavigationEnv, NavigationVecEnv)
 register("otbaselines/SimpleSpread-v0", SimpleSpreadEnv, SimpleSpreadVecEnv)
+register("otbaselines/DifferentialGame-v0", DifferentialGameEnv, DifferentialGameVecEnv)

@@ -16,14 +16,17 @@ from otbaselines.common.vec_env.tensor import TensorVecEnv
 from otbaselines.envs import make_parallel, make_tensor
 
 NAVIGATION, SPREAD = "otbaselines/Navigation-v0", "otbaselines/SimpleSpread-v0"
-CASES: list[tuple[str, dict[str, Any]]] = [
+GAME = "otbaselines/DifferentialGame-v0"
+PLANES: list[tuple[str, dict[str, Any]]] = [
     (NAVIGATION, {}),
     (NAVIGATION, {"heterogeneous": "both", "continuous_actions": True}),
     (SPREAD, {}),
     (SPREAD, {"continuous_actions": True, "terminate_on_success": True}),
     (SPREAD, {"num_agent_neighbors": 1, "num_landmark_neighbors": 1, "N": 4}),
 ]
-every_environment = pytest.mark.parametrize(("env_id", "config"), CASES, ids=str)
+GAMES: list[tuple[str, dict[str, Any]]] = [(GAME, {}), (GAME, {"n_agents": 2, "variant": "ancestor"})]
+every_environment = pytest.mark.parametrize(("env_id", "config"), PLANES + GAMES, ids=str)
+every_plane = pytest.mark.parametrize(("env_id", "config"), PLANES, ids=str)
 
 
 def random_actions(env: TensorVecEnv, n_steps: int) -> th.Tensor:
@@ -34,8 +37,8 @@ def random_actions(env: TensorVecEnv, n_steps: int) -> th.Tensor:
     return th.rand(*shape, *env.action_space.shape, generator=generator).to(env.device)
 
 
-def test_the_registry_knows_both_environments() -> None:
-    assert set(envs.registry) >= {NAVIGATION, SPREAD}
+def test_the_registry_knows_every_environment() -> None:
+    assert set(envs.registry) >= {NAVIGATION, SPREAD, GAME}
     assert make_parallel(NAVIGATION, n_agents=4).max_num_agents == 4
     env = make_tensor(SPREAD, 6, device="cpu", seed=0, N=2)
     assert (env.n_copies, env.n_agents, env.num_envs) == (6, 2, 12)
@@ -77,7 +80,7 @@ def test_both_forms_have_the_same_spaces(env_id: str, config: dict[str, Any]) ->
     assert all(tensor.observation_space.contains(row) for row in tensor.reset())
 
 
-@every_environment
+@every_plane
 def test_the_same_seed_gives_the_same_bits(env_id: str, config: dict[str, Any]) -> None:
     def run(seed: int) -> list[th.Tensor]:
         env = make_tensor(env_id, 16, seed=seed, **config)
@@ -150,7 +153,7 @@ def test_ppo_of_stable_baselines_trains_on_it(env_id: str, config: dict[str, Any
         assert th.equal(a, b)
 
 
-@every_environment
+@every_plane
 def test_pictures_show_every_agent_moving(env_id: str, config: dict[str, Any]) -> None:
     env = make_parallel(env_id, render_mode="rgb_array", **config)
     assert env.render() is None
@@ -169,7 +172,7 @@ def test_pictures_show_every_agent_moving(env_id: str, config: dict[str, Any]) -
     assert make_parallel(env_id, **config).render() is None
 
 
-@every_environment
+@every_plane
 def test_the_batched_form_draws_what_the_single_one_draws(env_id: str, config: dict[str, Any]) -> None:
     vec_env = make_tensor(env_id, 3, seed=0, render_mode="rgb_array", double_precision=True, **config)
     vec_env.reset()

@@ -8,9 +8,10 @@ import pytest
 import yaml
 from PIL import Image
 
+from otbaselines import IPPO, make_vec_env
 from otbaselines.common.saving import normalizer
 from otbaselines.wbc import WBC
-from zoo.enjoy import enjoy
+from zoo.enjoy import enjoy, render_episode
 from zoo.train import train
 
 ENV = "otbaselines/Navigation-v0"
@@ -98,6 +99,17 @@ def test_enjoy_draws_an_episode(trained: Path, tmp_path: Path) -> None:
         assert not np.array_equal(np.asarray(first), np.asarray(last))
     with Image.open(tmp_path / "pictures" / "episode.gif") as animation:
         assert getattr(animation, "n_frames", 1) == 10
+
+
+@pytest.mark.parametrize("backend", ["tensor", "parallel"])
+def test_an_episode_of_one_step_is_drawn_after_it(backend: str) -> None:
+    kwargs = {"n_agents": 2, "render_mode": "rgb_array"}
+    env = make_vec_env("otbaselines/DifferentialGame-v0", 1, backend=backend, env_kwargs=kwargs)
+    start, end = render_episode(IPPO("MlpPolicy", env, seed=0), env, deterministic=True, max_steps=5)
+    # The disc of the joint action is there at the end alone.
+    discs = [int((np.abs(frame.astype(int) - [213, 94, 0]).sum(-1) == 0).sum()) for frame in (start, end)]
+    assert discs[0] == 0
+    assert discs[1] > 50
 
 
 def test_a_missing_run_is_named_with_the_remedy(trained: Path, capsys: pytest.CaptureFixture[str]) -> None:
