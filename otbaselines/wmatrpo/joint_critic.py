@@ -5,12 +5,15 @@ from torch import nn
 
 from otbaselines.common.networks.layers import FastTanh, StackedLinear, StackedMLP
 
+# Of the layers of random networks, so that they vary over the actions instead of being nearly linear.
+PRIOR_GAIN, PRIOR_BIAS = 2.0, 0.5
 
-class JointCritics(nn.Module):
+
+class JointNetworks(nn.Module):
     """
-    An ensemble of centralised critics Q(s, a) of the state and the actions of all agents.
+    Networks of the state and the actions of all agents, with one output each.
 
-    :param n_critics: critics in the ensemble, which differ in their initial parameters
+    :param n_critics: number of networks
     :param state_width: numbers that describe the state
     :param n_agents: agents in the team
     :param action_width: numbers that describe one agent's action
@@ -70,3 +73,71 @@ class JointCritics(nn.Module):
         hidden = base + own
         values = self._after_first(hidden.flatten(1, 3))
         return values.view(self.n_critics, n_states, n_joint, -1)
+
+    def scatter(self) -> None:
+        """Orthogonal weights and random biases, under which outputs vary by about one over the actions."""
+        layers = [module for module in self.modules() if isinstance(module, StackedLinear)]
+        for layer in layers:
+            layer.orthogonal_(PRIOR_GAIN if layer is not self.out else 1.0)
+            if layer is not self.out:
+                nn.init.normal_(layer.bias, std=PRIOR_BIAS)
+
+
+class JointCritics(nn.Module):
+    """
+    An ensemble of centralised critics Q(s, a) of the state and the actions of all agents.
+
+    With a ``prior_scale`` each is the sum of a trained network and a random one that stays as it is (Osband et al. 2018), so
+    that they agree where there are data and differ by about the scale where there are none.
+
+    :param n_critics: critics in the ensemble, which differ in their initial parameters
+    :param state_width: numbers that describe the state
+    :param n_agents: agents in the team
+    :param action_width: numbers that describe one agent's action
+    :param net_arch: widths of the hidden layers, at least one
+    :param activation_fn: activation class of the hidden layers
+    :param prior_scale: of the random networks, in the unit of the return; none at 0
+    """
+
+    def __init__(
+        self,
+        n_critics: int,
+        state_width: int,
+        n_agents: int,
+        action_width: int,
+        net_arch: list[int],
+        activation_fn: type[nn.Module],
+        *,
+        prior_scale: float = 0.0,
+    ) -> None:
+        super().__init__()
+        self.n_critics = n_critics
+        self.prior_scale = prior_scale
+        arguments = (n_critics, state_width, n_agents, action_width, net_arch, activation_fn)
+        self.networks = JointNetworks(*arguments)
+        self.priors = None
+        if prior_scale > 0.0:
+            self.priors = JointNetworks(*arguments).requires_grad_(False)
+            self.priors.scatter()
+
+    def forward(self, states: th.Tensor, actions: th.Tensor) -> th.Tensor:
+        """
+        :param states: shape ``(rows, state_width)``
+        :param actions: shape ``(rows, n_agents, action_width)``
+        :return: shape ``(n_critics, rows)``
+        """
+        values: th.Tensor = self.networks(states, actions)
+        return values if self.priors is None else values + self.prior_scale * self.priors(states, actions)
+
+    def responses(self, states: th.Tensor, actions: th.Tensor, agent: int, candidates: th.Tensor) -> th.Tensor:
+        """
+        :param states: shape ``(n_states, state_width)``
+        :param actions: shape ``(n_states, n_joint, n_agents, action_width)``
+        :param agent: whose action is replaced
+        :param candidates: by these, shape ``(n_states or 1, n_candidates, action_width)``
+        :return: shape ``(n_critics, n_states, n_joint, n_candidates)``
+        """
+        values = self.networks.responses(states, actions, agent, candidates)
+        if self.priors is None:
+            return values
+        return values + self.prior_scale * self.priors.responses(states, actions, agent, candidates)

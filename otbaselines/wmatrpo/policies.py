@@ -22,9 +22,11 @@ class JointCriticPolicy(MultiAgentActorCriticPolicy):
     The actors and the central critic of a team, with a target of the latter, and critics of the joint action.
 
     :param n_joint_critics: critics of the joint action in the ensemble
+    :param prior_scale: of the random networks that are added to them, in the unit of the return
     """
 
-    def __init__(self, *args: Any, n_joint_critics: int = 1, **kwargs: Any) -> None:
+    def __init__(self, *args: Any, n_joint_critics: int = 1, prior_scale: float = 0.0, **kwargs: Any) -> None:
+        self.prior_scale = prior_scale
         self.n_joint_critics = n_joint_critics
         super().__init__(*args, **{"critic": "central", **kwargs})
 
@@ -34,7 +36,13 @@ class JointCriticPolicy(MultiAgentActorCriticPolicy):
         width = self._critic_width(int(extractor.features_dim) + (0 if self.agent_ids is None else self.n_agents))
         arch = self.net_arch["vf"] or DEFAULT_HIDDEN
         self.joint_critics = JointCritics(
-            self.n_joint_critics, width, self.n_agents, self._action_width(), arch, self.activation_fn
+            self.n_joint_critics,
+            width,
+            self.n_agents,
+            self._action_width(),
+            arch,
+            self.activation_fn,
+            prior_scale=self.prior_scale,
         )
         online = {"extractors": self.vf_extractors, "vf_net": self.vf_net, "value_net": self.value_net}
         self.target = nn.ModuleDict(deepcopy(online)).requires_grad_(False)
@@ -50,7 +58,11 @@ class JointCriticPolicy(MultiAgentActorCriticPolicy):
         return [*super()._critic_modules(), *added]
 
     def _get_constructor_parameters(self) -> dict[str, Any]:
-        return {**super()._get_constructor_parameters(), "n_joint_critics": self.n_joint_critics}
+        return {
+            **super()._get_constructor_parameters(),
+            "n_joint_critics": self.n_joint_critics,
+            "prior_scale": self.prior_scale,
+        }
 
     def team_values(self, obs: PyTorchObs, states: th.Tensor | None = None) -> th.Tensor:
         """

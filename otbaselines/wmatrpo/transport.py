@@ -19,14 +19,12 @@ class Transport:
     :param targets: for choices the probabilities to aim at, shape ``(n_states, n_actions)``; for vectors the images of each
         source under both maps, shape ``(2, n_states, n_sources, action_dim)``
     :param shares: for vectors the weights of both maps, shape ``(2,)``
-    :param advantages: for choices, of all of them, shape ``(n_states, n_actions)``
     """
 
     multiplier: float
     value: float
     targets: th.Tensor
     shares: th.Tensor | None = None
-    advantages: th.Tensor | None = None
 
 
 def transport_choices(
@@ -50,7 +48,7 @@ def transport_choices(
         radius,
         validate=False,
     )
-    return Transport(float(result.multiplier), float(result.value), result.mass.to(values.dtype), advantages=values)
+    return Transport(float(result.multiplier), float(result.value), result.mass.to(values.dtype))
 
 
 @dataclass(frozen=True)

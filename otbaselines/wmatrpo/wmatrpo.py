@@ -26,8 +26,8 @@ from otbaselines.wmatrpo.transport import BoxSearch, Transport, transport_choice
 
 # An accepted update exceeds its radius by no more than this share of it.
 SLACK = 1e-3
-# Trials of the way back from a fitted policy to the old one: where it went too far, and where it gained nothing.
-TRIALS, MARGIN, LEAST_SHRINKING, SHRINKING = 12, 0.97, 0.1, 0.7
+# Trials of the way back from a fitted policy that went too far; each aims this much below the radius.
+TRIALS, MARGIN, LEAST_SHRINKING = 12, 0.97, 0.1
 N_CANDIDATES, N_REFINEMENTS = 64, 1
 
 
@@ -49,7 +49,10 @@ class WMATRPO(SequentialTrustRegion):
     :param leader: what an agent expects of those updated after it: their ``"mean"`` behaviour, or their
         ``"best_response"`` to its action
     :param n_critics: critics of the joint action, which differ in their initial parameters
-    :param optimism: standard deviations of these critics that are added to their mean
+    :param optimism: standard deviations of these critics that are added to their mean, a number or a schedule; one that
+        falls to zero looks around first and settles then
+    :param prior_scale: of random networks that are added to these critics and never trained, in the unit of the return, so
+        that they disagree where there are no data (Osband et al. 2018)
     :param replay_rollouts: latest rollouts that the critics of the joint action are fitted to; a loaded model starts with none
     :param tau: share of the online critic that its target takes over after each round
     :param ground_metric: distances between actions: ``None`` for one between different choices, or the sum of absolute
@@ -69,7 +72,8 @@ class WMATRPO(SequentialTrustRegion):
         "dual_learning_rate": Setting("number", low=0.0, optional=True),
         "leader": Setting("text", choices=("mean", "best_response")),
         "n_critics": Setting("integer", low=1, high=1000),
-        "optimism": Setting("number", low=0.0),
+        "optimism": Setting("schedule", low=0.0),
+        "prior_scale": Setting("number", low=0.0),
         "replay_rollouts": Setting("integer", low=1, high=MANY),
         "tau": Setting("number", low=0.0, high=1.0),
         "n_candidates": Setting("integer", low=2, high=10**6, optional=True),
@@ -98,7 +102,8 @@ class WMATRPO(SequentialTrustRegion):
         dual_learning_rate: float | None = None,
         leader: str = "mean",
         n_critics: int = 1,
-        optimism: float = 0.0,
+        optimism: float | str | Schedule = 0.0,
+        prior_scale: float = 0.0,
         replay_rollouts: int = 1,
         tau: float = 1.0,
         ground_metric: Any = None,
@@ -127,13 +132,14 @@ class WMATRPO(SequentialTrustRegion):
         self.leader = leader
         self.n_critics = n_critics
         self.optimism = optimism
+        self.prior_scale = prior_scale
         self.replay_rollouts = replay_rollouts
         self.tau = tau
         self.ground_metric = ground_metric
         self.n_candidates = n_candidates
         self.n_refinements = n_refinements
         check_settings(settings_of(WMATRPO), vars(self))
-        if optimism and n_critics == 1:
+        if n_critics == 1 and optimism != 0.0:
             raise ValueError(f"`optimism`={optimism} needs critics that can disagree; use `n_critics` of 2 or more")
         if dual_learning_rate is not None and update != "lagrangian":
             raise TypeError(
@@ -143,7 +149,7 @@ class WMATRPO(SequentialTrustRegion):
 
     # ------------------------------------------------------------------ set-up
     def _critic_settings(self) -> dict[str, Any]:
-        return {**super()._critic_settings(), "n_joint_critics": self.n_critics}
+        return {**super()._critic_settings(), "n_joint_critics": self.n_critics, "prior_scale": self.prior_scale}
 
     def _setup_model(self) -> None:
         space = self.action_space
@@ -163,6 +169,7 @@ class WMATRPO(SequentialTrustRegion):
         super()._setup_model()
         self.actor_learning_rate = parse_schedule(self.actor_learning_rate)
         self.trust_radius = parse_schedule(self.trust_radius)
+        self.optimism = parse_schedule(self.optimism)
         self._replay: deque[tuple[th.Tensor, th.Tensor, th.Tensor]] = deque(maxlen=self.replay_rollouts)
 
     def _ask_for_metric(self) -> None:
@@ -210,11 +217,12 @@ class WMATRPO(SequentialTrustRegion):
         actions = policy.encode_actions(steps.actions)
         self._replay.append((inputs, actions, steps.returns))
         self._fit_joint_critics(metrics)
+        optimism = self.schedule_value("optimism")
         with th.no_grad():
             values = policy.team_values(steps.observations, steps.states).mean(1)
-            judged = optimistic(policy.joint_critics(inputs, actions), self.optimism) - values
+            judged = optimistic(policy.joint_critics(inputs, actions), optimism) - values
         scale = judged.std() + 1e-8 if self.normalize_advantage else th.ones_like(judged[0])
-        self._round = _Round(steps, inputs, actions, values, judged / scale, scale, self.action_sets())
+        self._round = _Round(steps, inputs, actions, values, judged / scale, scale, optimism, self.action_sets())
 
     def _fit_joint_critics(self, metrics: Metrics) -> None:
         """Squared temporal-difference error (Salgarkar and Baheri 2025, Eq. 19), towards returns of the target critic."""
@@ -240,7 +248,7 @@ class WMATRPO(SequentialTrustRegion):
 
     # ------------------------------------------------------------------ actors
     def _update_agent(self, problem: AgentProblem) -> AgentUpdate:
-        """Solve the dual, fit the actor, and go back as far as the radius and the advantages ask for."""
+        """Solve the dual, fit the actor, and go back towards where it was as far as the radius asks for."""
         advantage = self._advantage(problem)
         view = problem.view
         parameters = view.actor_parameters()
@@ -253,23 +261,19 @@ class WMATRPO(SequentialTrustRegion):
         else:
             self._descend_lagrangian(problem, parameters, transport.multiplier, old)
         step = parameters_to_vector(parameters).detach() - start
-        new, distances, gain = old, [], 0.0
+        new, distances = old, []
 
         def attempt() -> float:
-            nonlocal new, gain
+            nonlocal new
             new = view.team_distribution(problem.observations)
             distances.append(float(problem.mean(self._distance(new, old, problem.index))))
-            if distances[-1] > problem.radius * (1.0 + SLACK):
-                # The distance grows about as the step does.
-                return max(MARGIN * problem.radius / distances[-1], LEAST_SHRINKING)
-            gain = float(self._gain(problem, advantage, transport, new, old))
-            return 1.0 if gain > 0.0 and distances[-1] > 0.0 else SHRINKING
+            # The distance grows about as the step does; what is not finite is not small.
+            is_within = distances[-1] <= problem.radius * (1.0 + SLACK)
+            return 1.0 if is_within else max(MARGIN * problem.radius / distances[-1], LEAST_SHRINKING)
 
         share = backtrack(parameters, start, step, attempt, max_iter=TRIALS)
         numbers = {"lambda": transport.multiplier, "dual": transport.value, "fit": distances[0], "share": share}
-        if share == 0.0:
-            return AgentUpdate(False, old, {**numbers, "gain": 0.0})
-        return AgentUpdate(True, new, {**numbers, "gain": gain})
+        return AgentUpdate(True, new, numbers) if share > 0.0 else AgentUpdate(False, old, numbers)
 
     def _advantage(self, problem: AgentProblem) -> MarginalAdvantage:
         """Eq. 15: what the agent's actions are worth with the team-mates' actions of the rollout."""
@@ -290,7 +294,7 @@ class WMATRPO(SequentialTrustRegion):
             problem.index,
             baseline,
             now.scale,
-            self.optimism,
+            now.optimism,
             later,
             now.sets,
         )
@@ -322,8 +326,20 @@ class WMATRPO(SequentialTrustRegion):
         return optimizer
 
     def _follow_transport(self, problem: AgentProblem, parameters: list[th.nn.Parameter], transport: Transport) -> None:
-        """Regress the actor onto the transported actions, by maximum likelihood."""
+        """
+        Regress the actor onto the transported actions.
+
+        Probabilities by maximum likelihood. Vectors by least squares between what the noise of each source makes now and the
+        mean of its images: by Jensen's inequality that mean is no further from the source than the images are, where the
+        likelihood would read two distant images as a wide normal.
+        """
         optimizer = self._optimizer(parameters)
+        with th.no_grad():
+            old: Any = problem.view.team_distribution(problem.observations)
+            if transport.shares is not None:
+                noise = (problem.actions - old.mean) / old.std
+                images = transport.targets.view(2, len(problem.actions), 1, -1)
+                means = (transport.shares.view(2, 1, 1, 1) * images).sum(0)
         for _ in range(self.n_actor_updates):
             policies: Any = problem.view.team_distribution(problem.observations)
             if transport.shares is None:
@@ -331,9 +347,7 @@ class WMATRPO(SequentialTrustRegion):
                 loss = -(transport.targets * policies.log_probs[:, 0, :n]).sum(1)
                 loss = loss.mean() if self._round.is_one_state else loss.sum()
             else:
-                images = transport.targets.view(2, len(problem.actions), 1, -1)
-                logs = th.stack([problem.mean(policies.log_prob(image)) for image in images])
-                loss = -(transport.shares * logs).sum()
+                loss = problem.mean((policies.reparametrised(noise) - means).square().sum(-1))
             clear_gradients(optimizer)
             loss.backward()
             take_step(optimizer)
@@ -355,23 +369,6 @@ class WMATRPO(SequentialTrustRegion):
             take_step(optimizer)
             multiplier = max(0.0, multiplier + rate * (float(distance.detach()) - problem.radius))
 
-    def _gain(
-        self, problem: AgentProblem, advantage: MarginalAdvantage, transport: Transport, new: Any, old: Any
-    ) -> th.Tensor:
-        """By how much the critics' expected advantage rises, shape ``()``."""
-        if transport.advantages is not None:
-            n = transport.advantages.shape[1]
-            change = (new.probs - old.probs)[:, 0, :n]
-            return problem.mean((change * transport.advantages).sum(1, keepdim=True))
-        # With the noise of the actions that were taken, so that only the change of the policy counts.
-        moved = new.mean + (problem.actions - old.mean) * (new.log_std - old.log_std).exp()
-        both = self.policy.encode_actions(th.stack([moved, problem.actions]).squeeze(2))
-        if self._round.is_one_state:
-            judged = advantage(both.flatten(0, 1).unsqueeze(0)).view(2, -1, 1)
-        else:
-            judged = advantage(both.transpose(0, 1)).T.unsqueeze(2)
-        return problem.mean(judged[0] - judged[1])
-
 
 class _Round:
     """What one rollout says, for all agents."""
@@ -384,6 +381,7 @@ class _Round:
         values: th.Tensor,
         judged: th.Tensor,
         scale: th.Tensor,
+        optimism: float,
         sets: list[ActionSet],
     ) -> None:
         self.inputs = inputs
@@ -391,6 +389,7 @@ class _Round:
         self.values = values
         self.judged = judged
         self.scale = scale
+        self.optimism = optimism
         self.sets = sets
         observations = steps.observations if isinstance(steps.observations, dict) else {"": steps.observations}
         everything = [inputs, *observations.values()]
