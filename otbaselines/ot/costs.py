@@ -286,3 +286,47 @@ def validate_cost(cost: Cost, *, symmetric: bool = False, name: str = "cost") ->
         raise ValueError(f"`{name}` must be non-negative, got a minimum of {minimum:g}; add a constant to it")
     if gap > 1e-5 * maximum:
         raise ValueError(f"`{name}` must be symmetric, entries differ from the transpose by {gap:g}; use (C + C.T) / 2")
+
+
+def check_metric(cost: th.Tensor, *, name: str = "cost") -> None:
+    """
+    Refuse what is no metric between the points of one support, naming the entry that breaks it.
+
+    Different points may be at a distance of zero. Rounding is allowed for: 1e-9 of the largest entry in float64, 1e-6 in
+    float32. The triangle inequality takes time of order n³.
+
+    :param cost: shape ``(..., n, n)``
+    :param name: the argument's name, for the message
+    :raises TypeError: if it is no tensor
+    :raises ValueError: if it is not square, or an entry is NaN, infinite or negative, does not vanish on the diagonal, differs
+        from its transpose, or is larger than the way over a third point
+    """
+    check_tensor(cost, name, 2)
+    if cost.shape[-1] != cost.shape[-2]:
+        raise ValueError(f"`{name}` must be square, one support on both sides, got shape {tuple(cost.shape)}")
+    cost = cost.detach()
+    if not bool(cost.isfinite().all()):
+        raise ValueError(f"`{name}{list(_first(~cost.isfinite()))}` is NaN or infinite; a distance is a finite number")
+    slack = (1e-9 if cost.dtype == th.float64 else 1e-6) * float(cost.abs().max())
+    diagonal = th.eye(cost.shape[-1], dtype=cost.dtype, device=cost.device)
+    for problem, off, remedy in (
+        ("must be non-negative", -cost, "use distances, as `ot.pairwise` returns"),
+        ("must be zero, from a point to itself", cost * diagonal, "set the diagonal to zero"),
+        ("must be symmetric", (cost - cost.transpose(-1, -2)).abs(), "use (C + C.T) / 2"),
+    ):
+        if float(off.max()) > slack:
+            worst = _first(off == off.max())
+            raise ValueError(f"`{name}{list(worst)}` {problem}, got {float(cost[worst]):g}; {remedy}")
+    for k in range(cost.shape[-1]):
+        detour = cost[..., :, k, None] + cost[..., None, k, :]
+        if float((cost - detour).max()) > slack:
+            worst = _first(cost - detour == (cost - detour).max())
+            raise ValueError(
+                f"`{name}{list(worst)}` must be at most {float(detour[worst]):g}, the way over point {k}, "
+                f"got {float(cost[worst]):g}; use the lengths of shortest paths"
+            )
+
+
+def _first(mask: th.Tensor) -> tuple[int, ...]:
+    """The indices of the first entry that is true."""
+    return tuple(int(i) for i in mask.nonzero()[0])

@@ -7,8 +7,9 @@ from functools import cached_property
 
 import torch as th
 
-from otbaselines.ot._dual_search import Candidates, minimise
-from otbaselines.ot._validation import SUM_TOLERANCE, broadcast_shapes, check_alike, check_number, check_stop
+from otbaselines.ot._candidates import Candidates
+from otbaselines.ot._dual_search import DualProblem
+from otbaselines.ot._validation import SUM_TOLERANCE, check_alike, check_number, check_stop, finite
 from otbaselines.ot.costs import validate_cost
 
 
@@ -24,7 +25,7 @@ class TrustRegionResult:
     :param mixing: :math:`t^*` in [0, 1], the share of ``nearest`` in the mixture, shape ``()``; 1 at a multiplier of zero
     :param transport_cost: of the mixture, shape ``()``: at most the radius, and equal to it where the multiplier is positive
     :param gap: by how much the value of the mixture is below that of the dual, non-negative, shape ``()``
-    :param n_iter: multipliers that the search looked at; none where the budget does not bind
+    :param n_iter: multipliers that the search looked at after it had a bracket; 0 where the budget does not bind
     :param error: ``gap`` over the range of the values
     :param converged: whether ``error`` is at most the tolerance
     """
@@ -104,7 +105,7 @@ def trust_region_dual(
         validate_cost(cost if cost.dim() > 1 else cost.unsqueeze(0))
         rows = rows / rows.sum()
     spread = high - low
-    found = minimise(
+    problem = DualProblem(
         Candidates(values, cost, sources),
         rows.reshape(-1),
         budget,
@@ -112,15 +113,18 @@ def trust_region_dual(
         scale=max(abs(low), abs(high)),
         max_iter=max_iter,
     )
+    found = problem.solve()
+    numbers = values.new_tensor([found.multiplier, found.value, found.mixing, found.cost, found.gap])
+    multiplier, value, mixing, transport_cost, gap = finite(numbers, values=values, cost=cost).unbind()
     error = found.gap / spread if spread > 0 else 0.0
     return TrustRegionResult(
-        multiplier=values.new_tensor(found.multiplier),
-        value=values.new_tensor(found.value),
+        multiplier=multiplier,
+        value=value,
         nearest=found.nearest.view(sources),
         furthest=found.furthest.view(sources),
-        mixing=values.new_tensor(found.mixing),
-        transport_cost=values.new_tensor(found.cost),
-        gap=values.new_tensor(found.gap),
+        mixing=mixing,
+        transport_cost=transport_cost,
+        gap=gap,
         n_iter=found.n_iter,
         error=error,
         converged=error <= tol,
@@ -134,7 +138,9 @@ def _check_shapes(values: th.Tensor, cost: th.Tensor, weights: th.Tensor) -> th.
     sources, n_candidates = weights.shape, values.shape[-1]
     wanted = th.Size((*sources, n_candidates))
     for name, x in (("values", values), ("cost", cost)):
-        if x.shape[-1] != n_candidates or broadcast_shapes(weights=wanted, **{name: x.shape}) != wanted:
+        own = (1,) * (len(wanted) - x.dim()) + x.shape
+        fits = len(own) == len(wanted) and all(size in (1, full) for size, full in zip(own[:-1], sources, strict=True))
+        if x.shape[-1] != n_candidates or not fits:
             raise ValueError(
                 f"`values` and `cost` must broadcast to {tuple(wanted)}, the {tuple(sources)} sources of `weights` with "
                 f"{n_candidates} candidates each, got `{name}` of shape {tuple(x.shape)}"

@@ -86,3 +86,46 @@ def test_errors_of_inner_functions_have_the_callers_names() -> None:
         ot.state_action_cost(states / 0, th.tensor([0, 1]), embedding=table)
     with pytest.raises(ValueError, match="`embedding` holds NaN"):
         ot.action_cost(table * float("nan"))
+
+
+def test_a_metric_is_one() -> None:
+    ot.check_metric(1 - th.eye(4, dtype=th.float64))
+    ot.check_metric(ot.pairwise(th.rand(5, 12, 3, generator=th.Generator().manual_seed(0))))
+    # Two actions that do the same are at a distance of zero.
+    ot.check_metric(ot.action_cost(th.tensor([[0.0, 0.0], [0.0, 0.0], [1.0, 0.0]])))
+
+
+def test_what_is_no_metric_is_told_by_the_entry_that_breaks_it() -> None:
+    line = ot.pairwise(th.arange(4, dtype=th.float64)[:, None])
+
+    def broken(value: float, *where: tuple[int, int]) -> th.Tensor:
+        matrix = line.clone()
+        for i, j in where:
+            matrix[i, j] = value
+        return matrix
+
+    both_ways = ((0, 3), (3, 0))
+    for matrix, message in (
+        (broken(2.5, (3, 1)), r"`cost\[1, 3\]` must be symmetric, got 2; use"),
+        (broken(-0.5, (1, 2)), r"`cost\[1, 2\]` must be non-negative, got -0.5; use distances"),
+        (broken(0.25, (2, 2)), r"`cost\[2, 2\]` must be zero, from a point to itself, got 0.25; set"),
+        (broken(5.0, *both_ways), r"`cost\[0, 3\]` must be at most 3, the way over point 1, got 5; use the lengths"),
+        (broken(float("nan"), (0, 1)), r"`cost\[0, 1\]` is NaN or infinite"),
+        (broken(float("inf"), (0, 1)), r"`cost\[0, 1\]` is NaN or infinite"),
+        (th.stack((line, broken(0.25, (2, 2)))), r"`cost\[1, 2, 2\]` must be zero"),
+        (line[:2], r"`cost` must be square, one support on both sides, got shape \(2, 4\)"),
+        (line[0], "`cost` must have 2 or more dimensions"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            ot.check_metric(matrix)
+    with pytest.raises(TypeError, match="`ground` must be a torch tensor, got list"):
+        ot.check_metric([[0.0]], name="ground")  # type: ignore[arg-type]
+
+
+def test_squares_of_distances_are_no_metric_and_rounding_breaks_none() -> None:
+    points = th.rand(30, 2, generator=th.Generator().manual_seed(0), dtype=th.float64)
+    with pytest.raises(ValueError, match="the way over point"):
+        ot.check_metric(ot.pairwise(points, p=2.0))
+    # Many triangles of points on a line are degenerate: their sides agree up to rounding only.
+    for dtype in (th.float32, th.float64):
+        ot.check_metric(ot.pairwise(points[:, :1].to(dtype) / 3))
