@@ -8,8 +8,8 @@ from dataclasses import dataclass
 
 import torch as th
 
-# Entries that are looked at together: 1 MiB in float64, which stays in a core's cache.
-BLOCK = 1 << 17
+# Entries that are looked at together: half a MiB in float64, which stays in a core's cache.
+BLOCK = 1 << 16
 
 
 @dataclass(frozen=True)
@@ -40,6 +40,19 @@ class Lines:
         """
         return Lines(self.index[rows], self.value[rows], self.cost[rows])
 
+    def copy(self) -> Lines:
+        """
+        :return: the same in memory of its own
+        """
+        return Lines(self.index.clone(), self.value.clone(), self.cost.clone())
+
+    def put(self, rows: th.Tensor | slice, lines: Lines) -> None:
+        """
+        :param rows: which sources to change, in place
+        :param lines: what they have from now on
+        """
+        self.index[rows], self.value[rows], self.cost[rows] = lines.index, lines.value, lines.cost
+
 
 class Candidates:
     """
@@ -67,7 +80,8 @@ class Candidates:
         owner, stride, own_stride = th.zeros_like(rows), 1, 1
         for size, own in zip(reversed(self.sources), reversed(table.shape[:-1]), strict=True):
             if own > 1:
-                owner += rows.div(stride, rounding_mode="floor").remainder(size) * own_stride
+                place = rows if stride == 1 else rows.div(stride, rounding_mode="floor")
+                owner += own_stride * (place if stride * size == self.sources.numel() else place.remainder(size))
             stride, own_stride = stride * size, own_stride * own
         return table.reshape(-1, self.size).index_select(0, owner)
 
@@ -90,25 +104,27 @@ class Candidates:
         :param rows: numbers of the sources; all of them when omitted
         :return: a line of each source that no other is above, in the order of the sources
         """
-        blocks = self._blocks(rows)
-        return _joined([_pick(_net(v, c, multiplier).max(-1, keepdim=True).indices, v, c, shape) for v, c, shape in blocks])
+        found = _Collected(self._count(rows), self._tables[0].device)
+        for values, cost, shape in self._blocks(rows):
+            found.add(_net(values, cost, multiplier).max(-1, keepdim=True).indices, values, cost, shape)
+        return found.lines
 
-    def moved(self, tops: Lines, multiplier: float) -> Lines:
+    def above(self, tops: Lines, multiplier: float) -> th.Tensor:
         """
-        What is on top at another multiplier, where few sources change: the heights of all tell which.
+        Where something else is on top: heights tell this sooner than the numbers of the candidates.
 
-        :param tops: lines of all sources on top at a multiplier near it
+        :param tops: lines of all sources
         :param multiplier: the price of the cost
-        :return: as :meth:`tops`
+        :return: numbers of the sources that have a line above
         """
-        heights = [_net(v, c, multiplier).amax(-1).expand(shape).reshape(-1) for v, c, shape in self._blocks(None)]
-        changed = (th.cat(heights) > tops.at(multiplier)).nonzero().squeeze(-1)
-        found = self.tops(multiplier, changed)
-        return Lines(
-            tops.index.index_copy(0, changed, found.index),
-            tops.value.index_copy(0, changed, found.value),
-            tops.cost.index_copy(0, changed, found.cost),
-        )
+        rows, start = [], 0
+        for values, cost, shape in self._blocks(None):
+            heights = _net(values, cost, multiplier).amax(-1).expand(shape).reshape(-1)
+            end = start + len(heights)
+            known = th.sub(tops.value[start:end], tops.cost[start:end], alpha=multiplier)
+            rows.append((heights > known).nonzero().squeeze(-1) + start)
+            start = end
+        return th.cat(rows)
 
     def ties(self, multiplier: float, slack: float, rows: th.Tensor | None = None) -> tuple[Lines, Lines, Lines]:
         """
@@ -117,32 +133,41 @@ class Candidates:
         :param rows: numbers of the sources; all of them when omitted
         :return: lines on top, the least costly of those that count as on top, and the most costly
         """
-        found: tuple[list[Lines], ...] = ([], [], [])
+        found = _Collected(self._count(rows), self._tables[0].device)
+        tied: list[tuple[slice, Lines, Lines]] = []
         for values, cost, shape in self._blocks(rows):
             net = _net(values, cost, multiplier)
-            best, top = net.max(-1, keepdim=True)
+            best, index = net.max(-1, keepdim=True)
             shared = net >= best - slack
-            near = far = top
+            part = found.add(index, values, cost, shape)
             # Ties are rare, and it costs more to break them than to see that there are none.
-            if int(shared.sum()) > top.numel():
+            if int(shared.sum()) > index.numel():
                 near, far = (th.where(shared, x, -math.inf).max(-1, keepdim=True).indices for x in (-cost, cost))
-            for parts, index in zip(found, (top, near, far), strict=True):
-                parts.append(_pick(index, values, cost, shape))
-        tops, nearest, furthest = (_joined(parts) for parts in found)
-        return tops, nearest, furthest
+                tied.append((part, _pick(near, values, cost, shape), _pick(far, values, cost, shape)))
+        tops = found.lines
+        if not tied:
+            return tops, tops, tops
+        closest, furthest = tops.copy(), tops.copy()
+        for part, near_part, far_part in tied:
+            closest.put(part, near_part)
+            furthest.put(part, far_part)
+        return tops, closest, furthest
 
     def closest(self) -> Lines:
         """
         :return: the least costly candidate of each source, and of several the most valuable
         """
-        parts = []
+        found = _Collected(self._count(None), self._tables[0].device)
         for values, cost, shape in self._blocks(None):
             least, index = cost.min(-1, keepdim=True)
             shared = cost <= least
             if int(shared.sum()) > index.numel():
                 index = th.where(shared, values, -math.inf).max(-1, keepdim=True).indices
-            parts.append(_pick(index, values, cost, shape))
-        return _joined(parts)
+            found.add(index, values, cost, shape)
+        return found.lines
+
+    def _count(self, rows: th.Tensor | None) -> int:
+        return self.sources.numel() if rows is None else len(rows)
 
     def steepest(self, base: Lines, rows: th.Tensor) -> float:
         """
@@ -172,7 +197,16 @@ def _pick(index: th.Tensor, values: th.Tensor, cost: th.Tensor, shape: tuple[int
     return Lines(index.reshape(-1), value, price)
 
 
-def _joined(parts: list[Lines]) -> Lines:
-    if len(parts) == 1:
-        return parts[0]
-    return Lines(*(th.cat([getattr(part, name) for part in parts]) for name in ("index", "value", "cost")))
+class _Collected:
+    """Lines that are found block by block, in the memory that they end in."""
+
+    def __init__(self, n: int, device: th.device) -> None:
+        value, cost = th.empty(2, n, dtype=th.float64, device=device)
+        self.lines, self._start = Lines(th.empty(n, dtype=th.int64, device=device), value, cost), 0
+
+    def add(self, index: th.Tensor, values: th.Tensor, cost: th.Tensor, shape: tuple[int, ...]) -> slice:
+        """The candidates ``index`` of the next sources, of shape ``shape``; which of all they are."""
+        part = slice(self._start, self._start + math.prod(shape))
+        self.lines.put(part, _pick(index, values, cost, shape))
+        self._start = part.stop
+        return part

@@ -33,31 +33,44 @@ class Bracket:
 
     :param weights: of the sources, shape ``(n,)``
     :param radius: the budget
-    :param low: where what is on top spends more than the budget
-    :param steep: the lines on top there
-    :param high: where it spends no more, or infinity
-    :param flat: the lines on top there
+    :param ends: the lower one, where what is on top spends more than the budget, and the upper one, where it does not
+    :param lines: of all sources, on top at one of the ends or both
+    :param rows: numbers of the sources that have other lines on top at the other end, or may have
+    :param steep: what these have at the lower end
+    :param flat: what these have at the upper end
     """
 
-    def __init__(self, weights: th.Tensor, radius: float, low: float, steep: Lines, high: float, flat: Lines) -> None:
-        self.radius, self.low, self.high = radius, low, high
-        self.steep, self.flat, self.weights = steep, flat, weights
-        # Numbers of the sources that are open, the value and cost of those that are settled, and the candidates of all.
-        self.rows = th.arange(len(weights), device=weights.device)
-        self.value, self.cost = 0.0, 0.0
-        self.steep_index, self.flat_index = steep.index.clone(), flat.index.clone()
-        self.tolerance = ROUNDING * (radius + float(weights @ steep.cost))
-        self._settle()
+    def __init__(
+        self,
+        weights: th.Tensor,
+        radius: float,
+        ends: tuple[float, float],
+        lines: Lines,
+        rows: th.Tensor,
+        steep: Lines,
+        flat: Lines,
+    ) -> None:
+        self.radius, (self.low, self.high) = radius, ends
+        # Of the sources that are open; of those that are settled the candidates, and their value and cost.
+        self.rows, self.weights, self.steep, self.flat = rows, weights[rows], steep, flat
+        self.index = lines.index.clone()
+        ours = lines.select(rows)
+        self.value = float(weights @ lines.value) - float(self.weights @ ours.value)
+        self.cost = float(weights @ lines.cost) - float(self.weights @ ours.cost)
+        self.tolerance = ROUNDING * (radius + self.spent(steep))
 
-    def _settle(self) -> None:
-        # Two lines of one cost that are both on top are one line, whatever their numbers.
-        is_open = self.steep.cost != self.flat.cost
-        settled = self.weights * ~is_open
-        value, cost = th.stack((settled @ self.flat.value, settled @ self.flat.cost)).tolist()
-        self.value, self.cost = self.value + value, self.cost + cost
-        kept = is_open.nonzero().squeeze(-1)
-        self.steep, self.flat = self.steep.select(kept), self.flat.select(kept)
-        self.weights, self.rows = self.weights[kept], self.rows[kept]
+    @classmethod
+    def between(cls, weights: th.Tensor, radius: float, ends: tuple[float, float], steep: Lines, flat: Lines) -> Bracket:
+        """
+        :param weights: of the sources, shape ``(n,)``
+        :param radius: the budget
+        :param ends: both ends
+        :param steep: the lines of all sources on top at the lower end
+        :param flat: those at the upper end
+        :return: the bracket
+        """
+        rows = (steep.cost != flat.cost).nonzero().squeeze(-1)
+        return cls(weights, radius, ends, flat, rows, steep.select(rows), flat.select(rows))
 
     def spent(self, lines: Lines) -> float:
         """
@@ -99,11 +112,17 @@ class Bracket:
         """
         if below:
             self.low, self.steep = multiplier, tops
-            self.steep_index[self.rows] = tops.index
         else:
             self.high, self.flat = multiplier, tops
-            self.flat_index[self.rows] = tops.index
-        self._settle()
+        # Two lines of one cost that are both on top are one line, whatever their numbers.
+        is_open = self.steep.cost != self.flat.cost
+        self.index[self.rows] = self.flat.index
+        settled = self.weights * ~is_open
+        value, cost = th.stack((settled @ self.flat.value, settled @ self.flat.cost)).tolist()
+        self.value, self.cost = self.value + value, self.cost + cost
+        kept = is_open.nonzero().squeeze(-1)
+        self.steep, self.flat = self.steep.select(kept), self.flat.select(kept)
+        self.weights, self.rows = self.weights[kept], self.rows[kept]
 
 
 def _finite(ratio: float) -> float:
@@ -183,7 +202,7 @@ class DualProblem:
     def _on_the_spot(self, multiplier: float, bracket: Bracket) -> Bracket:
         """A bracket without width: at an end of the other one, sources are tied that are settled between its ends."""
         _, near, far = self.candidates.ties(multiplier, self.slack)
-        spot = Bracket(self.weights, self.radius, multiplier, far, multiplier, near)
+        spot = Bracket.between(self.weights, self.radius, (multiplier, multiplier), far, near)
         return spot if spot.is_around(near=spot.flat, far=spot.steep) else bracket
 
     def _guess(self) -> float:
@@ -203,15 +222,19 @@ class DualProblem:
 
     def _around(self, guess: float) -> Bracket | None:
         """A bracket with a guess for one of its ends, if the other one is near."""
-        tops = self.candidates.tops(guess)
-        below, near = float(self.weights @ tops.cost) > self.radius, guess
+        near, tops = guess, self.candidates.tops(guess)
+        spent = float(self.weights @ tops.cost)
+        below = spent > self.radius
         for step in STEPS:
             end = guess * (1 + step if below else 1 - step)
-            lines = self.candidates.moved(tops, end)
-            if below != (float(self.weights @ lines.cost) > self.radius):
-                ends = (near, tops, end, lines) if below else (end, lines, near, tops)
-                return Bracket(self.weights, self.radius, *ends)
-            near, tops = end, lines
+            rows = self.candidates.above(tops, end)
+            others, before = self.candidates.tops(end, rows), tops.select(rows)
+            spent += float(self.weights[rows] @ (others.cost - before.cost))
+            if below != (spent > self.radius):
+                ends, pair = ((near, end), (before, others)) if below else ((end, near), (others, before))
+                return Bracket(self.weights, self.radius, ends, tops, rows, *pair)
+            near = end
+            tops.put(rows, others)
         return None
 
     def _outermost(self) -> Bracket | Minimum:
@@ -225,7 +248,7 @@ class DualProblem:
         if spent <= self.radius + ROUNDING * (self.radius + spent):
             gap = max(float(self.weights @ (tops.value - near.value)), 0.0)
             return Minimum(0.0, 0, near.index, far.index, 1.0, float(self.weights @ tops.value), spent, gap)
-        return Bracket(self.weights, self.radius, 0.0, tops, math.inf, self.candidates.closest())
+        return Bracket.between(self.weights, self.radius, (0.0, math.inf), tops, self.candidates.closest())
 
     def _search(self, bracket: Bracket) -> tuple[float, int]:
         """
@@ -245,13 +268,13 @@ class DualProblem:
                 halves = bracket.high - bracket.low > 0.5 * width
                 width = bracket.high - bracket.low
                 multiplier = bracket.low + 0.5 * width if halves else multiplier
-            tops = self.candidates.tops(multiplier, bracket.rows)
+            tops, near, far = self.candidates.ties(multiplier, ROUNDING * self.scale, bracket.rows)
             lines = th.maximum(bracket.steep.at(multiplier), bracket.flat.at(multiplier))
             excess = float(bracket.weights @ (tops.at(multiplier) - lines))
-            slope = self.radius - bracket.spent(tops)
-            if abs(slope) <= bracket.tolerance or (excess <= ROUNDING * self.scale and not halves):
+            if bracket.is_around(near=near, far=far) or (excess <= ROUNDING * self.scale and not halves):
                 return multiplier, n_iter
-            bracket.narrow(multiplier, tops, below=slope < 0)
+            below = bracket.spent(near) > self.radius
+            bracket.narrow(multiplier, near if below else far, below=below)
         return bracket.crossing(), self.max_iter
 
     def _steepest(self, bracket: Bracket) -> float:
@@ -273,6 +296,6 @@ class DualProblem:
         value = bracket.value + multiplier * (self.radius - bracket.cost) + float(bracket.weights @ heights)
         missed = heights - (mixing * near.at(multiplier) + (1 - mixing) * far.at(multiplier))
         gap = max(multiplier * (self.radius - cost) + float(bracket.weights @ missed), 0.0)
-        nearest, furthest = bracket.flat_index.clone(), bracket.steep_index.clone()
+        nearest, furthest = bracket.index.clone(), bracket.index
         nearest[rows], furthest[rows] = near.index, far.index
         return Minimum(multiplier, n_iter, nearest, furthest, mixing, value, cost, gap)
