@@ -1,5 +1,6 @@
 """
-Figures and tables: ``python -m zoo.plots wbc-paper --train`` and ``python -m zoo.plots learning-curve --algo wbc ippo``.
+Figures and tables: ``python -m zoo.plots wbc-paper --train``, ``python -m zoo.plots wmatrpo-paper --train`` and
+``python -m zoo.plots learning-curve --algo wbc ippo``.
 
 Every training run is kept in a file of its own, so that an interrupted comparison goes on where it stopped, and drawing
 costs seconds.
@@ -18,7 +19,8 @@ from zoo.config.command import count, count_or_default, device, make_parser, mis
 from zoo.drawing.curves import draw_evaluations
 from zoo.drawing.tables import write_tables
 from zoo.papers.wbc.comparisons import ESTIMATORS, NAVIGATION, PAPER
-from zoo.runs.comparison import Comparison, finished_run, train_jobs
+from zoo.papers.wmatrpo import command as wmatrpo_paper
+from zoo.runs.comparison import Comparison, finished_runs, train_jobs
 from zoo.runs.folders import numbered_runs, run_name
 
 #: Name on the command line; a paper's figures are called ``<algo>-paper``.
@@ -41,14 +43,8 @@ def compare(comparison: Comparison[Any], args: argparse.Namespace, parser: argpa
             folder.mkdir(parents=True, exist_ok=True)
     if args.train:
         train_jobs([job for _, job in jobs], comparison.result, n_episodes=args.eval_episodes, n_processes=args.jobs)
-    runs: dict[str, list[Any]] = {}
     with mistakes(parser):
-        for label, job in jobs:
-            found = finished_run(job, comparison.result, args.eval_episodes)
-            if found is not None:
-                runs.setdefault(label, []).append(found)
-        if not runs:
-            raise ValueError(f"no finished runs with these hyperparameters in {folder}; add --train")
+        runs = finished_runs(jobs, comparison.result, args.eval_episodes)
     text = comparison.report(runs, args)
     print(text)
     write_tables(text, args.tables)
@@ -97,6 +93,8 @@ def parser_of_figures() -> argparse.ArgumentParser:
     figures = parser.add_subparsers(required=True, metavar="FIGURE")
     for name, comparison in COMPARISONS.items():
         _add_comparison(figures.add_parser(name, help=comparison.help, allow_abbrev=False), comparison)
+    game = "Table 3 and Figure 1 of the W-MATRPO paper"
+    wmatrpo_paper.add_options(figures.add_parser("wmatrpo-paper", help=game, allow_abbrev=False))
     curve = figures.add_parser("learning-curve", help="evaluations of runs by zoo.train", allow_abbrev=False)
     curve.add_argument("--algo", nargs="+", default=["wbc", "ippo"])
     curve.add_argument("--env", default=NAVIGATION)

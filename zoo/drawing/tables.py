@@ -1,11 +1,14 @@
 """Tables of results, as Markdown."""
 
-from collections.abc import Iterator
+import math
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import numpy as np
 import torch as th
+from scipy.stats import t as student_t
 
 
 @dataclass(frozen=True)
@@ -37,6 +40,19 @@ def write_tables(text: str, path: Path | None) -> None:
     if path is not None:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(text)
+
+
+def mean_and_interval(values: Sequence[float] | np.ndarray, form: str = ".2f") -> str:
+    """
+    :param values: one of each seed
+    :param form: how to write numbers
+    :return: their mean, half of Student's 95 % interval of it where there are several, and their range
+    """
+    x = np.asarray(values, dtype=np.float64)
+    if len(x) == 1:
+        return f"{x[0]:{form}}"
+    half = student_t.ppf(0.975, len(x) - 1) * x.std(ddof=1) / math.sqrt(len(x))
+    return f"{x.mean():{form}} ± {half:{form}} ({x.min():{form}} to {x.max():{form}})"
 
 
 @contextmanager

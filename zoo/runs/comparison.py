@@ -10,7 +10,7 @@ from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any, Generic, Self, TypeVar
+from typing import Any, ClassVar, Generic, Self, TypeVar
 
 import numpy as np
 import torch as th
@@ -41,10 +41,33 @@ class Method:
     learner: str | None = None
 
 
+class LearningCurve(BaseCallback):
+    """Remember the mean reward of every rollout."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.points: list[tuple[int, float]] = []
+
+    def _on_step(self) -> bool:
+        return True
+
+    def _on_rollout_end(self) -> None:
+        self.points.append((self.num_timesteps, self._mean_reward()))
+
+    def _mean_reward(self) -> float:
+        return float(self.locals["rollout_buffer"].rewards.mean())
+
+    def fields(self) -> dict[str, Any]:
+        """:return: what training itself gives of a :class:`RunResult`"""
+        timesteps, rewards = np.array(self.points, dtype=np.float64).reshape(-1, 2).T
+        return {"timesteps": timesteps, "rewards": rewards}
+
+
 @dataclass(frozen=True, eq=False, kw_only=True)
 class RunResult:
     """
-    What figures and tables need of one run. A comparison adds fields, and measures them in :meth:`measure`.
+    What figures and tables need of one run. A comparison adds fields, and measures them in :meth:`measure` after training, or
+    by a ``recorder`` of its own during it.
 
     :param timesteps: agent-steps at the end of each rollout, shape ``(n_rollouts,)``
     :param rewards: mean reward per agent and step in each rollout, shape ``(n_rollouts,)``
@@ -58,6 +81,7 @@ class RunResult:
     evaluation: Array
     cpu_seconds: float
     entry: dict[str, Any]
+    recorder: ClassVar[type[LearningCurve]] = LearningCurve
 
     @classmethod
     def measure(cls, job: Job, model: BaseAlgorithm, n_episodes: int) -> dict[str, Any]:
@@ -86,6 +110,7 @@ class RunResult:
 
 
 ResultT = TypeVar("ResultT", bound=RunResult)
+KeyT = TypeVar("KeyT")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -134,20 +159,6 @@ class Comparison(Generic[ResultT]):
         )
 
 
-class LearningCurve(BaseCallback):
-    """Remember the mean reward of every rollout."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.points: list[tuple[int, float]] = []
-
-    def _on_step(self) -> bool:
-        return True
-
-    def _on_rollout_end(self) -> None:
-        self.points.append((self.num_timesteps, float(self.locals["rollout_buffer"].rewards.mean())))
-
-
 def results_path(job: Job) -> Path:
     """File of a run's results."""
     return job.folder / f"{job.name}.npz"
@@ -165,13 +176,12 @@ def run_job(job: Job, result: type[ResultT], *, n_episodes: int = 200, progress:
     """
     th.set_num_threads(1)
     job.folder.mkdir(parents=True, exist_ok=True)
-    model, curve = job.build(), LearningCurve()
+    model, curve = job.build(), result.recorder()
     start = time.process_time()
     model.learn(job.config.n_timesteps, callback=curve, progress_bar=progress)
     seconds = time.process_time() - start
-    timesteps, rewards = np.array(curve.points, dtype=np.float64).reshape(-1, 2).T
     measured = result.measure(job, model, n_episodes)
-    kept = result(timesteps=timesteps, rewards=rewards, cpu_seconds=seconds, entry=dict(job.entry), **measured)
+    kept = result(cpu_seconds=seconds, entry=dict(job.entry), **curve.fields(), **measured)
     if job.learner is None:
         save_agent(job, model)
     if model.env is not None:
@@ -197,6 +207,25 @@ def finished_run(job: Job, result: type[ResultT], n_episodes: int = 200) -> Resu
     except Exception as error:
         raise ValueError(f"{str(path)!r} holds no results of a run ({error}); remove it to train the run again") from error
     return found if found.entry == job.entry and len(found.evaluation) == n_episodes else None
+
+
+def finished_runs(jobs: Sequence[tuple[KeyT, Job]], result: type[ResultT], n_episodes: int = 200) -> dict[KeyT, list[ResultT]]:
+    """
+    :param jobs: runs, each with what it is to be found by
+    :param result: what was kept of each
+    :param n_episodes: of each evaluation
+    :return: those that are finished
+    :raises ValueError: if none is, or a file is damaged
+    """
+    runs: dict[KeyT, list[ResultT]] = {}
+    for key, job in jobs:
+        found = finished_run(job, result, n_episodes)
+        if found is not None:
+            runs.setdefault(key, []).append(found)
+    if not runs:
+        folders = ", ".join(sorted({str(job.folder) for _, job in jobs}))
+        raise ValueError(f"no finished runs with these hyperparameters in {folders}; add --train")
+    return runs
 
 
 def train_jobs(jobs: Sequence[Job], result: type[ResultT], *, n_episodes: int = 200, n_processes: int = 1) -> None:
@@ -243,7 +272,7 @@ def _train_in_processes(jobs: Sequence[Job], train: Callable[[Job], RunResult], 
 
 def _announce(job: Job, kept: RunResult) -> None:
     print(
-        f"{job.name}: mean reward {kept.rewards[-10:].mean():.3f} in the last rollouts, "
-        f"{kept.evaluation.mean():.3f} evaluated, {kept.cpu_seconds:.0f} CPU seconds",
+        f"{job.name}: mean reward {kept.rewards[-10:].mean():.4g} in the last rollouts, "
+        f"{kept.evaluation.mean():.4g} evaluated, {kept.cpu_seconds:.0f} CPU seconds",
         flush=True,
     )
