@@ -124,8 +124,10 @@ def draw_paths(runs: Mapping[str, Sequence[GameResult]], variant: str, path: Pat
             axis.set_title(METHODS[method].label.replace(", best", ",\nbest"))
         for axis in axes.flat[len(methods) :]:
             axis.set_visible(False)
-        figure.supxlabel("mean action of agent 1", fontsize=9)
-        figure.supylabel("mean action of agent 2", fontsize=9)
+        for axis in axes.flat[max(0, len(methods) - n_columns) : len(methods)]:
+            axis.set_xlabel("mean action of agent 1")
+        for row in axes:
+            row[0].set_ylabel("mean action of agent 2")
         figure.colorbar(image, ax=axes, label="reward", shrink=0.8, pad=0.01)
         n_seeds = max(len(seeds) for seeds in runs.values())
         figure.legend(handles=_legend(), loc="outside lower center", ncols=4, frameon=False)
