@@ -1,6 +1,6 @@
 """
-Does parameter-sharing IPPO learn what SB3's PPO learns, and what does a central critic add? All on mpe2's simple_spread:
-``python -m zoo.plots spread --train``.
+Does parameter-sharing IPPO learn what SB3's PPO learns, what does a central critic add, and what do trust regions? All on
+mpe2's simple_spread: ``python -m zoo.plots spread --train``.
 
 One environment, one entry of hyperparameters, one evaluation. SB3's PPO sees every agent of every copy as an environment of
 its own, which is how its users train teams with shared parameters.
@@ -16,7 +16,7 @@ from stable_baselines3.common.base_class import BaseAlgorithm
 
 from otbaselines.common.evaluation.team import evaluate_team
 from otbaselines.common.vec_env.make import make_vec_env
-from zoo.drawing.tables import Table
+from zoo.drawing.tables import Table, mean_and_interval
 from zoo.runs.comparison import Array, Comparison, Method, RunResult
 from zoo.runs.job import Job
 
@@ -44,20 +44,23 @@ class SpreadResult(RunResult):
 
 
 def report(runs: Mapping[str, Sequence[SpreadResult]], args: argparse.Namespace) -> str:
-    """Mean and range over the seeds, as Markdown."""
+    """Mean, Student's interval and range over the seeds, and the price, as Markdown."""
     table = Table(
-        "mpe2 simple_spread, three agents, mean return per agent and episode, mean (range) over the seeds",
-        ("learner", "seeds", "most probable actions", "sampled actions", "CPU s per run"),
+        "mpe2 simple_spread, three agents, return per agent and episode, mean ± half of Student's 95 % interval (range) over "
+        "the seeds",
+        ("learner", "seeds", "most probable actions", "sampled actions", "CPU s per run", "agent-steps per CPU s"),
     )
     for label, seeds in runs.items():
         returns = np.array([(run.evaluation.mean(), run.sampled.mean()) for run in seeds]).T
-        cells = (f"{each.mean():.2f} ({each.min():.2f} to {each.max():.2f})" for each in returns)
-        table.rows.append((label, str(len(seeds)), *cells, f"{np.median([run.cpu_seconds for run in seeds]):.0f}"))
+        seconds = float(np.median([run.cpu_seconds for run in seeds]))
+        rate = seeds[0].timesteps[-1] / seconds
+        cells = (mean_and_interval(each) for each in returns)
+        table.rows.append((label, str(len(seeds)), *cells, f"{seconds:.0f}", f"{rate:,.0f}"))
     return f"`python -m zoo.plots spread --train --seeds {args.seeds}`\n\n{table.markdown()}\n"
 
 
 SPREAD = Comparison(
-    help="table of IPPO, MAPPO and SB3's PPO on mpe2's simple_spread",
+    help="table of IPPO, MAPPO, HATRPO, WMATRPO and SB3's PPO on mpe2's simple_spread",
     env_id="mpe2/simple_spread-v3",
     methods={
         "ippo": Method(label="`IPPO(share_parameters=True)`", algo="ippo", variants=("sharing",)),
@@ -65,6 +68,8 @@ SPREAD = Comparison(
         "mappo": Method(label="`MAPPO()`", algo="mappo"),
         "ippo-own": Method(label="`IPPO()`", algo="ippo"),
         "mappo-own": Method(label="`MAPPO(share_parameters=False)`", algo="mappo", variants=("own_actors",)),
+        "hatrpo": Method(label="`HATRPO()`", algo="hatrpo"),
+        "wmatrpo": Method(label="`WMATRPO()`", algo="wmatrpo"),
     },
     result=SpreadResult,
     report=report,

@@ -47,3 +47,10 @@ def test_the_command_trains_in_processes_and_prints_and_writes_the_table(
     assert text in capsys.readouterr().out
     assert "IPPO(share_parameters=True)" in text
     assert "SB3's `PPO`" in text
+    assert all(f"| {method.label} | 1 | -" in text for method in SPREAD.methods.values())
+
+
+def test_trust_regions_get_the_rollouts_of_the_others(tmp_path: Path) -> None:
+    entries = [SPREAD.job(method, 0, tmp_path).entry for method in ("ippo", "hatrpo", "wmatrpo")]
+    for name in ("n_timesteps", "n_envs", "n_steps", "batch_size", "gamma", "env_kwargs"):
+        assert len({str(entry[name]) for entry in entries}) == 1, name
