@@ -49,9 +49,12 @@ def clipped_surrogate(ratio: th.Tensor, advantages: th.Tensor, clip_range: float
     :param ratio: new over old likelihood of each action
     :param advantages: of the same shape
     :param clip_range: :math:`\epsilon`
-    :return: to be maximised, of the same shape
+    :return: to be maximised, of the same shape; where both terms are equal, with the gradient of the first
     """
-    return th.min(advantages * ratio, advantages * ratio.clamp(1.0 - clip_range, 1.0 + clip_range))
+    surrogate = advantages * ratio
+    # Where the clipped term is the smaller one it is a constant, so that no derivative passes the clipping.
+    bound = advantages * ratio.detach().clamp(1.0 - clip_range, 1.0 + clip_range)
+    return th.where(surrogate <= bound, surrogate, bound)
 
 
 def squared_value_error(
@@ -68,7 +71,7 @@ def squared_value_error(
     """
     if clip_range_vf is not None:
         values = old_values + (values - old_values).clamp(-clip_range_vf, clip_range_vf)
-    return (returns - values).square()
+    return th.nn.functional.mse_loss(values, returns, reduction="none")
 
 
 def explained_variance(values: th.Tensor, returns: th.Tensor, active: th.Tensor | None) -> th.Tensor:

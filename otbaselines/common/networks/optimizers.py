@@ -66,10 +66,12 @@ def take_step(optimizer: th.optim.Optimizer) -> None:
     """
     group = optimizer.param_groups[0]
     params = [p for p in group["params"] if p.grad is not None]
-    if not _is_bare_adam(optimizer, group, params):
+    # Tensors are slow to look up, so each is looked up once.
+    states = [optimizer.state.get(p, {}) for p in params]
+    if not _is_bare_adam(optimizer, group, states):
         optimizer.step()
         return
-    averages, squares, steps = ([optimizer.state[p][name] for p in params] for name in _MOMENTS)
+    averages, squares, steps = ([state[name] for state in states] for name in _MOMENTS)
     beta1, beta2 = group["betas"]
     options = {name: group[name] for name in _ADAM_OPTIONS}
     with th.no_grad():
@@ -87,7 +89,7 @@ def take_step(optimizer: th.optim.Optimizer) -> None:
         )
 
 
-def _is_bare_adam(optimizer: th.optim.Optimizer, group: dict[str, Any], params: list[th.Tensor]) -> bool:
+def _is_bare_adam(optimizer: th.optim.Optimizer, group: dict[str, Any], states: list[dict[str, Any]]) -> bool:
     """Whether the functional form does all that ``step`` would do; the first step, which makes the state, never is."""
     return (
         type(optimizer) is th.optim.Adam
@@ -97,7 +99,7 @@ def _is_bare_adam(optimizer: th.optim.Optimizer, group: dict[str, Any], params: 
         and not (torch_optimizer._global_optimizer_pre_hooks or torch_optimizer._global_optimizer_post_hooks)
         # A scheduler counts calls by replacing the method of the instance.
         and "step" not in vars(optimizer)
-        and all("exp_avg" in optimizer.state.get(p, ()) for p in params)
+        and all("exp_avg" in state for state in states)
     )
 
 

@@ -225,6 +225,22 @@ def test_the_clipped_surrogate_is_the_pessimistic_one():
     assert clipped_surrogate(ratio, advantages, 0.2).tolist() == pytest.approx([0.5, -0.8, 1.2, -1.5, 2.0])
 
 
+def test_the_clipped_surrogate_moves_only_what_is_not_clipped_away():
+    ratio = th.tensor([0.5, 0.5, 1.5, 1.5, 1.0, 1.25, 0.75, 0.5], requires_grad=True)
+    advantages = th.tensor([1.0, -1.0, 1.0, -1.0, 2.0, 3.0, -3.0, 0.0])
+    # dA r / dr = A wherever the first term of the minimum is the smaller one, or both are equal: within and on the bounds.
+    by_hand = [1.0, 0.0, 0.0, -1.0, 2.0, 3.0, -3.0, 0.0]
+    assert th.autograd.grad(clipped_surrogate(ratio, advantages, 0.25).sum(), ratio)[0].tolist() == by_hand
+
+
+def test_the_clipped_surrogate_and_its_gradient_are_those_of_the_minimum_bit_for_bit():
+    ratio, advantages = (0.3 * th.randn(2000, 3)).exp().requires_grad_(), th.randn(2000, 3)
+    minimum = th.min(advantages * ratio, advantages * ratio.clamp(0.8, 1.2))
+    ours = clipped_surrogate(ratio, advantages, 0.2)
+    assert th.equal(ours, minimum)
+    assert th.equal(*(th.autograd.grad(x.sum(), ratio)[0] for x in (ours, minimum)))
+
+
 def test_the_change_of_a_value_is_clipped():
     error = squared_value_error(th.tensor([3.0, -3.0, 0.1]), th.zeros(3), th.tensor([1.0, 1.0, 1.0]), 0.5)
     assert error.tolist() == pytest.approx([0.25, 2.25, 0.81])
