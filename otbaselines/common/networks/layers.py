@@ -67,7 +67,13 @@ class FastTanh(nn.Module):
     The vectorised tanh is the dearest operation of a small network on a CPU; with this form IPPO trains 9 to 11 % faster on
     the native spread. The two agree to 2e-7 in float32, and derivatives of every order are those of plain operations. Other
     devices and dtypes use ``torch.tanh`` itself.
+
+    :param inplace: as in ``torch.nn.ReLU``: the input may be overwritten, which keeps more of a minibatch in the CPU's cache
     """
+
+    def __init__(self, inplace: bool = False) -> None:
+        super().__init__()
+        self.inplace = inplace
 
     def forward(self, x: th.Tensor) -> th.Tensor:
         """
@@ -75,7 +81,8 @@ class FastTanh(nn.Module):
         :return: of the same shape
         """
         if x.device.type == "cpu" and x.dtype == th.float32:
-            return th.add(_MINUS_ONE, (x * _TWO).sigmoid_(), alpha=2)
+            twice = x.mul_(_TWO) if self.inplace else x * _TWO
+            return th.add(_MINUS_ONE, twice.sigmoid_(), alpha=2)
         return th.tanh(x)
 
 
@@ -95,7 +102,8 @@ class StackedMLP(nn.Module):
         layers: list[nn.Module] = []
         width = in_features
         for next_width in net_arch:
-            activation = FastTanh() if activation_fn is nn.Tanh else activation_fn()
+            # What a layer returns is nobody else's, and its backward pass does not look at it.
+            activation = FastTanh(inplace=True) if activation_fn is nn.Tanh else activation_fn()
             if n_sets > 1 and any(True for _ in activation.parameters()):
                 raise ValueError(
                     f"`activation_fn` {activation_fn.__name__} has parameters, which {n_sets} parameter sets would share; use "

@@ -64,6 +64,20 @@ def test_fast_tanh_is_tanh_itself_in_double_precision():
     assert (FastTanh()(x) == th.tanh(x)).all()
 
 
+def test_a_tanh_in_place_has_the_same_bits_and_only_it_overwrites_its_input():
+    start = th.randn(50, 7)
+    results = []
+    for inplace in (False, True):
+        leaf = start.clone().requires_grad_()
+        x = leaf + 0.0
+        y = FastTanh(inplace=inplace)(x)
+        (slope,) = th.autograd.grad(y.sin().sum(), leaf, create_graph=True)
+        (curvature,) = th.autograd.grad(slope.square().sum(), leaf)
+        results.append((y, slope, curvature))
+        assert th.equal(x, start) != inplace
+    assert all(th.equal(*pair) for pair in zip(*results, strict=True))
+
+
 def test_second_derivatives_of_fast_tanh_are_those_of_tanh():
     x = th.linspace(-4, 4, 401).requires_grad_()
     (first,) = th.autograd.grad(FastTanh()(x).sum(), x, create_graph=True)
