@@ -156,17 +156,22 @@ def check_measure(measure: th.Tensor, name: str) -> th.Tensor:
     """
     check_tensor(measure, name)
     held = measure.detach()
-    low, high = th.aminmax(held)
     # A product with ones: a sum over a short last axis takes three times as long.
-    gap = (th.mv(held.reshape(-1, held.shape[-1]), held.new_ones(held.shape[-1])) - 1).abs().amax()
-    minimum, maximum, gap_value = th.stack((low, high, gap)).tolist()
-    if minimum != minimum or not maximum < math.inf:
-        raise ValueError(f"`{name}` holds NaN or infinite weights")
+    least, most = th.aminmax(th.mv(held.reshape(-1, held.shape[-1]), held.new_ones(held.shape[-1])))
+    minimum, lowest, highest = th.stack((held.amin(), least, most)).tolist()
+    gap = max(1.0 - lowest, highest - 1.0)
+    # Sums tell of every NaN and infinity, whose comparisons are false.
+    if not (minimum >= 0.0 and gap <= SUM_TOLERANCE[measure.dtype]):
+        raise _no_measure(held, name, minimum, gap)
+    return measure if gap <= 4 * th.finfo(measure.dtype).eps else shifted(measure, unit_mass(held))
+
+
+def _no_measure(held: th.Tensor, name: str, minimum: float, gap: float) -> ValueError:
+    if not bool(held.isfinite().all()):
+        return ValueError(f"`{name}` holds NaN or infinite weights")
     if minimum < 0:
-        raise ValueError(f"`{name}` must be non-negative, got a minimum of {minimum:g}")
-    if gap_value > SUM_TOLERANCE[measure.dtype]:
-        raise ValueError(f"rows of `{name}` must sum to one, one is off by {gap_value:g}; divide by `.sum(-1, keepdim=True)`")
-    return measure if gap_value <= 4 * th.finfo(measure.dtype).eps else shifted(measure, unit_mass(held))
+        return ValueError(f"`{name}` must be non-negative, got a minimum of {minimum:g}")
+    return ValueError(f"rows of `{name}` must sum to one, one is off by {gap:g}; divide by `.sum(-1, keepdim=True)`")
 
 
 def unit_mass(measure: th.Tensor) -> th.Tensor:
@@ -212,8 +217,11 @@ def broadcast_shapes(**shapes: th.Size | tuple[int, ...]) -> th.Size:
     :return: what they broadcast to
     :raises ValueError: if they do not
     """
+    first, *others = shapes.values()
+    if all(shape == first for shape in others):
+        return th.Size(first)
     try:
-        return th.Size(np.broadcast_shapes(*shapes.values()))
+        return th.Size(np.broadcast_shapes(first, *others))
     except ValueError:
         found = ", ".join(f"`{name}` {tuple(shape)}" for name, shape in shapes.items())
         raise ValueError(f"leading dimensions do not broadcast: {found}") from None

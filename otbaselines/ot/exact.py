@@ -109,7 +109,8 @@ def discrete_w1(p: th.Tensor, q: th.Tensor, cost: th.Tensor, *, validate: bool =
     batch = broadcast_shapes(p=p.shape[:-1], q=q.shape[:-1])
     if validate:
         # Stacked, so that both are read at once and equal rows stay equal to the last bit where they miss the sum of one.
-        p, q = check_measure(th.stack((p.expand(*batch, -1), q.expand(*batch, -1))), "p` and `q")
+        pair = (p, q) if p.shape == q.shape else (p.expand(*batch, -1), q.expand(*batch, -1))
+        p, q = check_measure(th.stack(pair), "p` and `q").unbind()
     structure = metric_structure(cost)
     difference = p - q
     if structure.kind == "zero-one":
