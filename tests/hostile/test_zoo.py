@@ -240,6 +240,36 @@ def test_bad_command_lines_are_refused_in_one_line_that_names_the_mistake(
     assert len(list((place / "logs" / "wbc").iterdir())) == 6
 
 
+@pytest.mark.parametrize(
+    ("name", "arguments"),
+    [
+        ("os:system", ["command:touch {}"]),
+        ("subprocess:Popen", ["args:['touch', '{}']"]),
+        ("subprocess:run", ["args:['touch', '{}']"]),
+        ("subprocess:getoutput", ["cmd:touch {}"]),
+        ("os:mkdir", ["path:{}"]),
+        ("tempfile:mkdtemp", ["dir:{}/.."]),
+        ("functools:partial", []),
+        ("builtins:exec", []),
+        ("os:sep", []),
+        ("numpy:ndarray", ["shape:3"]),
+        ("stable_baselines3:PPO", []),
+    ],
+)
+def test_what_makes_no_environments_is_refused_without_a_call(
+    name: str, arguments: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "runs").mkdir()
+    options = ["--env-kwargs", *(each.replace("{}", str(tmp_path / "called")) for each in arguments)] if arguments else []
+    for command in (train.train, enjoy.enjoy):
+        with pytest.raises(SystemExit) as end:
+            command(["--env", name, "-f", str(tmp_path / "runs"), *options])
+        assert end.value.code == 2
+        assert list(tmp_path.iterdir()) == [tmp_path / "runs"]
+        if command is train.train:
+            assert f"the id {name!r} names" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("kind", FILES)
 def test_bad_files_of_hyperparameters_are_named(kind: str, tmp_path: Path) -> None:
     file = tmp_path / "some.yml"

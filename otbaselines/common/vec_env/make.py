@@ -3,8 +3,11 @@
 import difflib
 import importlib
 import importlib.util
+import inspect
 import pkgutil
+import sys
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any
 
 import gymnasium as gym
@@ -62,7 +65,8 @@ def make_vec_env(
     :raises ValueError: if the id is unknown, or does not go with the backend, or ``n_copies`` is not positive
     :raises ImportError: if the id belongs to a package that is not installed
     :raises TypeError: if an argument is of the wrong type, or ``env`` is nothing of the above, or its constructor does not
-        accept ``env_kwargs``
+        accept ``env_kwargs``; of what an id of the form ``"package.module:function"`` names, classes that are no PettingZoo
+        environments and functions of Python's own library are refused without a call
     """
     if backend not in BACKENDS:
         raise ValueError(f"`backend` must be one of {', '.join(BACKENDS)}, got {backend!r}")
@@ -202,7 +206,22 @@ def _from_entry_point(env_id: str) -> Callable[..., Any] | None:
         close = difflib.get_close_matches(name, dir(module))
         raise ValueError(f"the id {env_id!r} names {name!r}, which {module_name!r} does not have; close are {close}")
     create: Callable[..., Any] = getattr(module, name)
+    if not _may_make_environments(create):
+        raise TypeError(
+            f"the id {env_id!r} names {create!r}, which makes no environments and was not called; name a class of PettingZoo "
+            "environments, or a function that returns one"
+        )
     return create
+
+
+def _may_make_environments(create: Any) -> bool:
+    """Whether it is a PettingZoo class, or something to call that is not the standard library's: ``os:system`` has effects."""
+    while isinstance(create, partial):
+        create = create.func
+    if isinstance(create, type):
+        return issubclass(create, ParallelEnv | AECEnv)
+    origin = getattr(inspect.unwrap(create), "__module__", None) or type(create).__module__
+    return callable(create) and origin.partition(".")[0] not in sys.stdlib_module_names
 
 
 def _is_gymnasium_id(env_id: str) -> bool:

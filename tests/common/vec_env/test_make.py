@@ -1,4 +1,8 @@
+import functools
 import importlib.util
+import os
+import sys
+import types
 
 import gymnasium as gym
 import numpy as np
@@ -151,6 +155,40 @@ def test_unknown_ids_are_errors_with_close_matches(env_id, hint):
 def test_an_entry_point_with_a_misspelt_function_names_close_ones():
     with pytest.raises(ValueError, match=r"'paralel_env', which 'mpe2.simple_spread_v3' does not have.*'parallel_env'"):
         make_vec_env("mpe2.simple_spread_v3:paralel_env")
+
+
+def _team(horizon=5):
+    return DiceEnv(horizon=horizon)
+
+
+@functools.wraps(_team)
+def _wrapped():
+    return _team()
+
+
+class _Maker:
+    def __call__(self):
+        return _team()
+
+
+@pytest.mark.parametrize("create", [_team, _wrapped, OnesEnv, functools.partial(_team, horizon=3), _Maker(), lambda: _team()])
+def test_an_entry_point_is_a_class_of_environments_or_whatever_a_user_calls_to_make_one(create, monkeypatch):
+    module = types.ModuleType("some_users_module")
+    module.make = create
+    monkeypatch.setitem(sys.modules, module.__name__, module)
+    env = make_vec_env("some_users_module:make", n_copies=2)
+    assert isinstance(env, ParallelVecEnv)
+    assert env.num_envs == 2 * len(DiceEnv().possible_agents)
+    env.close()
+
+
+@pytest.mark.parametrize("create", [os.system, functools.partial(os.system, "exit 3"), dict, gym.Env, "text", None])
+def test_an_entry_point_that_makes_no_environments_is_refused(create, monkeypatch):
+    module = types.ModuleType("some_users_module")
+    module.make = create
+    monkeypatch.setitem(sys.modules, module.__name__, module)
+    with pytest.raises(TypeError, match=r"the id 'some_users_module:make' names .*was not called"):
+        make_vec_env("some_users_module:make")
 
 
 def test_an_entry_point_without_its_module_is_an_error():
