@@ -15,8 +15,9 @@ from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback, Schedul
 from stable_baselines3.common.vec_env import VecEnv, unwrap_vec_normalize
 
 from otbaselines.common.learner import Learner
+from otbaselines.common.memory import check_rollout_size
 from otbaselines.common.multi_agent.buffers import AgentRolloutBuffer
-from otbaselines.common.multi_agent.collect import TeamRollouts
+from otbaselines.common.multi_agent.collect import VALUE_ROWS, TeamRollouts
 from otbaselines.common.multi_agent.critics import CRITICS, check_critic, check_state_space
 from otbaselines.common.multi_agent.policies import (
     MultiAgentActorCriticCnnPolicy,
@@ -218,6 +219,9 @@ class MultiAgentOnPolicyAlgorithm(Learner, TeamRollouts):
         if self.n_steps is None:
             self.n_steps = self._automatic["n_steps"] = max(MIN_STEPS, JOINT_STEPS // n_copies)
         self._check_setup(n_copies)
+        if self.env is not None:
+            space, n_slots = self.observation_space, self.n_envs
+            check_rollout_size(self.n_steps, n_slots, space, rows_at_once=VALUE_ROWS, device=self.device)
         vars(self).pop("rollout_buffer", None)
         policy_class: Any = self.policy_class
         self._check_observations(policy_class)

@@ -13,6 +13,7 @@ from stable_baselines3.common.torch_layers import BaseFeaturesExtractor, Combine
 from stable_baselines3.common.type_aliases import PyTorchObs, Schedule
 from torch import nn
 
+from otbaselines.common.memory import check_networks
 from otbaselines.common.multi_agent.agent_view import agent_view, parameter_groups
 from otbaselines.common.multi_agent.critics import RunningNormalizer, check_critic
 from otbaselines.common.multi_agent.distributions import (
@@ -166,13 +167,16 @@ class MultiAgentActorCriticPolicy(TeamRowPolicy):
             vars(self)["features_extractor"] = self.pi_extractors[0]
         extractor: Any = self.pi_extractors[0]
         width = int(extractor.features_dim) + (0 if self.agent_ids is None else self.agent_ids.shape[1])
+        n_actions, n_heads = action_head_size(self.action_space), self.n_agents if self.critic == "central" else 1
+        vf_width = self._critic_width(width)
+        actors, critics = (width, *self.net_arch["pi"], n_actions), (vf_width, *self.net_arch["vf"], n_heads)
+        check_networks([(self.n_sets, actors), (self.n_critics, critics)], self.net_arch, self.observation_space)
         self.pi_net = StackedMLP(self.n_sets, width, self.net_arch["pi"], self.activation_fn)
-        self.vf_net = StackedMLP(self.n_critics, self._critic_width(width), self.net_arch["vf"], self.activation_fn)
-        self.action_net = StackedLinear(self.n_sets, self.pi_net.out_features, action_head_size(self.action_space))
-        n_heads = self.n_agents if self.critic == "central" else 1
+        self.vf_net = StackedMLP(self.n_critics, vf_width, self.net_arch["vf"], self.activation_fn)
+        self.action_net = StackedLinear(self.n_sets, self.pi_net.out_features, n_actions)
         self.value_net = StackedLinear(self.n_critics, self.vf_net.out_features, n_heads)
         if isinstance(self.action_space, spaces.Box):
-            self._build_noise(action_head_size(self.action_space))
+            self._build_noise(n_actions)
         elif self.use_sde:
             raise ValueError(
                 f"`use_sde=True` needs continuous actions, but the action space is {self.action_space}; leave it off"
