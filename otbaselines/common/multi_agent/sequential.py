@@ -380,7 +380,11 @@ class SequentialTrustRegion(MultiAgentOnPolicyAlgorithm):
         self.logger.record("train/n_updates", self._n_updates, exclude="tensorboard")
 
     def _warn_about_opposed_rewards(self) -> None:
-        rewards = self.rollout_buffer.rewards.flatten(0, 1)
+        # In float64 the mean of a constant is that constant; its rounding would correlate with anything.
+        rewards = self.rollout_buffer.rewards.flatten(0, 1).double()
+        if not self.rollout_buffer.all_active:
+            # Nobody's reward is for an agent that has left.
+            rewards = rewards[self.rollout_buffer.active.flatten(0, 1).all(1)]
         if self._warned or rewards.shape[1] == 1 or len(rewards) < ENOUGH:
             return
         others = (rewards.sum(1, keepdim=True) - rewards) / (rewards.shape[1] - 1)
