@@ -221,6 +221,11 @@ class WMATRPO(SequentialTrustRegion):
         with th.no_grad():
             values = policy.team_values(steps.observations, steps.states).mean(1)
             judged = optimistic(policy.joint_critics(inputs, actions), optimism) - values
+        if not bool(th.isfinite(judged).all()):
+            raise ValueError(
+                f"the advantages of the joint critics became NaN or infinite after {self.num_timesteps} agent-steps; the "
+                "parameters from before the update were restored. Lower `learning_rate`, or scale the rewards"
+            )
         scale = judged.std() + 1e-8 if self.normalize_advantage else th.ones_like(judged[0])
         self._round = _Round(steps, inputs, actions, values, judged / scale, scale, optimism, self.action_sets())
 

@@ -240,6 +240,14 @@ class SequentialTrustRegion(MultiAgentOnPolicyAlgorithm):
         self.policy.set_training_mode(True)
         self._update_learning_rate(self.policy.optimizer)
         snapshot = Snapshot(self.policy, self.policy.optimizer)
+        try:
+            self._train_round(snapshot)
+        except ValueError:
+            # Critics have been fitted, or agents moved, before something turned out wrong.
+            snapshot.restore()
+            raise
+
+    def _train_round(self, snapshot: Snapshot) -> None:
         steps, metrics = self._team_steps(), Metrics()
         self._warn_about_opposed_rewards()
         radii = self._radii()
