@@ -13,7 +13,13 @@ from torch.nn.utils import parameters_to_vector
 
 from otbaselines.common.multi_agent.buffers import AgentRolloutSamples
 from otbaselines.common.multi_agent.distributions import TeamDistribution
-from otbaselines.common.multi_agent.sequential import AgentProblem, AgentUpdate, SequentialTrustRegion, TeamSteps
+from otbaselines.common.multi_agent.sequential import (
+    AgentProblem,
+    AgentUpdate,
+    SequentialTrustRegion,
+    TeamSteps,
+    team_mean,
+)
 from otbaselines.common.networks.optimizers import clear_gradients, take_step
 from otbaselines.common.schedules import parse_schedule
 from otbaselines.common.settings import MANY, Setting, arguments_of, check_settings, settings_of
@@ -219,7 +225,7 @@ class WMATRPO(SequentialTrustRegion):
         self._fit_joint_critics(metrics)
         optimism = self.schedule_value("optimism")
         with th.no_grad():
-            values = policy.team_values(steps.observations, steps.states).mean(1)
+            values = team_mean(policy.team_values(steps.observations, steps.states), steps.active)
             judged = optimistic(policy.joint_critics(inputs, actions), optimism) - values
         if not bool(th.isfinite(judged).all()):
             raise ValueError(

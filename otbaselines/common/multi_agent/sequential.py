@@ -285,7 +285,7 @@ class SequentialTrustRegion(MultiAgentOnPolicyAlgorithm):
             else observations.flatten(0, 1)
         )
         active = None if buffer.all_active else buffer.active.flatten(0, 1)
-        advantages, returns = (_team_mean(tensor.flatten(0, 1), active) for tensor in (buffer.advantages, buffer.returns))
+        advantages, returns = (team_mean(tensor.flatten(0, 1), active) for tensor in (buffer.advantages, buffer.returns))
         if not bool(th.isfinite(advantages).all()):
             raise ValueError(
                 f"the advantages became NaN or infinite after {self.num_timesteps} agent-steps; the policy was left as it "
@@ -411,6 +411,10 @@ class SequentialTrustRegion(MultiAgentOnPolicyAlgorithm):
             )
 
 
-def _team_mean(x: th.Tensor, active: th.Tensor | None) -> th.Tensor:
-    """The mean over all agents, to which absent ones add zero."""
+def team_mean(x: th.Tensor, active: th.Tensor | None) -> th.Tensor:
+    """
+    :param x: of each agent, shape ``(n_rows, n_agents)``
+    :param active: ``False`` where the agent had left, of the same shape; ``None`` when all stay
+    :return: the mean over all agents, to which absent ones add zero, shape ``(n_rows,)``
+    """
     return (x if active is None else x.masked_fill(~active, 0.0)).mean(1)
