@@ -37,12 +37,14 @@ class ActionMetric:
             if table.ndim == ndim:
                 table = np.broadcast_to(table, (layout.n_agents, *table.shape))
             if table.shape != (layout.n_agents, *[width] * ndim):
-                wanted = f"({width}, {width})" if self.discrete else f"({width},)"
-                raise ValueError(
-                    f"`ground_metric` must have the shape {wanted} of distances between choices"
+                wanted = (
+                    f"({width}, {width}) of distances between choices"
                     if self.discrete
-                    else f"`ground_metric` must have the shape {wanted} of weights of the dimensions"
-                    f", or one such entry for each of the {layout.n_agents} agents, got {np.asarray(value).shape}"
+                    else f"({width},) of weights of the dimensions"
+                )
+                raise ValueError(
+                    f"`ground_metric` must have the shape {wanted}, or one such entry for each of the {layout.n_agents} "
+                    f"agents, got {np.asarray(value).shape}"
                 )
             self.tables = [self._entry(part, n, device) for part, n in zip(table, self.sizes, strict=True)]
 

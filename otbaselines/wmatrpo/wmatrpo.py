@@ -158,6 +158,12 @@ class WMATRPO(SequentialTrustRegion):
         return {**super()._critic_settings(), "n_joint_critics": self.n_critics, "prior_scale": self.prior_scale}
 
     def _setup_model(self) -> None:
+        policy_class: Any = self.policy_class
+        if not issubclass(policy_class, JointCriticPolicy):
+            raise ValueError(
+                f"WMATRPO needs a policy with critics of the joint action, but {policy_class.__name__} has none; use "
+                "'MlpPolicy', 'CnnPolicy', 'MultiInputPolicy' or a subclass of otbaselines.wmatrpo.MlpPolicy"
+            )
         space = self.action_space
         if isinstance(space, spaces.Discrete):
             for name in ("n_candidates", "n_refinements"):
