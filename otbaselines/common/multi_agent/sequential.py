@@ -329,9 +329,12 @@ class SequentialTrustRegion(MultiAgentOnPolicyAlgorithm):
     def _radii(self) -> list[float]:
         """Line 4 of Algorithm 1 (Salgarkar and Baheri 2025); without team-mates or history, the fixed radius."""
         n_agents, fixed = self.layout.n_agents, self.fixed_radius
-        if not self.caatr or self.drifts is None or n_agents == 1:
+        if not self.caatr:
             return [fixed] * n_agents
-        return self.radius_rule().radii(self.drifts)
+        rule = self.radius_rule()
+        if self.drifts is None or n_agents == 1:
+            return [min(fixed, rule.radius_max)] * n_agents
+        return rule.radii(self.drifts)
 
     def radius_rule(self) -> RadiusRule:
         """:return: the rule of ``caatr``, with its defaults filled in"""
