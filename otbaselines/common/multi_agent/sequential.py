@@ -213,6 +213,14 @@ class SequentialTrustRegion(MultiAgentOnPolicyAlgorithm):
                 "one of SB3's; use 'MlpPolicy', 'CnnPolicy', 'MultiInputPolicy' or a subclass of theirs"
             )
 
+    def _load_extra_data(self, data: dict[str, Any]) -> None:
+        super()._load_extra_data(data)
+        drifts, n_agents = self.drifts, self.layout.n_agents
+        if drifts is None:
+            return
+        if not isinstance(drifts, list) or len(drifts) != n_agents or not all(map(_is_distance, drifts)):
+            raise ValueError(f"`drifts` must be a distance for each of the {n_agents} agents, got {str(drifts)[:100]}")
+
     def _setup_learn(self, *args: Any, **kwargs: Any) -> tuple[int, BaseCallback]:
         self._warned = False
         return super()._setup_learn(*args, **kwargs)
@@ -412,6 +420,10 @@ class SequentialTrustRegion(MultiAgentOnPolicyAlgorithm):
                 UserWarning,
                 stacklevel=2,
             )
+
+
+def _is_distance(value: Any) -> bool:
+    return isinstance(value, float) and 0.0 <= value < math.inf
 
 
 def team_mean(x: th.Tensor, active: th.Tensor | None) -> th.Tensor:
