@@ -51,7 +51,7 @@ class ActionMetric:
     def _entry(self, part: np.ndarray, n: int, device: th.device) -> th.Tensor:
         cut = th.as_tensor(np.ascontiguousarray(part[:n, :n] if self.discrete else part[:n]), dtype=th.float32)
         if self.discrete:
-            ot.check_metric(cut.double(), name="ground_metric")
+            ot.check_metric(cut, name="ground_metric")
         elif not bool((cut > 0).all()) or not bool(th.isfinite(cut).all()):
             raise ValueError(f"`ground_metric` must weigh every dimension by a positive number, got {cut.tolist()}")
         return cut.to(device)
@@ -105,8 +105,7 @@ def environment_distances(vectors: Any) -> list[Any]:
 
     :param vectors: an environment's ``agent_action_vectors``, one row per agent and action, shape ``(n_agents, n_actions, k)``
     :return: Euclidean distances in units of the median one between two different actions, nested lists of the shape
-        ``(n_agents, n_actions, n_actions)``
-    :raises ValueError: if two actions of an agent do the same, between which a metric must be positive
+        ``(n_agents, n_actions, n_actions)``; zero where two actions of an agent do the same
     """
     table = np.asarray(vectors, dtype=np.float64)
     distances = np.linalg.norm(table[:, :, None] - table[:, None], axis=-1)
