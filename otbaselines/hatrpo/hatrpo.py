@@ -1,8 +1,11 @@
 """Trust-region policy optimisation for teams, one agent after the other."""
 
+import math
 from typing import Any, ClassVar
 
+import numpy as np
 import torch as th
+from gymnasium import spaces
 from stable_baselines3.common.type_aliases import GymEnv, Schedule
 from torch.nn.utils import parameters_to_vector
 
@@ -82,6 +85,11 @@ class HATRPO(SequentialTrustRegion):
         self.cg_damping = cg_damping
         self.line_search_shrinking_factor = line_search_shrinking_factor
         self.line_search_max_iter = line_search_max_iter
+        if caatr is True and use_sde is True and caatr_constant is None:
+            raise TypeError(
+                "`caatr_constant` has no default with `use_sde=True`, where no bound on the divergence bounds how far actions "
+                "move; give it, in nats times the unit of the actions"
+            )
         super().__init__(**arguments_of(super().__init__, locals()))
 
     def _setup_model(self) -> None:
@@ -91,6 +99,20 @@ class HATRPO(SequentialTrustRegion):
     @property
     def fixed_radius(self) -> float:
         return self.schedule_value("target_kl")
+
+    @property
+    def fixed_drift(self) -> float:
+        r"""
+        The most that the divergence allows: for choices by Pinsker's inequality, :math:`W_1 \le \sqrt{KL / 2}` each, for
+        normals by Talagrand's (1996, Theorem 1.1), :math:`W_1 \le \sigma \sqrt{2 KL}` each. Of independent ones, whose
+        divergences add up, the bounds are combined by Cauchy and Schwarz.
+        """
+        space = self.action_space
+        if isinstance(space, spaces.Box):
+            squares = 2.0 * float(self.policy.log_std.detach().exp().square().sum(-1).mean())
+        else:
+            squares = 0.5 * (1 if isinstance(space, spaces.Discrete) else int(np.prod(space.shape or ())))
+        return math.sqrt(squares * self.fixed_radius)
 
     def _update_agent(self, problem: AgentProblem) -> AgentUpdate:
         """A natural gradient step, shortened until the divergence is within its bound and the surrogate rises."""

@@ -231,6 +231,11 @@ class SequentialTrustRegion(MultiAgentOnPolicyAlgorithm):
     def fixed_radius(self) -> float:
         """The radius without ``caatr``."""
 
+    @property
+    def fixed_drift(self) -> float:
+        """How far an agent moves that uses up the fixed radius, as mean Wasserstein-1 distance."""
+        return self.fixed_radius
+
     @abstractmethod
     def _update_agent(self, problem: AgentProblem) -> AgentUpdate:
         """Move one agent's policy within its trust region."""
@@ -351,7 +356,7 @@ class SequentialTrustRegion(MultiAgentOnPolicyAlgorithm):
         radius_max = 10.0 * self.fixed_radius if self.trust_radius_max is None else self.trust_radius_max
         constant = self.caatr_constant
         if constant is None:
-            drift = (self.layout.n_agents - 1) * self.fixed_radius
+            drift = (self.layout.n_agents - 1) * self.fixed_drift
             constant = self.fixed_radius * (drift + max(eps_base, min(eps_max, drift / 10.0)))
         return RadiusRule(constant, eps_base, eps_max, radius_max)
 
