@@ -104,7 +104,7 @@ def natural_step(
     :param radius: bound on the divergence
     :param cg_max_steps: steps of the solver
     :param cg_damping: multiple of the identity that is added to the Fisher matrix
-    :return: the step; not finite where the surrogate is flat
+    :return: the step; where the surrogate is flat, one in a random direction, where the solver starts, or not finite
     """
     slopes = th.autograd.grad(divergence, parameters, create_graph=True, retain_graph=True, allow_unused=True)
     used = [parameter for parameter, slope in zip(parameters, slopes, strict=True) if slope is not None]
