@@ -336,22 +336,24 @@ class MultiAgentOnPolicyAlgorithm(Learner, TeamRollouts):
         # a negative learning rate climbs the loss.
         self._current_progress_remaining = max(0.0, self._current_progress_remaining)
 
-    def _choose_batch_size(self, n_copies: int) -> int:
+    def _choose_batch_size(self, n_copies: int, n_rollouts: int = 1) -> int:
         """
         Fill in ``batch_size`` where it was left to the algorithm.
 
         :param n_copies: copies of the environment
+        :param n_rollouts: from which minibatches are drawn
         :return: joint steps per minibatch
-        :raises ValueError: if it exceeds the rollout
+        :raises ValueError: if it exceeds these rollouts
         """
         n_agents, joint = self.layout.n_agents, self.n_steps * n_copies
         if self.batch_size is None:
             parts = max(parts for parts in range(1, MAX_MINIBATCHES + 1) if joint % parts == 0)
             self.batch_size = self._automatic["batch_size"] = max(joint // parts, min(2, joint)) * n_agents
-        if self.batch_size > joint * n_agents:
+        if self.batch_size > n_rollouts * joint * n_agents:
+            several = f" times the {n_rollouts} rollouts" if n_rollouts > 1 else ""
             raise ValueError(
                 f"`batch_size` must not exceed the rollout, got {self.batch_size} > n_steps * n_copies * n_agents = "
-                f"{self.n_steps} * {n_copies} * {n_agents} = {joint * n_agents}; lower it or raise `n_steps`"
+                f"{self.n_steps} * {n_copies} * {n_agents} = {joint * n_agents}{several}; lower it or raise `n_steps`"
             )
         return self.batch_size // n_agents
 

@@ -145,6 +145,8 @@ class SequentialTrustRegion(MultiAgentOnPolicyAlgorithm):
         "trust_radius_max": Setting("number", low=0.0, above="always", optional=True),
     }
     _json_state: ClassVar[tuple[str, ...]] = ("drifts",)
+    #: Rollouts from which minibatches of critics are drawn.
+    replay_rollouts: int = 1
     #: How far each agent's policy moved in the last round, as mean Wasserstein-1 distance; ``None`` before the first.
     drifts: list[float] | None = None
 
@@ -194,7 +196,7 @@ class SequentialTrustRegion(MultiAgentOnPolicyAlgorithm):
         super().__init__(**{**arguments_of(super().__init__, locals()), **fixed})
 
     def _check_setup(self, n_copies: int) -> None:
-        if self._choose_batch_size(n_copies) < 1:
+        if self._choose_batch_size(n_copies, self.replay_rollouts) < 1:
             raise ValueError(
                 f"`batch_size` must hold at least one joint step of {self.layout.n_agents} agents, got {self.batch_size}"
             )
