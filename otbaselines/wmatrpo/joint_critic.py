@@ -3,6 +3,7 @@
 import torch as th
 from torch import nn
 
+from otbaselines.common.multi_agent.critics import RunningNormalizer
 from otbaselines.common.networks.layers import FastTanh, StackedLinear, StackedMLP
 
 # Of the layers of random networks, so that they vary over the actions instead of being nearly linear.
@@ -87,8 +88,9 @@ class JointCritics(nn.Module):
     """
     An ensemble of centralised critics Q(s, a) of the state and the actions of all agents.
 
-    With a ``prior_scale`` each is the sum of a trained network and a random one that stays as it is (Osband et al. 2018), so
-    that they agree where there are data and differ by about the scale where there are none.
+    Networks are fitted in the unit of the returns' standard deviation over all that was seen, so that rewards of any size are
+    learned alike. With a ``prior_scale`` each critic is the sum of a trained network and a random one that stays as it is
+    (Osband et al. 2018), so that they agree where there are data and differ where there are none.
 
     :param n_critics: critics in the ensemble, which differ in their initial parameters
     :param state_width: numbers that describe the state
@@ -96,7 +98,7 @@ class JointCritics(nn.Module):
     :param action_width: numbers that describe one agent's action
     :param net_arch: widths of the hidden layers, at least one
     :param activation_fn: activation class of the hidden layers
-    :param prior_scale: of the random networks, in the unit of the return; none at 0
+    :param prior_scale: of the random networks, in the unit of the returns' standard deviation; none at 0
     """
 
     def __init__(
@@ -114,20 +116,40 @@ class JointCritics(nn.Module):
         self.n_critics = n_critics
         self.prior_scale = prior_scale
         arguments = (n_critics, state_width, n_agents, action_width, net_arch, activation_fn)
+        self.returns = RunningNormalizer(1)
         self.networks = JointNetworks(*arguments)
         self.priors = None
         if prior_scale > 0.0:
             self.priors = JointNetworks(*arguments).requires_grad_(False)
             self.priors.scatter()
 
+    def _unit(self) -> th.Tensor:
+        """Of returns; one while they have not varied."""
+        return th.where(self.returns.variance > 0, self.returns.variance, 1.0).sqrt()
+
+    def loss(self, states: th.Tensor, actions: th.Tensor, returns: th.Tensor) -> th.Tensor:
+        """
+        Squared error of each critic in the unit of the returns' standard deviation.
+
+        :param states: shape ``(rows, state_width)``
+        :param actions: shape ``(rows, n_agents, action_width)``
+        :param returns: what the critics are to predict, shape ``(rows,)``
+        :return: shape ``(n_critics,)``
+        """
+        targets = (returns - self.returns.mean) / self._unit()
+        return (self._normalised(states, actions) - targets).square().mean(1)
+
+    def _normalised(self, states: th.Tensor, actions: th.Tensor) -> th.Tensor:
+        values: th.Tensor = self.networks(states, actions)
+        return values if self.priors is None else values + self.prior_scale * self.priors(states, actions)
+
     def forward(self, states: th.Tensor, actions: th.Tensor) -> th.Tensor:
         """
         :param states: shape ``(rows, state_width)``
         :param actions: shape ``(rows, n_agents, action_width)``
-        :return: shape ``(n_critics, rows)``
+        :return: in the unit of the return, shape ``(n_critics, rows)``
         """
-        values: th.Tensor = self.networks(states, actions)
-        return values if self.priors is None else values + self.prior_scale * self.priors(states, actions)
+        return self._normalised(states, actions) * self._unit() + self.returns.mean
 
     def responses(self, states: th.Tensor, actions: th.Tensor, agent: int, candidates: th.Tensor) -> th.Tensor:
         """
@@ -135,9 +157,9 @@ class JointCritics(nn.Module):
         :param actions: shape ``(n_states, n_joint, n_agents, action_width)``
         :param agent: whose action is replaced
         :param candidates: by these, shape ``(n_states or 1, n_candidates, action_width)``
-        :return: shape ``(n_critics, n_states, n_joint, n_candidates)``
+        :return: in the unit of the return, shape ``(n_critics, n_states, n_joint, n_candidates)``
         """
         values = self.networks.responses(states, actions, agent, candidates)
-        if self.priors is None:
-            return values
-        return values + self.prior_scale * self.priors.responses(states, actions, agent, candidates)
+        if self.priors is not None:
+            values = values + self.prior_scale * self.priors.responses(states, actions, agent, candidates)
+        return values * self._unit() + self.returns.mean

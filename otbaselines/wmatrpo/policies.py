@@ -22,7 +22,7 @@ class JointCriticPolicy(MultiAgentActorCriticPolicy):
     The actors and the central critic of a team, with a target of the latter, and critics of the joint action.
 
     :param n_joint_critics: critics of the joint action in the ensemble
-    :param prior_scale: of the random networks that are added to them, in the unit of the return
+    :param prior_scale: of the random networks that are added to them, in the unit of the returns' standard deviation
     """
 
     def __init__(self, *args: Any, n_joint_critics: int = 1, prior_scale: float = 0.0, **kwargs: Any) -> None:

@@ -57,8 +57,8 @@ class WMATRPO(SequentialTrustRegion):
     :param n_critics: critics of the joint action, which differ in their initial parameters
     :param optimism: standard deviations of these critics that are added to their mean, a number or a schedule; one that
         falls to zero looks around first and settles then
-    :param prior_scale: of random networks that are added to these critics and never trained, in the unit of the return, so
-        that they disagree where there are no data (Osband et al. 2018)
+    :param prior_scale: of random networks that are added to these critics and never trained, in the unit of the returns'
+        standard deviation, so that they disagree where there are no data (Osband et al. 2018)
     :param replay_rollouts: latest rollouts that the critics of the joint action are fitted to; a loaded model starts with none
     :param tau: share of the online critic that its target takes over after each round
     :param ground_metric: distances between actions: ``None`` for one between different choices, or the sum of absolute
@@ -228,6 +228,7 @@ class WMATRPO(SequentialTrustRegion):
         inputs = policy.critic_inputs(steps.observations, steps.states)
         actions = policy.encode_actions(steps.actions)
         self._replay.append((inputs, actions, steps.returns))
+        policy.joint_critics.returns.update(steps.returns.unsqueeze(1))
         self._fit_joint_critics(metrics)
         optimism = self.schedule_value("optimism")
         with th.no_grad():
@@ -248,7 +249,7 @@ class WMATRPO(SequentialTrustRegion):
         rows = self.batch_size // self.layout.n_agents
         for _ in range(self.n_critic_updates):
             for part in th.randperm(len(returns), device=self.device).split(rows):
-                loss = (self.policy.joint_critics(inputs[part], actions[part]) - returns[part]).square().mean(1).sum()
+                loss = self.policy.joint_critics.loss(inputs[part], actions[part], returns[part]).sum()
                 metrics.add("train/joint_value_loss", loss.detach() / self.n_critics)
                 clear_gradients(self.policy.optimizer)
                 loss.backward()
@@ -333,7 +334,8 @@ class WMATRPO(SequentialTrustRegion):
             self.n_candidates or N_CANDIDATES,
             N_REFINEMENTS if self.n_refinements is None else self.n_refinements,
         )
-        sources, weights = problem.actions, rows.unsqueeze(1)
+        # As they are played: beyond the box every action does what its nearest one inside does.
+        sources, weights = problem.actions.clamp(search.low, search.high), rows.unsqueeze(1)
         if self._round.is_one_state:
             sources, weights = sources.transpose(0, 1), weights.T
         return search.transport(advantage, sources, self._metric, problem.radius, weights)
