@@ -52,13 +52,13 @@ def test_wbc_beats_kl_and_sharing_where_agents_have_different_roles() -> None:
     assert _permutation_p_value(wbc, sharing) < 0.05, (wbc, sharing)
 
 
-@pytest.mark.parametrize("method", ["ippo", "mappo"])
-def test_shared_policies_reach_the_return_of_sb3_on_mpe2_simple_spread(method: str, tmp_path: Path) -> None:
-    # SB3's parameter-sharing PPO over SuperSuit reaches -19.4 per agent and episode after the same 300,000 agent-steps.
+# What five seeds reach per agent and episode (zoo/results/compare_sb3.md), less .5: twice the standard error of such a mean.
+@pytest.mark.parametrize(("method", "measured"), [("ippo", -16.82), ("mappo", -17.88)])
+def test_shared_policies_return_on_mpe2_simple_spread_what_was_measured(method: str, measured: float, tmp_path: Path) -> None:
     pytest.importorskip("mpe2")
     returns = [run_job(SPREAD.job(method, seed, tmp_path), SpreadResult).evaluation.mean() for seed in SEEDS]
     print(returns)
-    assert np.mean(returns) >= -19.4, returns
+    assert np.mean(returns) >= measured - 0.5, returns
 
 
 def test_a_team_of_one_learns_cart_pole() -> None:
