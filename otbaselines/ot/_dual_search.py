@@ -57,7 +57,8 @@ class Bracket:
         ours = lines.select(rows)
         self.value = float(weights @ lines.value) - float(self.weights @ ours.value)
         self.cost = float(weights @ lines.cost) - float(self.weights @ ours.cost)
-        self.tolerance = ROUNDING * (radius + self.spent(steep))
+        # What is spent is compared with the radius, and where they are close its rounding is the radius's.
+        self.tolerance = 2 * ROUNDING * radius
 
     @classmethod
     def between(cls, weights: th.Tensor, radius: float, ends: tuple[float, float], steep: Lines, flat: Lines) -> Bracket:
@@ -101,6 +102,14 @@ class Bracket:
         # The last one where rounding leaves all of them above the budget.
         first = min(int((spent > self.radius + self.tolerance).sum()), len(spent) - 1)
         return min(max(_finite(float(crossings[first])), self.low), self.high)
+
+    def middle(self) -> float:
+        """
+        :return: a multiplier between the ends, in the middle of their logarithms where they are far apart
+        """
+        if 0 < 4 * self.low < self.high:
+            return math.sqrt(self.low) * math.sqrt(self.high)
+        return self.low + 0.5 * (self.high - self.low)
 
     def narrow(self, multiplier: float, tops: Lines, *, below: bool) -> None:
         """
@@ -267,7 +276,7 @@ class DualProblem:
                     bracket.high = self._steepest(bracket)
                 halves = bracket.high - bracket.low > 0.5 * width
                 width = bracket.high - bracket.low
-                multiplier = bracket.low + 0.5 * width if halves else multiplier
+                multiplier = bracket.middle() if halves else multiplier
             tops, near, far = self.candidates.ties(multiplier, ROUNDING * self.scale, bracket.rows)
             lines = th.maximum(bracket.steep.at(multiplier), bracket.flat.at(multiplier))
             excess = float(bracket.weights @ (tops.at(multiplier) - lines))

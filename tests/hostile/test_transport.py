@@ -156,6 +156,28 @@ def nearly_non_negative(result: th.Tensor, given: Arguments) -> None:
     )
 
 
+def is_certified(result: ot.TrustRegionResult, given: Arguments) -> None:
+    """The mixture is within the budget, and a dual value that is no larger than its own shows that nothing is better."""
+    shape = (*given["weights"].shape, given["values"].shape[-1])
+    values, cost = (given[name].detach().double().expand(shape) for name in ("values", "cost"))
+    weights = unit(given["weights"].flatten()).double().view(shape[:-1])
+    multiplier, share, radius = float(result.multiplier), float(result.mixing), float(given["radius"])
+    maps = [index.unsqueeze(-1) for index in (result.nearest, result.furthest)]
+    value, spent = (
+        sum(
+            float((weights * x.gather(-1, index)[..., 0]).sum()) * t for index, t in zip(maps, (share, 1 - share), strict=True)
+        )
+        for x in (values, cost)
+    )
+    dual = multiplier * radius + float((weights * (values - multiplier * cost).amax(-1)).sum())
+    scale = float(values.abs().max()) + multiplier * radius
+    eps = th.finfo(result.value.dtype).eps
+    assert spent <= radius * (1 + 8 * eps) + 8 * eps * float((weights * cost.amax(-1)).sum())
+    assert bool((result.mass >= 0).all())
+    if result.converged:
+        assert dual - value <= (2 * given["tol"] + 64 * eps) * scale
+
+
 def nothing(result: Any, given: Arguments) -> None:
     pass
 
@@ -327,6 +349,19 @@ FUNCTIONS: dict[str, Case] = {
         is_distance,
     ),
     "validate_cost": (ot.validate_cost, {"cost": cost()}, nothing),
+    "check_metric": (ot.check_metric, {"cost": cost()}, nothing),
+    "trust_region_dual": (
+        ot.trust_region_dual,
+        {
+            "values": points(TEAM, 1, N),
+            "cost": cost(),
+            "weights": spread(TEAM, N) / TEAM,
+            "radius": 0.3,
+            "tol": 1e-9,
+            "max_iter": LIMIT,
+        },
+        is_certified,
+    ),
 }
 
 
