@@ -8,8 +8,8 @@ from dataclasses import dataclass
 
 import torch as th
 
-# Entries that are looked at together: half a MiB in float64, which stays in a core's cache.
-BLOCK = 1 << 16
+# Entries that are looked at together: a MiB in float64, which stays in a cache.
+BLOCK = 1 << 17
 
 
 @dataclass(frozen=True)
