@@ -51,6 +51,9 @@ class Bracket:
         flat: Lines,
     ) -> None:
         self.radius, (self.low, self.high) = radius, ends
+        # Two lines of one cost that are both on top are one line, whatever their numbers and their rounding.
+        kept = (steep.cost != flat.cost).nonzero().squeeze(-1)
+        rows, steep, flat = rows[kept], steep.select(kept), flat.select(kept)
         # Of the sources that are open; of those that are settled the candidates, and their value and cost.
         self.rows, self.weights, self.steep, self.flat = rows, weights[rows], steep, flat
         self.index = lines.index.clone()
@@ -70,8 +73,7 @@ class Bracket:
         :param flat: those at the upper end
         :return: the bracket
         """
-        rows = (steep.cost != flat.cost).nonzero().squeeze(-1)
-        return cls(weights, radius, ends, flat, rows, steep.select(rows), flat.select(rows))
+        return cls(weights, radius, ends, flat, th.arange(len(weights), device=weights.device), steep, flat)
 
     def spent(self, lines: Lines) -> float:
         """
@@ -123,7 +125,6 @@ class Bracket:
             self.low, self.steep = multiplier, tops
         else:
             self.high, self.flat = multiplier, tops
-        # Two lines of one cost that are both on top are one line, whatever their numbers.
         is_open = self.steep.cost != self.flat.cost
         self.index[self.rows] = self.flat.index
         settled = self.weights * ~is_open

@@ -377,6 +377,15 @@ def test_a_first_look_that_misleads_is_no_harm(monkeypatch: pytest.MonkeyPatch) 
         assert float(result.gap) < 1e-12
 
 
+def test_lines_that_seem_to_change_by_rounding_are_no_harm(monkeypatch: pytest.MonkeyPatch) -> None:
+    problem = large_problem(0.05)
+    expected = problem.solve()
+    monkeypatch.setattr(_candidates.Candidates, "above", lambda self, tops, multiplier: th.arange(len(tops.index)))
+    result = problem.solve()
+    assert float(result.multiplier) == pytest.approx(float(expected.multiplier), rel=1e-12)
+    assert th.equal(result.nearest, expected.nearest)
+
+
 def test_a_first_look_at_sources_without_weight_is_no_harm() -> None:
     problem = large_problem(0.001)
     weights = th.zeros_like(problem.weights)
