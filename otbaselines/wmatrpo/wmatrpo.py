@@ -271,7 +271,7 @@ class WMATRPO(SequentialTrustRegion):
         view = problem.view
         parameters = view.actor_parameters()
         with th.no_grad():
-            old = view.team_distribution(problem.observations)
+            old = view.team_distribution(problem.observations).detach()
         transport = self._transport(problem, advantage, old)
         start = parameters_to_vector(parameters).detach().clone()
         if self.update == "transport":

@@ -109,8 +109,9 @@ class TeamDistribution(ABC):
         return changed
 
     def detach(self) -> Self:
-        """:return: the same distribution as a constant"""
-        return self._map(th.Tensor.detach)
+        """:return: the same distribution as a constant, which stays what it is when its policy's parameters are written to"""
+        # Where a deviation does not depend on the state, it is a parameter itself.
+        return self._map(lambda tensor: tensor.detach().clone())
 
     def select(self, agent: int) -> Self:
         """

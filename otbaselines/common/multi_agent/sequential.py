@@ -277,7 +277,7 @@ class SequentialTrustRegion(MultiAgentOnPolicyAlgorithm):
             share = factor.effective_share()
             problem = self._problem(steps, factor, index, radii[index], tuple(order[place + 1 :]))
             with th.no_grad():
-                old = problem.view.team_distribution(problem.observations)
+                old = problem.view.team_distribution(problem.observations).detach()
             updates[index] = update = self._update_agent(problem)
             with th.no_grad():
                 log_ratio = update.policies.log_prob(problem.actions) - problem.old_log_prob

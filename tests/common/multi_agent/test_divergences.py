@@ -224,3 +224,19 @@ def test_kl_of_coins_with_extreme_odds_is_finite_and_right():
     p, q = (IndependentBernoulli(th.tensor([[[odds]]])) for odds in (200.0, -200.0))
     th.testing.assert_close(p.kl(q), th.tensor([[200.0]]))
     th.testing.assert_close(q.kl(p), th.tensor([[200.0]]))
+
+
+def test_a_detached_distribution_stays_what_it_was_when_parameters_are_written_to():
+    # A deviation that does not depend on the state is a parameter, and a trust region moves it in place.
+    log_std = th.nn.Parameter(0.3 * _numbers(3, 2))
+    mean = _numbers(5, 3, 2, seed=1)
+    old, expected = DiagonalGaussian(mean, log_std).detach(), DiagonalGaussian(mean.clone(), log_std.detach().clone())
+    with th.no_grad():
+        log_std.add_(0.5)
+        mean.add_(1.0)
+    assert th.equal(old.mean, expected.mean)
+    assert th.equal(old.log_std, expected.log_std)
+    # One normal twice as wide in every dimension, in the same place.
+    wide = DiagonalGaussian(expected.mean, expected.log_std + np.log(2.0))
+    by_hand = 0.5 * (4.0 - 1.0) - np.log(2.0)
+    th.testing.assert_close(wide.kl(old), th.full((5, 3), 2 * by_hand, dtype=th.float64))

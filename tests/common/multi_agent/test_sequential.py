@@ -1,5 +1,6 @@
 """A round of trust-region updates: whose likelihood ratios reach whom, what it costs, how far it goes, and what stops it."""
 
+import copy
 import math
 import warnings
 
@@ -170,10 +171,13 @@ def test_no_accepted_update_of_a_training_leaves_its_divergence(team, caatr):
 def test_the_logged_distance_is_that_of_the_policies_before_and_after(algorithm, team):
     model = collect(_model(algorithm, team))
     observations, active = (x.flatten(0, 1) for x in (model.rollout_buffer.observations, model.rollout_buffer.active))
-    old = model.policy.team_distribution(observations).detach()
+    # Of a copy, because deviations that do not depend on the state are the parameters themselves.
+    before = copy.deepcopy(model.policy)
     model.train()
     with th.no_grad():
-        w1 = model.policy.team_distribution(observations).w1(old)
+        w1 = model.policy.team_distribution(observations).w1(before.team_distribution(observations))
+    if hasattr(before, "log_std"):
+        assert float((model.policy.log_std - before.log_std).detach().abs().max()) > 1e-3
     expected = [float(w1[active[:, agent], agent].mean()) for agent in range(3)]
     assert model.drifts == pytest.approx(expected, rel=1e-4)
     assert numbers(model.logger.name_to_value, "w1") == model.drifts
