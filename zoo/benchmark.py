@@ -2,9 +2,9 @@
 Every speed that the documentation quotes: ``python -m zoo.benchmark`` (``make benchmark``).
 
 Prints Markdown tables: training throughput against Stable-Baselines3's PPO on SuperSuit, its growth with the team and the
-number of copies, the cost of consensus, the transport layer against POT, and the environments alone. All are medians over
-rounds in which the contenders take turns, in CPU seconds of one thread. ``--device cuda`` measures training on a GPU
-instead, in wall time.
+number of copies, the cost of consensus and of trust regions, the transport layer against POT, and the environments alone.
+All are medians over rounds in which the contenders take turns, in CPU seconds of one thread. ``--device cuda`` measures
+training on a GPU instead, in wall time.
 """
 
 import argparse
@@ -19,6 +19,7 @@ from pathlib import Path
 
 from zoo.benchmarks import transport
 from zoo.benchmarks.device import device_table
+from zoo.benchmarks.rounds import rounds_table
 from zoo.benchmarks.throughput import consensus_tables, environment_table, growth_table, throughput_table
 from zoo.config import command
 from zoo.drawing.tables import Table, one_thread, write_tables
@@ -29,6 +30,7 @@ SECTIONS: dict[str, Callable[[bool], list[Table]]] = {
     "throughput": lambda quick: [throughput_table(quick=quick)],
     "growth": lambda quick: [growth_table(quick=quick)],
     "consensus": lambda quick: consensus_tables(quick=quick),
+    "rounds": lambda quick: [rounds_table(quick=quick)],
     "transport": lambda quick: transport.run(quick),
     "env": lambda quick: [environment_table(quick=quick)],
 }
