@@ -23,6 +23,9 @@ from otbaselines import ot
 
 # A finite stand-in for log 0: `0 * log 0` in the entropy stays zero, and its gradient stays finite.
 LOG_ZERO = -1.0e8
+# Below this many choices, a CPU's softmax is quicker along the batch: at five in a quarter of the time and less. From 16 on it
+# would take longer.
+FEW_CHOICES = 12
 
 
 class TeamDistribution(ABC):
@@ -133,6 +136,15 @@ class TeamDistribution(ABC):
         return self.mode() if deterministic else self.sample()
 
 
+def _log_softmax(logits: th.Tensor) -> th.Tensor:
+    """Over the last dimension, which for few choices on a CPU becomes the first for as long as it takes."""
+    # A trace serves other devices too, and must not depend on sizes.
+    is_traced = th.jit.is_tracing()  # type: ignore[attr-defined]
+    if is_traced or logits.device.type != "cpu" or logits.shape[-1] >= FEW_CHOICES:
+        return logits.log_softmax(-1)
+    return logits.movedim(-1, 0).contiguous().log_softmax(0).movedim(0, -1).contiguous()
+
+
 class MaskedCategorical(TeamDistribution):
     """
     Categorical over ``n_actions`` choices.
@@ -145,7 +157,7 @@ class MaskedCategorical(TeamDistribution):
         if mask is not None:
             logits = logits.masked_fill(~mask, LOG_ZERO)
         self.mask = mask
-        self.log_probs = logits.log_softmax(-1)
+        self.log_probs = _log_softmax(logits)
 
     @property
     def n_agents(self) -> int:

@@ -8,6 +8,10 @@ from torch import nn
 # As tensors, because a Python number is converted anew, at several microseconds, by every operation that meets one.
 _MINUS_ONE, _TWO = th.tensor(-1.0), th.tensor(2.0)
 
+# Below this many outputs, batched products on a CPU go along the batch: those of a head with five outputs take a quarter of
+# the time forwards and 56 % in all. From 16 outputs on they would take longer.
+NARROW = 12
+
 
 class StackedLinear(nn.Module):
     r"""
@@ -54,6 +58,9 @@ class StackedLinear(nn.Module):
         :param x: shape ``(n_sets, batch, in_features)``
         :return: shape ``(n_sets, batch, out_features)``
         """
+        if self.n_sets > 1 and self.out_features < NARROW and x.device.type == "cpu":
+            # The same product with the rows of the batch in the place of the few outputs.
+            return th.baddbmm(self.bias.mT, self.weight.mT, x.mT).mT
         return th.baddbmm(self.bias, x, self.weight)
 
     def extra_repr(self) -> str:

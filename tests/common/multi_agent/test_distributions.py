@@ -7,6 +7,7 @@ from gymnasium import spaces
 from scipy import stats
 
 from otbaselines.common.multi_agent.distributions import (
+    FEW_CHOICES,
     DiagonalGaussian,
     IndependentBernoulli,
     MaskedCategorical,
@@ -207,3 +208,13 @@ def test_padded_dimensions_of_squashed_actions_are_zero_and_carry_no_gradient():
     assert (mean.grad[:, 1, 1:] == 0).all()
     single = SquashedGaussian(mean[:, 1:, :1], th.zeros(1)).log_prob(actions[:, 1:, :1])
     th.testing.assert_close(ours.log_prob(actions)[:, 1:], single)
+
+
+@pytest.mark.parametrize("n_actions", [2, 5, FEW_CHOICES - 1, FEW_CHOICES])
+def test_log_probabilities_are_logits_less_the_logarithm_of_their_sum(n_actions):
+    logits = th.randn(3, 20, n_actions, dtype=th.float64).transpose(0, 1).requires_grad_()
+    ours, expected = MaskedCategorical(logits).log_probs, logits - logits.exp().sum(-1, keepdim=True).log()
+    th.testing.assert_close(ours, expected, atol=1e-13, rtol=0)
+    weights = th.randn_like(logits)
+    slopes = [th.autograd.grad((x * weights).sum(), logits)[0] for x in (ours, expected)]
+    th.testing.assert_close(*slopes, atol=1e-13, rtol=0)

@@ -4,7 +4,7 @@ import pytest
 import torch as th
 from torch import nn
 
-from otbaselines.common.networks.layers import FastTanh, StackedLinear, StackedMLP
+from otbaselines.common.networks.layers import NARROW, FastTanh, StackedLinear, StackedMLP
 
 
 def test_every_set_is_an_affine_map_of_its_own():
@@ -90,3 +90,14 @@ def test_an_activation_with_parameters_is_refused_where_sets_would_share_them():
     with pytest.raises(ValueError, match="`activation_fn` PReLU has parameters, which 2 parameter sets would share"):
         StackedMLP(2, 3, [4], nn.PReLU)
     assert len(list(StackedMLP(1, 3, [4], nn.PReLU).parameters())) == 3
+
+
+@pytest.mark.parametrize("n_outputs", [1, 5, NARROW - 1, NARROW])
+def test_stacked_layers_of_every_width_are_one_affine_map_per_set(n_outputs):
+    layer = StackedLinear(3, 7, n_outputs).double()
+    x = th.randn(3, 11, 7, dtype=th.float64, requires_grad=True)
+    expected = th.stack([x[k] @ layer.weight[k] + layer.bias[k] for k in range(3)])
+    th.testing.assert_close(layer(x), expected, atol=1e-12, rtol=0)
+    inputs, weights = (x, *layer.parameters()), th.randn_like(expected)
+    for ours, theirs in zip(*(th.autograd.grad((y * weights).sum(), inputs) for y in (layer(x), expected)), strict=True):
+        th.testing.assert_close(ours, theirs, atol=1e-12, rtol=0)
