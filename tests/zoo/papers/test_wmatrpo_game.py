@@ -170,7 +170,7 @@ def test_the_command_trains_writes_tables_and_draws(tmp_path: Path, capsys: pyte
     with Image.open(tmp_path / "figure1_corrected.png") as picture:
         assert np.asarray(picture.convert("L")).std() > 10
     plots.main([*arguments, "--train"])
-    assert "10 of 10 runs are finished" in capsys.readouterr().out
+    assert "12 of 12 runs are finished" in capsys.readouterr().out
 
 
 def test_the_ancestor_is_a_game_of_two(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -31,9 +31,8 @@ METHODS: Mapping[str, Method] = {
     "hatrpo-caatr": Method(label="HATRPO with CAATR", algo="hatrpo", variants=("caatr",)),
     "wmatrpo": Method(label="WMATRPO with CAATR", algo="wmatrpo"),
     "wmatrpo-fixed": Method(label="WMATRPO", algo="wmatrpo", variants=("fixed",)),
-    "wmatrpo-leader": Method(
-        label="WMATRPO, best response, four critics, optimism 1", algo="wmatrpo", variants=("fixed", "leader")
-    ),
+    "wmatrpo-optimism": Method(label="WMATRPO, optimism", algo="wmatrpo", variants=("optimism",)),
+    "wmatrpo-leader": Method(label="WMATRPO, optimism and best response", algo="wmatrpo", variants=("leader",)),
 }
 
 
@@ -145,7 +144,6 @@ def game_job(method: str, *, n_agents: int, variant: str, n_iterations: int, see
     chosen = METHODS[method]
     changes: dict[str, Any] = {
         "n_timesteps": n_iterations * BATCH * n_agents,
-        "batch_size": BATCH * n_agents,
         "env_kwargs": {"n_agents": n_agents, "variant": variant},
     }
 
@@ -160,7 +158,10 @@ def game_job(method: str, *, n_agents: int, variant: str, n_iterations: int, see
             name=f"{method}-seed{seed}",
         )
 
-    if split_entry(read().entry).model_kwargs["caatr"]:
+    kwargs = split_entry(read().entry).model_kwargs
+    # The entry's minibatch is that of three agents.
+    changes["batch_size"] = kwargs["batch_size"] // 3 * n_agents
+    if kwargs["caatr"]:
         if n_agents not in CAATR_CONSTANTS:
             raise ValueError(f"the paper has a constant of CAATR for {sorted(CAATR_CONSTANTS)} agents, not for {n_agents}")
         changes["caatr_constant"] = CAATR_CONSTANTS[n_agents]

@@ -31,6 +31,7 @@ COLOURS = {
     "hatrpo-caatr": "#E69F00",
     "wmatrpo": "#0072B2",
     "wmatrpo-fixed": "#56B4E9",
+    "wmatrpo-optimism": "#CC79A7",
     "wmatrpo-leader": "#009E73",
 }
 # Points along each axis of the map of rewards.
