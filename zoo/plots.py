@@ -7,7 +7,7 @@ costs seconds.
 """
 
 import argparse
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -20,32 +20,42 @@ from zoo.drawing.curves import draw_evaluations
 from zoo.drawing.tables import write_tables
 from zoo.papers.wbc.comparisons import ESTIMATORS, NAVIGATION, PAPER
 from zoo.papers.wmatrpo import command as wmatrpo_paper
+from zoo.papers.wmatrpo.metric import METRIC_TASKS
 from zoo.runs.comparison import Comparison, finished_runs, train_jobs
 from zoo.runs.folders import numbered_runs, run_name
+from zoo.runs.job import Job
 
 #: Name on the command line; a paper's figures are called ``<algo>-paper``.
 COMPARISONS: dict[str, Comparison[Any]] = {"wbc-paper": PAPER, "wbc-estimators": ESTIMATORS, "spread": SPREAD}
+#: Comparisons on several tasks: their help, and the tasks.
+ON_TASKS: dict[str, tuple[str, Mapping[str, Comparison[Any]]]] = {
+    "wmatrpo-metric": ("tables of WMATRPO under two ground metrics on unlike agents", METRIC_TASKS),
+}
 
 
-def compare(comparison: Comparison[Any], args: argparse.Namespace, parser: argparse.ArgumentParser) -> None:
-    """Train if asked to, and draw every run that is finished."""
+def compare(tasks: Mapping[str, Comparison[Any]], args: argparse.Namespace, parser: argparse.ArgumentParser) -> None:
+    """Train if asked to, and draw every run that is finished; the runs of a task are in the folder of its name."""
+    chosen = {name: tasks[name] for name in getattr(args, "tasks", tasks)}
     team = getattr(args, "heterogeneous", None)
-    folder = Path(args.out) / "runs" / (team or "homogeneous" if comparison.teams else "")
     overrides = {} if args.n_timesteps == -1 else {"n_timesteps": args.n_timesteps}
+    jobs: dict[str, list[tuple[str, Job]]] = {}
     with mistakes(parser):
-        jobs = [
-            (comparison.methods[name].label, comparison.job(name, seed, folder, team, overrides=overrides, device=args.device))
-            for seed in range(args.seeds)
-            for name in comparison.methods
-            if name in args.methods
-        ]
-        if args.train:
-            folder.mkdir(parents=True, exist_ok=True)
-    if args.train:
-        train_jobs([job for _, job in jobs], comparison.result, n_episodes=args.eval_episodes, n_processes=args.jobs)
+        for task, comparison in chosen.items():
+            folder = Path(args.out) / "runs" / task / (team or "homogeneous" if comparison.teams else "")
+            options = {"overrides": overrides, "device": args.device}
+            jobs[task] = [
+                (comparison.methods[name].label, comparison.job(name, seed, folder, team, **options))
+                for seed in range(args.seeds)
+                for name in comparison.methods
+                if name in args.methods
+            ]
+            if args.train:
+                folder.mkdir(parents=True, exist_ok=True)
+    for task, comparison in chosen.items() if args.train else ():
+        train_jobs([job for _, job in jobs[task]], comparison.result, n_episodes=args.eval_episodes, n_processes=args.jobs)
     with mistakes(parser):
-        runs = finished_runs(jobs, comparison.result, args.eval_episodes)
-    text = comparison.report(runs, args)
+        runs = {task: finished_runs(jobs[task], each.result, args.eval_episodes) for task, each in chosen.items()}
+    text = "\n".join(comparison.report(runs[task], args) for task, comparison in chosen.items())
     print(text)
     write_tables(text, args.tables)
 
@@ -70,21 +80,24 @@ def learning_curve(args: argparse.Namespace, parser: argparse.ArgumentParser) ->
     print(f"Drew {len(curves)} runs to {args.out}")
 
 
-def _add_comparison(parser: argparse.ArgumentParser, comparison: Comparison[Any]) -> None:
-    add = parser.add_argument
+def _add_comparison(parser: argparse.ArgumentParser, tasks: Mapping[str, Comparison[Any]]) -> None:
+    add, first = parser.add_argument, next(iter(tasks.values()))
+    methods = [*dict.fromkeys(name for comparison in tasks.values() for name in comparison.methods)]
     add("--train", action="store_true", help="train the runs that do not exist yet")
-    add("--seeds", type=count, default=comparison.seeds, help="seeds 0 .. SEEDS - 1 of every method")
-    add("--methods", nargs="+", choices=sorted(comparison.methods), default=[*comparison.methods])
-    if comparison.teams:
-        teams = sorted(comparison.teams)
+    add("--seeds", type=count, default=first.seeds, help="seeds 0 .. SEEDS - 1 of every method")
+    add("--methods", nargs="+", choices=sorted(methods), default=methods)
+    if len(tasks) > 1:
+        add("--tasks", nargs="+", choices=[*tasks], default=[*tasks])
+    if first.teams:
+        teams = sorted(first.teams)
         add("--heterogeneous", nargs="?", const="dynamics", choices=teams, help="how the agents differ")
     add("-n", "--n-timesteps", type=count_or_default, default=-1, help="agent-steps instead of the YAML entry's")
     add("--eval-episodes", type=count, default=200, help="episodes of each evaluation")
     add("--jobs", type=count, default=2, help="training processes, one thread each")
     add("--device", type=device, default="cpu")
-    add("--out", default=comparison.folder, help="folder for runs and figures")
+    add("--out", default=first.folder, help="folder for runs and figures")
     add("--tables", type=Path, default=None, help="write the table to this file as well")
-    parser.set_defaults(draw=partial(compare, comparison))
+    parser.set_defaults(draw=partial(compare, tasks))
 
 
 def parser_of_figures() -> argparse.ArgumentParser:
@@ -92,7 +105,9 @@ def parser_of_figures() -> argparse.ArgumentParser:
     parser = make_parser("zoo.plots", "Draw figures.")
     figures = parser.add_subparsers(required=True, metavar="FIGURE")
     for name, comparison in COMPARISONS.items():
-        _add_comparison(figures.add_parser(name, help=comparison.help, allow_abbrev=False), comparison)
+        _add_comparison(figures.add_parser(name, help=comparison.help, allow_abbrev=False), {"": comparison})
+    for name, (text, tasks) in ON_TASKS.items():
+        _add_comparison(figures.add_parser(name, help=text, allow_abbrev=False), tasks)
     game = "Table 3 and Figure 1 of the W-MATRPO paper"
     wmatrpo_paper.add_options(figures.add_parser("wmatrpo-paper", help=game, allow_abbrev=False))
     curve = figures.add_parser("learning-curve", help="evaluations of runs by zoo.train", allow_abbrev=False)

@@ -9,8 +9,9 @@ import torch as th
 pytest.importorskip("mpe2")
 
 from zoo import plots
-from zoo.benchmarks.sb3 import SPREAD, SpreadResult
+from zoo.benchmarks.sb3 import SPREAD
 from zoo.runs.comparison import run_job
+from zoo.runs.played import PlayedResult
 
 
 def test_both_learners_have_the_entrys_settings(tmp_path: Path) -> None:
@@ -31,9 +32,9 @@ def test_both_learners_have_the_entrys_settings(tmp_path: Path) -> None:
 @pytest.mark.parametrize("method", ["ippo", "sb3-ppo"])
 def test_a_run_is_reproducible(method: str, tmp_path: Path) -> None:
     job = SPREAD.job(method, 3, tmp_path, overrides={"n_timesteps": 6000})
-    first = run_job(job, SpreadResult, n_episodes=8)
+    first = run_job(job, PlayedResult, n_episodes=8)
     th.manual_seed(99)
-    again = run_job(job, SpreadResult, n_episodes=8)
+    again = run_job(job, PlayedResult, n_episodes=8)
     np.testing.assert_array_equal(first.evaluation, again.evaluation)
     assert np.all(first.evaluation < 0.0)
 
