@@ -49,7 +49,8 @@ class ActionMetric:
             self.tables = [self._entry(part, n, device) for part, n in zip(table, self.sizes, strict=True)]
 
     def _entry(self, part: np.ndarray, n: int, device: th.device) -> th.Tensor:
-        cut = th.as_tensor(np.ascontiguousarray(part[:n, :n] if self.discrete else part[:n]), dtype=th.float32)
+        # A copy: one table for all agents is a view that must not be written to, which torch warns of.
+        cut = th.as_tensor(np.array(part[:n, :n] if self.discrete else part[:n], dtype=np.float32))
         if self.discrete:
             ot.check_metric(cut, name="ground_metric")
         elif not bool((cut > 0).all()) or not bool(th.isfinite(cut).all()):
