@@ -237,10 +237,9 @@ def test_a_first_order_step_is_not_the_maximum_that_is_looked_for():
 
 
 def test_sources_beyond_the_box_stay_where_nothing_is_better():
-    # Actions are clipped, so that nothing is gained by coming back to the edge, at a cost.
+    # Actions are clipped: the first of the two would have to go 0.7 for nothing, before it gains as the second does at once.
     settings = {"low": -1.0, "high": 1.0, "n_candidates": 16, "n_refinements": 2}
-    sources = th.tensor([[[1.7], [-3.0]]])
-    found, *_ = _search(
-        lambda states, actions: actions[..., 0] + 0.0 * states, 1, sources, th.full((1, 2), 0.5), 0.1, **settings
-    )
+    sources, weights = th.tensor([[[1.7], [0.5]]]), th.full((1, 2), 0.5)
+    found, *_ = _search(lambda states, actions: 0.0 * states - actions[..., 0], 1, sources, weights, 0.1, **settings)
     assert float(found.targets[0, 0, 0]) == float(found.targets[1, 0, 0]) == pytest.approx(1.7)
+    assert float(found.targets[:, 0, 1].min()) < 0.4

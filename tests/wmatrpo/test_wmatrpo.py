@@ -1,0 +1,343 @@
+"""WMATRPO as a whole: what its critics are fitted to, teams in one state, absent agents, leaders, and what it refuses."""
+
+import copy
+
+import numpy as np
+import pytest
+import torch as th
+from core_toys import AnySpacesEnv, WanderersEnv
+from gymnasium import spaces
+from stable_baselines3.common.policies import ActorCriticPolicy
+from toy_teams import CustomSpacesEnv, vector
+from trust_region_toys import clone, collect, numbers, rewarding, rounds
+
+from otbaselines import WMATRPO, ParallelVecEnv
+from otbaselines.common.multi_agent.policies import MultiAgentActorCriticPolicy
+from otbaselines.envs.simple_spread_tensor import SimpleSpreadVecEnv
+from otbaselines.wmatrpo import MlpPolicy
+from otbaselines.wmatrpo.advantages import Box
+
+pytestmark = pytest.mark.filterwarnings("ignore:the rollout of")
+SMALL = {"n_steps": 16, "n_critic_updates": 1, "seed": 0, "caatr": False, "policy_kwargs": {"net_arch": [8]}}
+
+
+def _spread(**kwargs):
+    return SimpleSpreadVecEnv(n_copies=4, max_cycles=8, seed=0, **kwargs)
+
+
+class StageEnv(CustomSpacesEnv):
+    """
+    Two agents that always see the same, and are paid for what they do together; each episode is one step.
+
+    :param continuous: boxes from -1 to 1 instead of three choices
+    """
+
+    def __init__(self, continuous: bool) -> None:
+        own = spaces.Box(-1.0, 1.0, (1,), np.float32) if continuous else spaces.Discrete(3)
+        agents = ("left", "right")
+        seen = {agent: np.full(2, 0.5, np.float32) for agent in agents}
+        super().__init__(dict.fromkeys(agents, vector(2)), dict.fromkeys(agents, own), seen)
+
+    def step(self, actions):
+        result = super().step(actions)
+        together = float(sum(np.sum(action) for action in self.actions.values()))
+        return (result[0], dict.fromkeys(self.actions, together), *result[2:])
+
+
+def _stage(continuous, **kwargs):
+    env = ParallelVecEnv([lambda: StageEnv(continuous)] * 8)
+    return WMATRPO("MlpPolicy", env, **{**SMALL, "n_critic_updates": 40, "learning_rate": 1e-2, "batch_size": 256, **kwargs})
+
+
+# ---------------------------------------------------------------- critics
+def test_joint_critics_are_fitted_to_the_returns_of_the_latest_rollouts(monkeypatch):
+    model = _stage(False, replay_rollouts=2, learning_rate=2e-2)
+    returns = []
+    for _ in range(3):
+        collect(model).train()
+        returns.append(model.rollout_buffer.returns.flatten(0, 1).mean(1).clone())
+        assert len(model._replay) == min(len(returns), 2)
+        for (_, actions, kept), expected in zip(model._replay, returns[-2:], strict=True):
+            th.testing.assert_close(kept, expected)
+            assert actions.shape == (128, 2, 3)
+    # Episodes of one step, whose reward is the sum of both actions.
+    joint = th.eye(3)[th.cartesian_prod(th.arange(3), th.arange(3))]
+    inputs = model._replay[-1][0][:1].expand(9, -1)
+    for _ in range(2):
+        collect(model).train()
+    with th.no_grad():
+        found = model.policy.joint_critics(inputs, joint).mean(0)
+    expected = th.cartesian_prod(th.arange(3.0), th.arange(3.0)).sum(1)
+    assert float((found - expected).abs().max()) < 0.4
+
+
+def test_absent_agents_add_nothing_to_the_value_that_advantages_are_measured_from(monkeypatch):
+    env = ParallelVecEnv([WanderersEnv] * 4)
+    model = collect(WMATRPO("MlpPolicy", env, **{**SMALL, "normalize_advantage": False}))
+    seen = {}
+
+    def watch(problem):
+        seen["values"], seen["judged"] = model._round.values, model._round.judged
+        return update(problem)
+
+    update = model._update_agent
+    monkeypatch.setattr(model, "_update_agent", watch)
+    buffer = model.rollout_buffer
+    # The target moves only after the round, so that these are the values of the rollout itself.
+    active, values = buffer.active.flatten(0, 1), buffer.values.flatten(0, 1)
+    expected = (values * active).sum(1) / 3
+    model.train()
+    assert not bool(active.all())
+    th.testing.assert_close(seen["values"], expected, atol=1e-5, rtol=1e-4)
+    observations = buffer.observations.flatten(0, 1)
+    with th.no_grad():
+        inputs = model.policy.critic_inputs(observations, None)
+        q = model.policy.joint_critics(inputs, model.policy.encode_actions(buffer.actions.flatten(0, 1))).squeeze(0)
+    th.testing.assert_close(seen["judged"], q - expected, atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("continuous", [False, True])
+def test_steps_at_which_an_agent_was_absent_are_no_part_of_its_transport(continuous, monkeypatch):
+    env = ParallelVecEnv([lambda: WanderersEnv((2, 7, 5), continuous=continuous)] * 4)
+    model = collect(WMATRPO("MlpPolicy", env, **SMALL))
+    seen = {}
+
+    def watch(problem, advantage, old):
+        seen[problem.index] = (problem, solve(problem, advantage, old))
+        return seen[problem.index][1]
+
+    solve = model._transport
+    monkeypatch.setattr(model, "_transport", watch)
+    model.train()
+    problem, transport = seen[0]
+    absent = ~problem.active.squeeze(1)
+    assert 0.5 < float(absent.float().mean()) < 0.9
+    if continuous:
+        # Nothing is weighed, so that it may go where it likes; of those who were there the budget is used up.
+        cost = (transport.targets - problem.actions.unsqueeze(0)).abs().sum(-1)[:, :, 0]
+        spent = float((transport.shares[:, None] * cost)[:, ~absent].sum() / (~absent).sum())
+        assert spent == pytest.approx(problem.radius, rel=1e-3)
+    else:
+        assert bool((transport.targets[absent] == 0.0).all())
+        assert float(transport.targets.sum()) == pytest.approx(1.0, rel=1e-5)
+
+
+# ---------------------------------------------------------------- teams that see one state
+@pytest.mark.parametrize("continuous", [False, True])
+def test_in_one_state_every_joint_action_of_the_rollout_stands_for_the_team_mates(continuous, monkeypatch):
+    model = collect(_stage(continuous, trust_radius=0.3))
+    seen = []
+
+    def watch(problem):
+        seen.append((problem, model._round, advantage(problem)))
+        return seen[-1][2]
+
+    advantage = model._advantage
+    monkeypatch.setattr(model, "_advantage", watch)
+    model.train()
+    assert [now.is_one_state for _, now, _ in seen] == [True, True]
+    problem, now, judge = seen[1]
+    candidates = th.eye(3) if not continuous else th.linspace(-1, 1, 5).unsqueeze(1)
+    found = judge(candidates.unsqueeze(0))
+    assert found.shape == (1, len(candidates))
+    weights = problem.weights.squeeze(1)
+    assert float(weights.std()) > 1e-3
+    # With explicit loops over the joint steps of the rollout.
+    with th.no_grad():
+        for number, candidate in enumerate(candidates):
+            total = 0.0
+            for row in range(128):
+                joint = now.actions[row : row + 1].clone()
+                joint[0, problem.index] = candidate
+                worth = model.policy.joint_critics(now.inputs[:1], joint).squeeze()
+                total += float(weights[row] * (worth - now.values[0]) / now.scale)
+            assert float(found[0, number]) == pytest.approx(total / 128, rel=1e-3, abs=1e-3)
+
+
+@pytest.mark.parametrize("kwargs", [{}, {"update": "lagrangian"}, {"leader": "best_response"}], ids=str)
+@pytest.mark.parametrize("continuous", [False, True])
+def test_a_game_of_one_state_is_learned(continuous, kwargs):
+    settings = {"trust_radius": 0.3, "actor_learning_rate": 0.03, "n_steps": 8, "batch_size": 128}
+    model = _stage(continuous, **settings, **kwargs)
+    rounds(model, 6)
+    played = model.predict(np.full((2, 2), 0.5, np.float32), deterministic=True)[0]
+    # The most is paid for the highest actions of both, which begin at about zero.
+    assert (played >= (0.15 if continuous else 2)).all()
+
+
+def test_the_lagrangian_is_descended_and_its_multiplier_ascended(monkeypatch):
+    # By plain gradient steps, so that they can be repeated.
+    kwargs = {"policy_kwargs": {"net_arch": [8], "optimizer_class": th.optim.SGD, "optimizer_kwargs": {"momentum": 0.0}}}
+    model = WMATRPO("MlpPolicy", _spread(), **{**SMALL, **kwargs}, update="lagrangian", dual_learning_rate=3.0)
+    model.n_actor_updates, model.actor_learning_rate = 4, 2.0
+    collect(model)
+    before, seen = copy.deepcopy(model.policy), []
+
+    def watch(problem, parameters, multiplier, old):
+        descend(problem, parameters, multiplier, old)
+        seen.append((problem, model._round.judged, multiplier, clone(parameters)))
+
+    descend = model._descend_lagrangian
+    monkeypatch.setattr(model, "_descend_lagrangian", watch)
+    model.train()
+    for problem, judged, multiplier, reached in seen:
+        view = before.agent(problem.index)
+        parameters = view.actor_parameters()
+        with th.no_grad():
+            old = view.team_distribution(problem.observations).probs
+        taken = problem.actions.unsqueeze(-1)
+        price = multiplier
+        for _ in range(4):
+            probs = view.team_distribution(problem.observations).probs
+            ratio = (probs.gather(-1, taken) / old.gather(-1, taken)).flatten()
+            # Between choices that are one apart the distance is the total variation.
+            distance = 0.5 * (probs - old).abs().sum(-1).mean()
+            loss = price * (distance - 0.1) - (ratio * judged * problem.weights.flatten()).mean()
+            for parameter, slope in zip(parameters, th.autograd.grad(loss, parameters), strict=True):
+                parameter.data -= 2.0 * slope
+            price = max(0.0, price + 3.0 * (float(distance.detach()) - 0.1))
+        assert price != multiplier
+        for expected, found in zip(parameters, reached, strict=True):
+            th.testing.assert_close(found, expected.detach(), atol=1e-5, rtol=1e-3)
+
+
+def test_two_states_are_not_one():
+    model = collect(WMATRPO("MlpPolicy", _spread(), **SMALL))
+    seen = []
+    update = model._update_agent
+    model._update_agent = lambda problem: seen.append(model._round.is_one_state) or update(problem)
+    model.train()
+    assert seen == [False] * 3
+
+
+# ---------------------------------------------------------------- whose actions there are
+def test_every_agent_has_the_box_that_is_its_own():
+    own = {
+        "arm": spaces.Box(np.array([-1.0, 0.0], np.float32), np.array([1.0, 4.0], np.float32)),
+        "leg": spaces.Box(np.array([-0.5], np.float32), np.array([0.5], np.float32)),
+    }
+    env = ParallelVecEnv([lambda: CustomSpacesEnv(dict.fromkeys(own, vector(2)), own)] * 4)
+    model = WMATRPO("MlpPolicy", env, **SMALL)
+    arm, leg = model.action_sets()
+    assert isinstance(arm, Box)
+    assert arm.low.tolist() == [-1.0, -1.0]
+    assert arm.high.tolist() == [1.0, 1.0]
+    # Its second dimension, which it lacks, is what a zero of the team's box is read as.
+    low, high = model.action_space.low, model.action_space.high
+    zero = 2 * (0.0 - low[1]) / (high[1] - low[1]) - 1
+    np.testing.assert_allclose(leg.low, [2 * (-0.5 - low[0]) / (high[0] - low[0]) - 1, zero])
+    np.testing.assert_allclose(leg.high, [2 * (0.5 - low[0]) / (high[0] - low[0]) - 1, zero])
+    assert all(
+        np.isfinite(list(log.values())).all() for log in rounds(model, 2) if log.pop("train/explained_variance", 0.0) or 1
+    )
+
+
+@pytest.mark.parametrize("continuous", [False, True])
+@pytest.mark.parametrize(
+    "kwargs", [{"leader": "best_response", "n_critics": 3, "optimism": 1.0}, {"optimism": 0.5, "n_critics": 2}]
+)
+def test_leaders_and_optimists_train_and_are_saved(continuous, kwargs, tmp_path):
+    model = WMATRPO("MlpPolicy", _spread(continuous_actions=continuous), **{**SMALL, "n_steps": 6}, **kwargs)
+    logs = rounds(model, 2)
+    assert sum(log["train/is_update_accepted"] for log in logs) > 0.0
+    model.save(tmp_path / "model")
+    loaded = WMATRPO.load(tmp_path / "model", env=_spread(continuous_actions=continuous))
+    assert (loaded.leader, loaded.n_critics, loaded.optimism) == (model.leader, model.n_critics, model.optimism)
+    assert numbers(rounds(loaded, 1)[0], "radius") == [0.1] * 3
+
+
+def test_only_agents_that_move_later_answer(monkeypatch):
+    for leader, expected in (("mean", [(), (), ()]), ("best_response", None)):
+        model = collect(WMATRPO("MlpPolicy", _spread(), **SMALL, leader=leader))
+        seen = []
+
+        def watch(problem, model=model, seen=seen):
+            found = WMATRPO._advantage(model, problem)
+            seen.append((problem.index, found.later))
+            return found
+
+        monkeypatch.setattr(model, "_advantage", watch)
+        model.train()
+        order = [index for index, _ in seen]
+        assert [later for _, later in seen] == (expected or [tuple(order[1:]), tuple(order[2:]), ()])
+
+
+# ---------------------------------------------------------------- bad input
+def test_optimism_asks_for_critics_that_can_disagree():
+    with pytest.raises(ValueError, match=r"`optimism`=0.5 needs critics that can disagree; use `n_critics` of 2 or more"):
+        WMATRPO("MlpPolicy", _spread(), optimism=0.5)
+
+
+def test_the_rate_of_a_multiplier_that_is_not_descended_is_refused():
+    with pytest.raises(TypeError, match=r"`dual_learning_rate` applies to `update='lagrangian'` only, got 0.1; leave it out"):
+        WMATRPO("MlpPolicy", _spread(), dual_learning_rate=0.1)
+    assert WMATRPO("MlpPolicy", _spread(), dual_learning_rate=0.1, update="lagrangian").dual_learning_rate == 0.1
+
+
+@pytest.mark.parametrize("name", ["n_candidates", "n_refinements"])
+def test_settings_of_the_search_of_a_box_are_refused_for_choices(name):
+    with pytest.raises(TypeError, match=f"`{name}` applies to Box actions only, got 8; leave it out"):
+        WMATRPO("MlpPolicy", _spread(), **{name: 8})
+    model = WMATRPO("MlpPolicy", _spread(continuous_actions=True), **SMALL, **{name: 8})
+    assert len(rounds(model, 1)) == 1
+
+
+@pytest.mark.parametrize(
+    "space", [spaces.MultiDiscrete([2, 3]), spaces.MultiBinary(3)], ids=lambda space: type(space).__name__
+)
+def test_actions_without_a_transport_are_refused(space):
+    with pytest.raises(
+        ValueError, match=r"WMATRPO moves Discrete or Box actions, but the action space is Multi.*; use HATRPO"
+    ):
+        WMATRPO("MlpPolicy", AnySpacesEnv(vector(3), space))
+
+
+@pytest.mark.parametrize(
+    "space",
+    [
+        spaces.Box(-np.inf, 1.0, (2,), np.float32),
+        spaces.Box(0.0, np.inf, (1,), np.float32),
+        spaces.Box(0.5, 0.5, (2,), np.float32),
+    ],
+    ids=["below", "above", "flat"],
+)
+def test_boxes_that_cannot_be_searched_are_refused(space):
+    with pytest.raises(
+        ValueError, match=r"the action space Box.* is not (supported; give it finite bounds|bounded on all sides)"
+    ):
+        WMATRPO("MlpPolicy", AnySpacesEnv(vector(3), space))
+
+
+@pytest.mark.parametrize("policy", [MultiAgentActorCriticPolicy, ActorCriticPolicy])
+@pytest.mark.parametrize("env", ["team", "CartPole-v1"])
+def test_policies_without_joint_critics_are_refused(policy, env):
+    said = f"WMATRPO needs a policy with critics of the joint action, but {policy.__name__} has none; use 'MlpPolicy'"
+    with pytest.raises(ValueError, match=said):
+        WMATRPO(policy, _spread() if env == "team" else env)
+
+
+def test_policies_of_ones_own_that_have_joint_critics_are_taken():
+    class Own(MlpPolicy):
+        pass
+
+    model = WMATRPO(Own, _spread(), **SMALL)
+    before = clone(model.policy.actor_parameters())
+    rounds(model, 1)
+    assert not all(th.equal(a, b) for a, b in zip(before, model.policy.actor_parameters(), strict=True))
+
+
+@pytest.mark.parametrize("update", ["transport", "lagrangian"])
+@pytest.mark.parametrize("continuous", [False, True])
+def test_a_fit_that_diverges_is_named_or_taken_back(continuous, update):
+    model = WMATRPO("MlpPolicy", _spread(continuous_actions=continuous), **SMALL, actor_learning_rate=1e38, update=update)
+    before = clone(model.policy.actor_parameters())
+    with pytest.raises(ValueError, match=r"`trust_region/fit_[0-2]`.* became NaN or infinite .* were restored"):
+        rounds(model, 2)
+    assert all(th.equal(a, b) for a, b in zip(before, model.policy.actor_parameters(), strict=True))
+
+
+def test_constant_rewards_keep_training_whole():
+    model = WMATRPO("MlpPolicy", rewarding(lambda a: np.full(2, 0.7)), **SMALL)
+    for log in rounds(model, 3):
+        assert all(np.isfinite(value) for name, value in log.items() if name.startswith("trust_region"))
+        assert all(w1 <= 0.1 * 1.01 for w1 in numbers(log, "w1"))
