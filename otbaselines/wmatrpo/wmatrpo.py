@@ -82,6 +82,9 @@ class WMATRPO(SequentialTrustRegion):
         "prior_scale": Setting("number", low=0.0),
         "replay_rollouts": Setting("integer", low=1, high=MANY),
         "tau": Setting("number", low=0.0, high=1.0),
+        "ground_metric": Setting(
+            (str, list, tuple, np.ndarray, th.Tensor), what="'environment' or a table of numbers", optional=True
+        ),
         "n_candidates": Setting("integer", low=2, high=10**6, optional=True),
         "n_refinements": Setting("integer", low=0, high=1000, optional=True),
     }
