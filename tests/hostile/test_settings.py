@@ -13,10 +13,10 @@ from core_toys import AnySpacesEnv, WanderersEnv
 from gymnasium import spaces
 from toy_teams import vector
 
-from otbaselines import IPPO, WBC, ParallelVecEnv
+from otbaselines import HATRPO, IPPO, WBC, WMATRPO, ParallelVecEnv
 from otbaselines.common.settings import check_settings, settings_of
 
-ALGORITHMS = [IPPO, WBC]
+ALGORITHMS = [HATRPO, IPPO, WBC, WMATRPO]
 NAN, INF = math.nan, math.inf
 # No number, no integer, no flag, no schedule, no table of anything.
 NONSENSE: list[Any] = [
@@ -91,6 +91,35 @@ BAD = {
     "_init_setup_model": NOT_A_FLAG,
     "consensus_coef": [*NOT_A_SCHEDULE, *FALLING, *BAD_SCHEDULES, "lin_-1"],
     "reg": [*(bad for bad in NOT_A_SCHEDULE if bad is not None), *FALLING, *BAD_SCHEDULES, 0.0, "lin_0.5", "0"],
+    "critic": [None, 1, "team", "", ["own"], True],
+    "n_critic_updates": [*COUNT, None],
+    "importance_clip": [*NOT_A_NUMBER, *NOT_FINITE, *FALLING, 0, 0.99, None],
+    "caatr": NOT_A_FLAG,
+    "caatr_constant": [*NOT_A_NUMBER, *NOT_FINITE, *FALLING, 0, 0.0],
+    "caatr_eps_base": [*NOT_A_NUMBER, *NOT_FINITE, *FALLING],
+    "caatr_eps_max": [*NOT_A_NUMBER, *NOT_FINITE, *FALLING],
+    "trust_radius_max": [*NOT_A_NUMBER, *NOT_FINITE, *FALLING, 0, 0.0],
+    "cg_max_steps": [*COUNT, None],
+    "cg_damping": [*NOT_A_NUMBER, *NOT_FINITE, *FALLING, None],
+    "line_search_shrinking_factor": [*NOT_A_NUMBER, *NOT_FINITE, *FALLING, 0, 0.0, 1, 1.0, 1.5, None],
+    "line_search_max_iter": [*COUNT, None],
+    "actor_learning_rate": [*NOT_A_SCHEDULE, *FALLING, *BAD_SCHEDULES, "lin_-1", "linear_1e-3_-1e-3"],
+    "n_actor_updates": [*COUNT, None],
+    "trust_radius": [*NOT_A_SCHEDULE, *FALLING, *BAD_SCHEDULES, 0, 0.0, "lin_0.1"],
+    "update": [None, 1, "Transport", "", ["transport"], True],
+    "dual_learning_rate": [*NOT_A_NUMBER, *NOT_FINITE, *FALLING],
+    "leader": [None, 1, "best", "", ["mean"], True],
+    "n_critics": [*COUNT, 1001, None],
+    "optimism": [*NOT_A_NUMBER, *NOT_FINITE, *FALLING, None],
+    "replay_rollouts": [*COUNT, None],
+    "tau": [*NOT_A_NUMBER, *NOT_FINITE, *FALLING, 1.0001, None],
+    "ground_metric": [1, 1.5, True, {"a": 1}, {1}, object(), b"x", "euclidean", "", [[1j]]],
+    "n_candidates": [1, *COUNT],
+    "n_refinements": [-1, 1001, *NOT_AN_INTEGER],
+}
+# What is a schedule in one algorithm, and an optional number in others.
+BAD_OF: dict[Any, dict[str, list[Any]]] = {
+    HATRPO: {"target_kl": [*NOT_A_SCHEDULE, *FALLING, *BAD_SCHEDULES, 0, 0.0, "lin_0.01"]},
 }
 BAD_POLICY_KWARGS = {
     "net_arch": [
@@ -161,7 +190,7 @@ def test_every_parameter_has_an_entry_in_the_table(algorithm):
 def test_hundreds_of_bad_settings_are_named(algorithm):
     env, tried, Counter.touched = _env(), 0, 0
     for name in _own(algorithm):
-        for value in BAD[name]:
+        for value in {**BAD, **BAD_OF.get(algorithm, {})}[name]:
             settings = {"policy": "MlpPolicy", name: value}
             tried += _refused(lambda settings=settings: algorithm(env=env, **settings), name, value)
     for name, values in BAD_POLICY_KWARGS.items():
@@ -232,7 +261,7 @@ def test_random_good_settings_train():
         return values[rng.integers(len(values))]
 
     for _ in range(30):
-        algorithm = pick(*ALGORITHMS)
+        algorithm = pick(IPPO, WBC)
         continuous = bool(rng.integers(2))
         settings = {
             "learning_rate": pick(0.0, 1e-4, np.float32(3e-3), "lin_1e-3", "linear_1e-3_1e-4", lambda left: 1e-3 * left),
@@ -260,6 +289,65 @@ def test_random_good_settings_train():
             settings |= {"consensus_coef": pick(0, 1.0, "lin_5.0"), "reg": pick(0.3, "linear_0.9_0.3")}
         model = algorithm("MlpPolicy", teams[continuous], **settings)
         model.learn(1)
+        assert all(bool(th.isfinite(parameter).all()) for parameter in model.policy.parameters()), settings
+
+
+@pytest.mark.filterwarnings("ignore:the rollout of")
+@pytest.mark.filterwarnings("ignore:the rewards of agent")
+def test_random_good_settings_of_trust_regions_train():
+    rng = np.random.default_rng(0)
+    teams = [ParallelVecEnv([lambda c=c: WanderersEnv(continuous=c)] * 2) for c in (False, True)]
+
+    def pick(*values):
+        return values[rng.integers(len(values))]
+
+    for turn in range(24):
+        algorithm, continuous, caatr = (HATRPO, WMATRPO)[turn % 2], bool(rng.integers(2)), bool(rng.integers(2))
+        settings = {
+            "learning_rate": pick(0.0, 1e-4, np.float32(3e-3), "lin_1e-3"),
+            "n_steps": pick(2, np.int64(5), 8),
+            "batch_size": pick(None, 6, 12),
+            "n_critic_updates": pick(1, 3),
+            "gamma": pick(0, 0.5, 1.0, np.float64(0.9)),
+            "gae_lambda": pick(0.0, 1, 0.95),
+            "normalize_advantage": pick(True, False, np.bool_(True)),
+            "importance_clip": pick(1, 1.0, 2.5, 1e6),
+            "caatr": caatr,
+            "caatr_constant": pick(None, 1e-9, 1e3) if caatr else None,
+            "caatr_eps_base": pick(None, 0, 1.0) if caatr else None,
+            "caatr_eps_max": pick(None, 0.0, 1.0) if caatr else None,
+            "trust_radius_max": pick(None, 1e-6, 10) if caatr else None,
+            "policy_kwargs": pick(None, {"net_arch": []}, {"net_arch": {"pi": (4,), "vf": [np.int64(3)]}, "log_std_init": -2}),
+            "seed": pick(None, 0, 2**63 - 1),
+        }
+        if algorithm is HATRPO:
+            settings |= {
+                "target_kl": pick(1e-9, 0.01, "linear_0.5_0.01", lambda left: 0.1 + left),
+                "cg_max_steps": pick(1, 15),
+                "cg_damping": pick(0, 0.1),
+                "line_search_max_iter": pick(1, 10),
+                "line_search_shrinking_factor": pick(0.01, 0.99),
+                "critic": pick("own", "shared", "central"),
+            }
+        else:
+            update = pick("transport", "lagrangian")
+            settings |= {
+                "actor_learning_rate": pick(0, 1e-3, "lin_0.1"),
+                "trust_radius": pick(1e-9, 0.1, "linear_0.5_0.01", 1e6),
+                "n_actor_updates": pick(1, 3),
+                "update": update,
+                "dual_learning_rate": pick(None, 0, 5.0) if update == "lagrangian" else None,
+                "leader": pick("mean", "best_response"),
+                "n_critics": 2,
+                "optimism": pick(0, 1.5),
+                "replay_rollouts": pick(1, 3),
+                "tau": pick(0, 0.5, 1),
+                "n_candidates": pick(None, 2, 9) if continuous else None,
+                "n_refinements": pick(None, 0, 2) if continuous else None,
+                "ground_metric": pick(None, (1, 2), np.array([3, 0.5])) if continuous else pick(None, 1 - np.eye(4)),
+            }
+        model = algorithm("MlpPolicy", teams[continuous], **settings)
+        model.learn(2 * model.n_envs * int(settings["n_steps"]))
         assert all(bool(th.isfinite(parameter).all()) for parameter in model.policy.parameters()), settings
 
 
