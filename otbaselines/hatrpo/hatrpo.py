@@ -38,11 +38,7 @@ class HATRPO(SequentialTrustRegion):
         "cg_max_steps": Setting("integer", low=1, high=MANY),
         "cg_damping": Setting("number", low=0.0),
         "line_search_shrinking_factor": Setting(
-            "number",
-            low=0.0,
-            high=1.0,
-            fits=lambda factor: 0.0 < factor < 1.0,
-            what="a number between 0 and 1, both excluded,",
+            "number", fits=lambda factor: 0.0 < factor < 1.0, what="a number between 0 and 1, both excluded"
         ),
         "line_search_max_iter": Setting("integer", low=1, high=MANY),
     }
@@ -85,7 +81,8 @@ class HATRPO(SequentialTrustRegion):
         self.cg_damping = cg_damping
         self.line_search_shrinking_factor = line_search_shrinking_factor
         self.line_search_max_iter = line_search_max_iter
-        if caatr is True and use_sde is True and caatr_constant is None:
+        explores = use_sde or (policy_kwargs or {}).get("use_sde")
+        if caatr and explores and caatr_constant is None:
             raise TypeError(
                 "`caatr_constant` has no default with `use_sde=True`, where no bound on the divergence bounds how far actions "
                 "move; give it, in nats times the unit of the actions"

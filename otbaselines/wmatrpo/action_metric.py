@@ -10,6 +10,9 @@ from otbaselines import ot
 from otbaselines.common.multi_agent.distributions import DiagonalGaussian, TeamDistribution
 from otbaselines.common.vec_env.layout import TeamLayout
 
+# Weights of dimensions beyond this leave nothing of the others in float32.
+LARGEST_WEIGHT = 1e6
+
 
 class ActionMetric:
     """
@@ -53,8 +56,14 @@ class ActionMetric:
         cut = th.as_tensor(np.array(part[:n, :n] if self.discrete else part[:n], dtype=np.float32))
         if self.discrete:
             ot.check_metric(cut, name="ground_metric")
-        elif not bool((cut > 0).all()) or not bool(th.isfinite(cut).all()):
-            raise ValueError(f"`ground_metric` must weigh every dimension by a positive number, got {cut.tolist()}")
+            if n > 1 and not bool((cut > 0).any()):
+                raise ValueError(
+                    "`ground_metric` is zero everywhere, so that no radius bounds anything; give actions distances"
+                )
+        elif not bool((cut > 0).all()) or not bool((cut <= LARGEST_WEIGHT).all()):
+            raise ValueError(
+                f"`ground_metric` must weigh every dimension by a positive number up to {LARGEST_WEIGHT:g}, got {cut.tolist()}"
+            )
         return cut.to(device)
 
     def table(self, agent: int) -> th.Tensor:
@@ -116,10 +125,17 @@ def environment_distances(vectors: Any) -> list[Any]:
 
 
 def _numbers(value: Any) -> np.ndarray:
+    if isinstance(value, th.Tensor):
+        value = value.detach().cpu().numpy()
     try:
-        table = np.asarray(value, dtype=np.float64)
-    except (TypeError, ValueError):
-        raise TypeError(f"`ground_metric` must be None, 'environment' or a table of numbers, got {value!r}") from None
+        table = np.asarray(value)
+    except ValueError:
+        table = np.empty(0, dtype=object)
+    if table.dtype.kind not in "iuf":
+        raise TypeError(
+            "`ground_metric` must be None, 'environment' or a table of real numbers, whose rows for agents with fewer actions "
+            f"are padded to the team's largest number, got {str(value)[:200]}"
+        )
     if not np.isfinite(table).all():
         raise ValueError("`ground_metric` holds NaN or infinite entries; every distance must be a number")
-    return table
+    return table.astype(np.float64)

@@ -11,8 +11,8 @@ from otbaselines.wmatrpo.joint_critic import JointCritics
 JOINT_DRAWS, JOINT_ROUNDS = 64, 4
 # Actions of a later agent among which its best response is looked for, where they are a continuum.
 RESPONSES = 17
-# Joint actions of a repeated state that a leader considers; without one, all are.
-LEADER_ROWS = 4
+# Joint actions of a repeated state that are considered: by a leader, and without one.
+LEADER_ROWS, JOINT_ROWS = 4, 64
 
 
 class ActionSet(Protocol):

@@ -8,6 +8,8 @@ from otbaselines.common.networks.layers import FastTanh, StackedLinear, StackedM
 
 # Of the layers of random networks, so that they vary over the actions instead of being nearly linear.
 PRIOR_GAIN, PRIOR_BIAS = 2.0, 0.5
+# Numbers of a hidden layer that are looked at together: 64 MiB in float32.
+BLOCK = 1 << 24
 
 
 class JointNetworks(nn.Module):
@@ -70,10 +72,13 @@ class JointNetworks(nn.Module):
         base = self.first(x.expand(self.n_critics, -1, -1)).view(self.n_critics, n_states, n_joint, 1, -1)
         start = self.state_width + agent * self.action_width
         own_weight = self.first.weight[:, None, start : start + self.action_width]
-        own = (candidates.unsqueeze(0) @ own_weight).unsqueeze(2)
-        hidden = base + own
-        values = self._after_first(hidden.flatten(1, 3))
-        return values.view(self.n_critics, n_states, n_joint, -1)
+        together = max(1, BLOCK // max(1, base.numel()))
+        parts = []
+        for part in candidates.split(together, dim=1):
+            own = (part.unsqueeze(0) @ own_weight).unsqueeze(2)
+            values = self._after_first((base + own).flatten(1, 3))
+            parts.append(values.view(self.n_critics, n_states, n_joint, -1))
+        return parts[0] if len(parts) == 1 else th.cat(parts, -1)
 
     def scatter(self) -> None:
         """Orthogonal weights and random biases, under which outputs vary by about one over the actions."""

@@ -11,6 +11,7 @@ from stable_baselines3.common.type_aliases import PyTorchObs, Schedule
 from stable_baselines3.common.utils import polyak_update
 from torch import nn
 
+from otbaselines.common.memory import check_networks
 from otbaselines.common.multi_agent.policies import MultiAgentActorCriticPolicy
 from otbaselines.wmatrpo.joint_critic import JointCritics
 
@@ -25,6 +26,8 @@ class JointCriticPolicy(MultiAgentActorCriticPolicy):
     :param prior_scale: of the random networks that are added to them, in the unit of the returns' standard deviation
     """
 
+    belongs_to = "WMATRPO"
+
     def __init__(self, *args: Any, n_joint_critics: int = 1, prior_scale: float = 0.0, **kwargs: Any) -> None:
         self.prior_scale = prior_scale
         self.n_joint_critics = n_joint_critics
@@ -35,6 +38,10 @@ class JointCriticPolicy(MultiAgentActorCriticPolicy):
         extractor: Any = self.vf_extractors[0]
         width = self._critic_width(int(extractor.features_dim) + (0 if self.agent_ids is None else self.n_agents))
         arch = self.net_arch["vf"] or DEFAULT_HIDDEN
+        read = width + self.n_agents * self._action_width()
+        # Networks, random ones beside them where there is a prior, and the target.
+        copies = self.n_joint_critics * (2 if self.prior_scale > 0.0 else 1)
+        check_networks([(copies, (read, *arch, 1)), (1, (width, *arch, self.n_agents))], self.net_arch, self.observation_space)
         self.joint_critics = JointCritics(
             self.n_joint_critics,
             width,
@@ -97,7 +104,12 @@ class JointCriticPolicy(MultiAgentActorCriticPolicy):
         :param states: of the teams, shape ``(batch, state_dim)``, where the critic reads them
         :return: shape ``(batch, width)``
         """
-        return self._critic_features(obs, states).squeeze(0)
+        return self._critic_features(obs, states).squeeze(0).to(self.action_net.weight.dtype)
+
+    def box_bounds(self) -> tuple[th.Tensor, th.Tensor]:
+        """:return: the ends of the team's box in the precision of the networks, shape ``(action_dim,)`` each"""
+        dtype = self.action_net.weight.dtype
+        return self.action_low.flatten().to(dtype), self.action_high.flatten().to(dtype)
 
     def encode_actions(self, actions: th.Tensor) -> th.Tensor:
         """
@@ -108,7 +120,8 @@ class JointCriticPolicy(MultiAgentActorCriticPolicy):
         """
         if isinstance(self.action_space, spaces.Discrete):
             return nn.functional.one_hot(actions.long(), int(self.action_space.n)).to(self.action_net.weight.dtype)
-        low, high = self.action_low.flatten(), self.action_high.flatten()
+        low, high = self.box_bounds()
+        actions = actions.to(low.dtype)
         return 2.0 * (actions.clamp(low, high) - low) / (high - low) - 1.0
 
     def update_target(self, tau: float) -> None:
@@ -123,12 +136,16 @@ class JointCriticPolicy(MultiAgentActorCriticPolicy):
 class JointCriticCnnPolicy(JointCriticPolicy):
     """On images: ``NatureCNN`` features by default."""
 
+    reads = "image"
+
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **{"features_extractor_class": NatureCNN, **kwargs})
 
 
 class JointCriticMultiInputPolicy(JointCriticPolicy):
     """On dict observations: ``CombinedExtractor`` features by default."""
+
+    reads = "dict"
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **{"features_extractor_class": CombinedExtractor, **kwargs})

@@ -10,6 +10,8 @@ from otbaselines.wmatrpo.advantages import MarginalAdvantage
 
 # How much closer each round of refinements looks. Faster, and the later ones no longer get anywhere in two dimensions.
 CLOSER = 0.8
+# Sources of a state around whose images is looked, where there are many.
+LOOKERS = 64
 
 
 @dataclass(frozen=True)
@@ -93,10 +95,13 @@ class BoxSearch:
             result = ot.trust_region_dual(values.unsqueeze(1), distances, weights, radius, validate=False)
             chosen = [_take(candidates, index) for index in (result.nearest, result.furthest)]
             if turn < self.n_refinements:
-                closer = [self._decode(box.near(self.encode(each), reach)) for each in (*chosen, *chosen)]
+                # Sources of one state share their candidates, so that some of many say where to look.
+                thin = slice(None, None, max(1, sources.shape[1] // LOOKERS))
+                some = sources[:, thin]
+                closer = [self._decode(box.near(self.encode(each[:, thin]), reach)) for each in (*chosen, *chosen)]
                 if metric.sizes[agent] > 1:
                     # Each dimension has its price, so that the best move often is one in some of them alone.
-                    closer[2:] = [th.where(th.rand_like(sources) < 0.5, sources, each) for each in closer[2:]]
+                    closer[2:] = [th.where(th.rand_like(some) < 0.5, some, each) for each in closer[2:]]
                 candidates = th.cat([candidates, *closer], 1)
                 values = th.cat([values, advantage(self.encode(th.cat(closer, 1)))], 1)
                 reach *= CLOSER

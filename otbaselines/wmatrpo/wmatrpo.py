@@ -7,10 +7,12 @@ from typing import Any, ClassVar
 import numpy as np
 import torch as th
 from gymnasium import spaces
+from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.policies import BasePolicy
 from stable_baselines3.common.type_aliases import GymEnv, Schedule
 from torch.nn.utils import parameters_to_vector
 
+from otbaselines.common.memory import check_fits
 from otbaselines.common.multi_agent.buffers import AgentRolloutSamples
 from otbaselines.common.multi_agent.distributions import TeamDistribution
 from otbaselines.common.multi_agent.sequential import (
@@ -26,7 +28,7 @@ from otbaselines.common.settings import MANY, Setting, arguments_of, check_setti
 from otbaselines.common.training import Metrics
 from otbaselines.common.trust_region import backtrack
 from otbaselines.wmatrpo.action_metric import ActionMetric, environment_distances
-from otbaselines.wmatrpo.advantages import ActionSet, Box, Choices, MarginalAdvantage, optimistic
+from otbaselines.wmatrpo.advantages import JOINT_ROWS, ActionSet, Box, Choices, MarginalAdvantage, optimistic
 from otbaselines.wmatrpo.policies import JointCriticCnnPolicy, JointCriticMultiInputPolicy, JointCriticPolicy
 from otbaselines.wmatrpo.transport import BoxSearch, Transport, transport_choices
 
@@ -88,6 +90,7 @@ class WMATRPO(SequentialTrustRegion):
         "n_candidates": Setting("integer", low=2, high=10**6, optional=True),
         "n_refinements": Setting("integer", low=0, high=1000, optional=True),
     }
+    _replay: deque[tuple[th.Tensor, th.Tensor, th.Tensor]]
     policy_aliases: ClassVar[dict[str, type[BasePolicy]]] = {
         "MlpPolicy": JointCriticPolicy,
         "CnnPolicy": JointCriticCnnPolicy,
@@ -148,15 +151,30 @@ class WMATRPO(SequentialTrustRegion):
         self.n_candidates = n_candidates
         self.n_refinements = n_refinements
         check_settings(settings_of(WMATRPO), vars(self))
-        if n_critics == 1 and optimism != 0.0:
-            raise ValueError(f"`optimism`={optimism} needs critics that can disagree; use `n_critics` of 2 or more")
-        if dual_learning_rate is not None and update != "lagrangian":
+        if (policy_kwargs or {}).get("use_sde"):
             raise TypeError(
-                f"`dual_learning_rate` applies to `update='lagrangian'` only, got {dual_learning_rate}; leave it out"
+                "`policy_kwargs['use_sde']` does not apply to WMATRPO, whose exploration is a plain normal; leave it out"
             )
         super().__init__(**arguments_of(super().__init__, {**locals(), "critic": "central"}))
 
     # ------------------------------------------------------------------ set-up
+    def _check_together(self) -> None:
+        super()._check_together()
+        setting, optimism = settings_of(WMATRPO)["optimism"], parse_schedule(self.optimism)
+        if self.n_critics == 1 and any(setting.reading("optimism", optimism, progress) for progress in (1.0, 0.5, 0.0)):
+            raise ValueError(f"`optimism`={self.optimism} needs critics that can disagree; use `n_critics` of 2 or more")
+        if self.dual_learning_rate is not None and self.update != "lagrangian":
+            raise TypeError(
+                f"`dual_learning_rate` applies to `update='lagrangian'` only, got {self.dual_learning_rate}; leave it out"
+            )
+
+    def _setup_learn(self, *args: Any, **kwargs: Any) -> tuple[int, BaseCallback]:
+        # As with other settings, what was changed since the constructor counts.
+        self._ask_for_metric()
+        self._metric = ActionMetric(self.ground_metric, self.layout, self.action_space, self.device)
+        self._replay = deque(self._replay, maxlen=int(self.replay_rollouts))
+        return super()._setup_learn(*args, **kwargs)
+
     def _critic_settings(self) -> dict[str, Any]:
         return {**super()._critic_settings(), "n_joint_critics": self.n_critics, "prior_scale": self.prior_scale}
 
@@ -174,18 +192,32 @@ class WMATRPO(SequentialTrustRegion):
                     raise TypeError(f"`{name}` applies to Box actions only, got {getattr(self, name)}; leave it out")
         elif not isinstance(space, spaces.Box):
             raise ValueError(f"WMATRPO moves Discrete or Box actions, but the action space is {space}; use HATRPO or IPPO")
-        elif not (np.isfinite(space.low).all() and np.isfinite(space.high).all() and (space.low < space.high).all()):
+        elif not (np.isfinite(space.low).all() and np.isfinite(space.high).all()):
             raise ValueError(
                 f"WMATRPO looks for the best action of a whole box, but the action space {space} is not bounded on all sides; "
                 "bound it, for example with gymnasium.wrappers.RescaleAction, or use HATRPO"
             )
+        elif not (space.low < space.high).all():
+            raise ValueError(
+                f"WMATRPO moves actions within their box, but the action space {space} has a dimension with a single value; "
+                "leave that dimension out with a wrapper, or use HATRPO"
+            )
         self._ask_for_metric()
         self._metric = ActionMetric(self.ground_metric, self.layout, space, self.device)
+        candidates = 0 if isinstance(space, spaces.Discrete) else self.n_candidates or N_CANDIDATES
+        if self.n_steps is not None:
+            check_fits(
+                # Values and distances in single precision, and again in double.
+                24 * int(self.n_steps) * max(1, self.n_envs // self.layout.n_agents) * int(candidates),
+                f"`n_candidates`={candidates} for every joint step of a rollout of `n_steps`={self.n_steps}",
+                "lower either",
+                self.device,
+            )
         super()._setup_model()
         self.actor_learning_rate = parse_schedule(self.actor_learning_rate)
         self.trust_radius = parse_schedule(self.trust_radius)
         self.optimism = parse_schedule(self.optimism)
-        self._replay: deque[tuple[th.Tensor, th.Tensor, th.Tensor]] = deque(maxlen=self.replay_rollouts)
+        self._replay = deque(maxlen=int(self.replay_rollouts))
 
     def _ask_for_metric(self) -> None:
         """Put the environment's own table, where it is asked for, in its place, so that it is saved with the model."""
@@ -218,8 +250,8 @@ class WMATRPO(SequentialTrustRegion):
                 continue
             own: Any = self.layout.agent_action_spaces[agent]
             # Dimensions that the agent lacks are zero in what it does.
-            ends = th.zeros(2, int(np.prod(self.action_space.shape or ())), device=self.device)
-            ends[:, :size] = th.as_tensor(np.stack([own.low.reshape(-1), own.high.reshape(-1)]), device=self.device)
+            ends = self.policy.box_bounds()[0].new_zeros(2, int(np.prod(self.action_space.shape or ())))
+            ends[:, :size] = th.as_tensor(np.stack([own.low.reshape(-1), own.high.reshape(-1)])).to(ends)
             low, high = self.policy.encode_actions(ends)
             sets.append(Box(low, high))
         return sets
@@ -231,6 +263,7 @@ class WMATRPO(SequentialTrustRegion):
         inputs = policy.critic_inputs(steps.observations, steps.states)
         actions = policy.encode_actions(steps.actions)
         self._replay.append((inputs, actions, steps.returns))
+        self._kept = True
         policy.joint_critics.returns.update(steps.returns.unsqueeze(1))
         self._fit_joint_critics(metrics)
         optimism = self.schedule_value("optimism")
@@ -249,7 +282,7 @@ class WMATRPO(SequentialTrustRegion):
         """Squared temporal-difference error (Salgarkar and Baheri 2025, Eq. 19), towards returns of the target critic."""
         assert self.batch_size is not None
         inputs, actions, returns = (th.cat(parts) for parts in zip(*self._replay, strict=True))
-        rows = self.batch_size // self.layout.n_agents
+        rows = int(self.batch_size) // self.layout.n_agents
         for _ in range(self.n_critic_updates):
             for part in th.randperm(len(returns), device=self.device).split(rows):
                 loss = self.policy.joint_critics.loss(inputs[part], actions[part], returns[part]).sum()
@@ -262,8 +295,15 @@ class WMATRPO(SequentialTrustRegion):
         values: th.Tensor = self.policy.online_values(batch.observations, batch.states)
         return values
 
+    def _undo_round(self) -> None:
+        # What critics cannot be fitted to must not stay in their replay.
+        if vars(self).pop("_kept", False):
+            self._replay.pop()
+        vars(self).pop("_round", None)
+
     def _fit_critics(self, metrics: Metrics) -> None:
         del self._round
+        self._kept = False
         super()._fit_critics(metrics)
         self.policy.update_target(self.tau)
 
@@ -303,7 +343,9 @@ class WMATRPO(SequentialTrustRegion):
         states, joint, baseline = now.inputs, now.actions.unsqueeze(1), now.values
         if now.is_one_state:
             # All joint actions were taken in one state, so that each stands for the team-mates' behaviour there.
-            states, joint, baseline, weights = states[:1], joint.transpose(0, 1), baseline[:1], weights.unsqueeze(0)
+            some = weights[:JOINT_ROWS]
+            states, joint, baseline = states[:1], joint[:JOINT_ROWS].transpose(0, 1), baseline[:1]
+            weights = (some / some.mean()).unsqueeze(0)
         else:
             weights = weights.unsqueeze(1)
         later = problem.later if self.leader == "best_response" else ()
@@ -331,12 +373,9 @@ class WMATRPO(SequentialTrustRegion):
             if self._round.is_one_state:
                 probs, rows = probs[:1], th.ones_like(rows[:1])
             return transport_choices(advantage, probs, self._metric, problem.radius, rows)
-        search = BoxSearch(
-            self.policy.action_low.flatten(),
-            self.policy.action_high.flatten(),
-            self.n_candidates or N_CANDIDATES,
-            N_REFINEMENTS if self.n_refinements is None else self.n_refinements,
-        )
+        low, high = self.policy.box_bounds()
+        n_refinements = N_REFINEMENTS if self.n_refinements is None else self.n_refinements
+        search = BoxSearch(low, high, self.n_candidates or N_CANDIDATES, n_refinements)
         # As they are played: beyond the box every action does what its nearest one inside does.
         sources, weights = problem.actions.clamp(search.low, search.high), rows.unsqueeze(1)
         if self._round.is_one_state:

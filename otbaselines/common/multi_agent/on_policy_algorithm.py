@@ -224,6 +224,12 @@ class MultiAgentOnPolicyAlgorithm(Learner, TeamRollouts):
             check_rollout_size(self.n_steps, n_slots, space, rows_at_once=VALUE_ROWS, device=self.device)
         vars(self).pop("rollout_buffer", None)
         policy_class: Any = self.policy_class
+        owner = getattr(policy_class, "belongs_to", "")
+        if owner and owner not in {cls.__name__ for cls in type(self).__mro__}:
+            raise ValueError(
+                f"`policy` {policy_class.__name__} is for {owner} only, whose critics it holds; use 'MlpPolicy' or another of "
+                f"{type(self).__name__}'s own"
+            )
         self._check_observations(policy_class)
         of_team = {"layout": self.layout, "share_parameters": self.share_parameters}
         sharing: dict[str, Any] = {"share_parameters": self.share_parameters, "critic": self.critic}
@@ -245,11 +251,10 @@ class MultiAgentOnPolicyAlgorithm(Learner, TeamRollouts):
         if "features_extractor_class" in given:
             return
         scaled = bool((given.get("features_extractor_kwargs") or {}).get("normalized_image", False))
-        if issubclass(policy_class, MultiAgentMultiInputPolicy) and not isinstance(space, spaces.Dict):
+        reads = getattr(policy_class, "reads", "")
+        if reads == "dict" and not isinstance(space, spaces.Dict):
             wanted, other = "a Dict of observations", "MlpPolicy"
-        elif issubclass(policy_class, MultiAgentActorCriticCnnPolicy) and not is_image_space(
-            space, check_channels=False, normalized_image=scaled
-        ):
+        elif reads == "image" and not is_image_space(space, check_channels=False, normalized_image=scaled):
             wanted, other = "images", "MultiInputPolicy" if isinstance(space, spaces.Dict) else "MlpPolicy"
         else:
             return

@@ -3,7 +3,7 @@
 import warnings
 from collections.abc import Callable, Iterable
 from functools import partial
-from typing import Any, Self
+from typing import Any, ClassVar, Self
 
 import numpy as np
 import torch as th
@@ -71,6 +71,10 @@ class MultiAgentActorCriticPolicy(TeamRowPolicy):
     :param normalize_states: scale it by its running mean and variance
     """
 
+    #: Observations that the default features extractor needs: ``"dict"``, ``"image"``, or any when empty.
+    reads: ClassVar[str] = ""
+    #: The algorithm that such a policy is for, by the name of its class; any when empty.
+    belongs_to: ClassVar[str] = ""
     action_mask: th.Tensor | None
     agent_ids: th.Tensor | None
     action_low: th.Tensor
@@ -358,6 +362,7 @@ class MultiAgentActorCriticPolicy(TeamRowPolicy):
                 raise ValueError(
                     "`states` is missing: the central critic reads the teams' states; pass what `env.team_states()` returns"
                 )
+            states = states.to(self.value_net.weight.dtype)
             return (states if self.state_normalizer is None else self.state_normalizer(states)).unsqueeze(0)
         if features is None:
             features = self._agent_features(obs, self.vf_extractors)
@@ -491,12 +496,16 @@ class MultiAgentActorCriticPolicy(TeamRowPolicy):
 class MultiAgentActorCriticCnnPolicy(MultiAgentActorCriticPolicy):
     """Team policy on images: ``NatureCNN`` features by default, one extractor per parameter set."""
 
+    reads = "image"
+
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **{"features_extractor_class": NatureCNN, **kwargs})
 
 
 class MultiAgentMultiInputPolicy(MultiAgentActorCriticPolicy):
     """Team policy on dict observations: ``CombinedExtractor`` features by default."""
+
+    reads = "dict"
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **{"features_extractor_class": CombinedExtractor, **kwargs})

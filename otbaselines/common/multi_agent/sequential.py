@@ -188,12 +188,21 @@ class SequentialTrustRegion(MultiAgentOnPolicyAlgorithm):
         self.caatr_eps_max = caatr_eps_max
         self.trust_radius_max = trust_radius_max
         check_settings(settings_of(type(self)), vars(self))
-        for name in ("caatr_constant", "caatr_eps_base", "caatr_eps_max", "trust_radius_max"):
-            if not caatr and getattr(self, name) is not None:
-                raise TypeError(f"`{name}` applies to `caatr=True` only, got {getattr(self, name)}; leave it out")
+        self._check_together()
         # Neither an entropy bonus nor a weighted or clipped loss of the critics belongs to these methods.
         fixed = {"ent_coef": 0.0, "vf_coef": 1.0, "max_grad_norm": math.inf, "share_parameters": False}
         super().__init__(**{**arguments_of(super().__init__, locals()), **fixed})
+
+    def _check_together(self) -> None:
+        """Raise for settings that contradict each other; when the model is made, and before it learns."""
+        for name in ("caatr_constant", "caatr_eps_base", "caatr_eps_max", "trust_radius_max"):
+            if not self.caatr and getattr(self, name) is not None:
+                raise TypeError(f"`{name}` applies to `caatr=True` only, got {getattr(self, name)}; leave it out")
+        low, high = self.caatr_eps_base, self.caatr_eps_max
+        if low is not None and high is not None and high < low:
+            raise ValueError(
+                f"`caatr_eps_max` must be at least `caatr_eps_base`={low}, below which it does nothing, got {high}"
+            )
 
     def _check_setup(self, n_copies: int) -> None:
         if self._choose_batch_size(n_copies, self.replay_rollouts) < 1:
@@ -225,6 +234,8 @@ class SequentialTrustRegion(MultiAgentOnPolicyAlgorithm):
 
     def _setup_learn(self, *args: Any, **kwargs: Any) -> tuple[int, BaseCallback]:
         self._warned = False
+        # Attributes may have been changed since the constructor looked at them.
+        self._check_together()
         return super()._setup_learn(*args, **kwargs)
 
     # ------------------------------------------------------------------ what each method is
@@ -245,6 +256,9 @@ class SequentialTrustRegion(MultiAgentOnPolicyAlgorithm):
     def _before_round(self, steps: TeamSteps, metrics: Metrics) -> None:
         """Whatever an algorithm prepares once per rollout."""
 
+    def _undo_round(self) -> None:
+        """Forget what :meth:`_before_round` has kept; policy and critics are back already."""
+
     def _distance(self, new: TeamDistribution, old: TeamDistribution, agent: int) -> th.Tensor:
         """Wasserstein-1 distance of an agent's policies, shape ``(n_rows, 1)``."""
         return new.w1(old)
@@ -257,9 +271,10 @@ class SequentialTrustRegion(MultiAgentOnPolicyAlgorithm):
         snapshot = Snapshot(self.policy, self.policy.optimizer)
         try:
             self._train_round(snapshot)
-        except ValueError:
-            # Critics have been fitted, or agents moved, before something turned out wrong.
+        except BaseException:
+            # Critics have been fitted, or agents stand at a step that nobody has accepted.
             snapshot.restore()
+            self._undo_round()
             raise
 
     def _train_round(self, snapshot: Snapshot) -> None:
@@ -367,7 +382,7 @@ class SequentialTrustRegion(MultiAgentOnPolicyAlgorithm):
         assert self.batch_size is not None
         actor: Sequence[th.nn.Parameter] = self.policy.actor_parameters()
         for _ in range(self.n_critic_updates):
-            for batch in self.rollout_buffer.get(self.batch_size // self.layout.n_agents):
+            for batch in self.rollout_buffer.get(int(self.batch_size) // self.layout.n_agents):
                 values = self._critic_values(batch)
                 errors = (batch.returns - values).square()
                 loss = agent_mean(errors, batch.active, pooled=self.critic != "own")
