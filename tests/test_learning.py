@@ -9,7 +9,8 @@ import torch as th
 from scipy.stats import permutation_test
 from stable_baselines3.common.evaluation import evaluate_policy
 
-from otbaselines import IPPO, make_vec_env
+from otbaselines import IPPO, evaluate_team, make_vec_env
+from otbaselines.envs.simple_spread_tensor import SimpleSpreadVecEnv
 from zoo.benchmarks.sb3 import SPREAD, SpreadResult
 from zoo.papers.wbc.comparisons import NAVIGATION
 from zoo.runs.comparison import LearningCurve, run_job
@@ -67,3 +68,18 @@ def test_a_team_of_one_learns_cart_pole() -> None:
     model = IPPO("MlpPolicy", env, seed=0, device="cpu", learning_rate=1e-3).learn(60_000)
     mean_return, _ = evaluate_policy(model, env, n_eval_episodes=20)
     assert mean_return >= 400.0
+
+
+# HATRPO of another library, HARL, reaches -21.2 on mpe2's simple_spread, which has these dynamics, after as many agent-steps.
+@pytest.mark.parametrize(("algo", "at_least"), [("hatrpo", -21.2), ("wmatrpo", -20.5)])
+def test_trust_regions_of_teams_learn_to_cover_landmarks(algo: str, at_least: float) -> None:
+    th.set_num_threads(1)
+    job = Job.read(algo, "otbaselines/SimpleSpread-v0", seed=0, folder=Path(), name="unused")
+    model, returns = job.build(), []
+    for n_timesteps in (0, job.config.n_timesteps):
+        if n_timesteps:
+            model.learn(n_timesteps)
+        played = evaluate_team(model, SimpleSpreadVecEnv(n_copies=20, seed=1000), n_eval_episodes=400)
+        returns.append(played.mean_agent_return)
+    assert returns[1] >= at_least, returns
+    assert returns[1] >= returns[0] + 5.0, returns
