@@ -69,7 +69,10 @@ def compare(args: argparse.Namespace, parser: argparse.ArgumentParser) -> None:
         figure = Path(args.out) / f"figure1_{args.variant}.png"
         draw_paths(pairs, args.variant, figure)
         print(f"Figure 1 is {figure}")
-    command = f"python -m zoo.plots wmatrpo-paper --train --variant {args.variant} --seeds {args.seeds}"
+    command = (
+        f"python -m zoo.plots wmatrpo-paper --train --variant {args.variant} --seeds {args.seeds} "
+        f"--iterations {args.iterations} --agents {' '.join(map(str, numbers))} --methods {' '.join(methods)}"
+    )
     text = "\n\n".join([f"`{command}`", *(table.markdown() for table in tables)]) + "\n"
     print(text)
     write_tables(text, args.tables)
