@@ -318,7 +318,7 @@ class WMATRPO(SequentialTrustRegion):
         transport = self._transport(problem, advantage, old)
         start = parameters_to_vector(parameters).detach().clone()
         if self.update == "transport":
-            self._follow_transport(problem, parameters, transport)
+            self._follow_transport(problem, parameters, transport, old)
         else:
             self._descend_lagrangian(problem, parameters, transport.multiplier, old)
         step = parameters_to_vector(parameters).detach() - start
@@ -328,9 +328,11 @@ class WMATRPO(SequentialTrustRegion):
             nonlocal new
             new = view.team_distribution(problem.observations)
             distances.append(float(problem.mean(self._distance(new, old, problem.index))))
-            # The distance grows about as the step does; what is not finite is not small.
-            is_within = distances[-1] <= problem.radius * (1.0 + SLACK)
-            return 1.0 if is_within else max(MARGIN * problem.radius / distances[-1], LEAST_SHRINKING)
+            if distances[-1] <= problem.radius * (1.0 + SLACK):
+                return 1.0
+            # The distance grows about as the step does; what is no number says nothing about it.
+            ratio = MARGIN * problem.radius / distances[-1]
+            return ratio if ratio > LEAST_SHRINKING else LEAST_SHRINKING
 
         share = backtrack(parameters, start, step, attempt, max_iter=TRIALS)
         numbers = {"lambda": transport.multiplier, "dual": transport.value, "fit": distances[0], "share": share}
@@ -386,7 +388,9 @@ class WMATRPO(SequentialTrustRegion):
         optimizer: th.optim.Optimizer = self.policy.make_optimizer(parameters, self.schedule_value("actor_learning_rate"))
         return optimizer
 
-    def _follow_transport(self, problem: AgentProblem, parameters: list[th.nn.Parameter], transport: Transport) -> None:
+    def _follow_transport(
+        self, problem: AgentProblem, parameters: list[th.nn.Parameter], transport: Transport, old: Any
+    ) -> None:
         """
         Regress the actor onto the transported actions.
 
@@ -395,12 +399,10 @@ class WMATRPO(SequentialTrustRegion):
         likelihood would read two distant images as a wide normal.
         """
         optimizer = self._optimizer(parameters)
-        with th.no_grad():
-            old: Any = problem.view.team_distribution(problem.observations)
-            if transport.shares is not None:
-                noise = (problem.actions - old.mean) / old.std
-                images = transport.targets.view(2, len(problem.actions), 1, -1)
-                means = (transport.shares.view(2, 1, 1, 1) * images).sum(0)
+        if transport.shares is not None:
+            noise = (problem.actions - old.mean) / old.std
+            images = transport.targets.view(2, len(problem.actions), 1, -1)
+            means = (transport.shares.view(2, 1, 1, 1) * images).sum(0)
         for _ in range(self.n_actor_updates):
             policies: Any = problem.view.team_distribution(problem.observations)
             if transport.shares is None:

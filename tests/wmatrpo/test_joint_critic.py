@@ -40,7 +40,7 @@ def test_responses_are_the_critics_with_one_action_replaced(arch, activation, al
 
 def test_critics_of_an_ensemble_differ_from_the_start():
     model = WMATRPO("MlpPolicy", _env(), **SMALL, n_critics=4)
-    values = model.policy.joint_critics(th.randn(10, model.policy.joint_critics.state_width), th.zeros(10, 3, 5))
+    values = model.policy.joint_critics(th.randn(10, model.policy.joint_critics.networks.state_width), th.zeros(10, 3, 5))
     assert values.shape == (4, 10)
     assert float(values.detach().std(0).min()) > 1e-4
 
@@ -97,7 +97,7 @@ def test_as_many_critics_as_agents_are_not_taken_for_the_agents_own(continuous):
     model = WMATRPO("MlpPolicy", _env(continuous_actions=continuous), **SMALL, n_critics=3)
     policy = model.policy
     # Both are stacks of three.
-    assert policy.joint_critics.first.n_sets == policy.action_net.n_sets == 3
+    assert policy.joint_critics.networks.first.n_sets == policy.action_net.n_sets == 3
     actor = {id(parameter) for parameter in policy.actor_parameters()}
     assert not actor & {id(parameter) for parameter in policy.joint_critics.parameters()}
     assert not actor & {id(parameter) for parameter in policy.target.parameters()}
@@ -155,5 +155,5 @@ def test_vectors_are_clipped_to_the_box_which_is_stretched_over_the_unit_one():
 
 def test_critics_without_hidden_layers_get_two_because_candidates_enter_in_the_first():
     model = WMATRPO("MlpPolicy", _env(), **{**SMALL, "policy_kwargs": {"net_arch": []}})
-    assert model.policy.joint_critics.first.out_features == 64
+    assert model.policy.joint_critics.networks.first.out_features == 64
     assert rounds(model, 1)[0]["train/is_update_accepted"] > 0.0

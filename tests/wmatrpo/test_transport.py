@@ -71,6 +71,7 @@ def test_the_transport_of_a_table_is_the_optimum_of_the_linear_programme_and_is_
     def watch(problem, advantage, old):
         seen["transport"] = solve(problem, advantage, old)
         seen["old"] = old.probs[:, 0].detach()
+        seen["advantages"] = advantage(advantage.sets[0].grid(5).unsqueeze(0))
         return seen["transport"]
 
     solve = model._transport
@@ -80,7 +81,7 @@ def test_the_transport_of_a_table_is_the_optimum_of_the_linear_programme_and_is_
     transport = seen["transport"]
     share = np.array([(states == state).mean() for state in range(5)])
     first = [int(np.flatnonzero(states == state)[0]) for state in range(5)]
-    old, advantages = (tensor.double().numpy()[first] for tensor in (seen["old"], transport.advantages))
+    old, advantages = (tensor.double().numpy()[first] for tensor in (seen["old"], seen["advantages"]))
     old /= old.sum(1, keepdims=True)
     probs, value, price = _programme(share, old, advantages, np.array(TABLE), radius)
     targets = np.stack([transport.targets[states == state].double().numpy().sum(0) for state in range(5)]) / share[:, None]
@@ -98,7 +99,6 @@ def test_the_transport_of_a_table_is_the_optimum_of_the_linear_programme_and_is_
     moved = sum(s * _least_cost(a, b, np.array(TABLE)) for s, a, b in zip(share, old, new, strict=True))
     log = model.logger.name_to_value
     assert log["trust_region/w1_0"] == pytest.approx(moved, abs=1e-5)
-    assert log["trust_region/gain_0"] == pytest.approx(gain, rel=1e-3, abs=1e-5)
     assert moved <= radius * 1.001 + 1e-6
     assert radius == 5.0 or moved >= 0.9 * radius
 
@@ -118,7 +118,6 @@ def test_the_lagrangian_of_a_table_gains_within_the_radius():
     assert sum(log["train/is_update_accepted"] for log in logs) >= 3.0
     for log in logs:
         assert log["trust_region/w1_0"] <= 0.2 * 1.001
-        assert (log["trust_region/gain_0"] > 0.0) == (log["train/is_update_accepted"] == 1.0)
 
 
 # ---------------------------------------------------------------- boxes: a grid so dense that it is the answer

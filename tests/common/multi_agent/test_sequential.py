@@ -186,19 +186,19 @@ def test_the_logged_distance_is_that_of_the_policies_before_and_after(algorithm,
 
 # ---------------------------------------------------------------- updates that fail
 def _refuse(algorithm, how, model, monkeypatch):
+    # What WMATRPO accepts is a distance within the radius.
+    distance = {"no advantage": 1e9, "no step": 10.0, "no gain": 0.102}[how]
+    monkeypatch.setattr(WMATRPO, "_distance", lambda self, new, old, agent: th.full((16 * 4, 1), distance))
     if how == "no advantage":
         model.rollout_buffer.advantages.zero_()
-        monkeypatch.setattr(WMATRPO, "_gain", lambda *_: th.tensor(0.0))
     elif how == "no step":
         # Not finite either.
-        monkeypatch.setattr("otbaselines.wmatrpo.wmatrpo.WMATRPO._gain", lambda *_: th.tensor(math.nan))
         monkeypatch.setattr(
             AgentProblem, "surrogate", lambda self, policies: math.nan * policies.log_prob(self.actions).mean()
         )
     else:
         calls = []
         surrogate = AgentProblem.surrogate
-        monkeypatch.setattr(WMATRPO, "_gain", lambda *_: th.tensor(-1e-9))
         # What has a graph is the surrogate that the step is made for; what has none, a trial.
         monkeypatch.setattr(
             AgentProblem,
@@ -420,3 +420,35 @@ def test_teams_of_different_agents_train_and_survive_saving(algorithm, team, tmp
     own = {agent: row[: model.layout.agent_observation_spaces[agent].shape[0]] for agent, row in agents.items()}
     assert all(model.layout.agent_action_spaces[agent].contains(action) for agent, action in loaded.predict(own)[0].items())
     assert len(rounds(loaded, 1)) == 1
+
+
+@pytest.mark.parametrize("algorithm", ALGORITHMS)
+@pytest.mark.parametrize("error", [KeyboardInterrupt, MemoryError, RuntimeError])
+def test_whatever_ends_a_round_leaves_the_policy_from_before_it(algorithm, error, monkeypatch):
+    model = collect(_model(algorithm, "continuous"))
+    before = {name: value.clone() for name, value in model.policy.state_dict().items()}
+
+    def fail(*args):
+        # After the critics were fitted, and the agent has been moved.
+        with th.no_grad():
+            for parameter in args[0].view.actor_parameters():
+                parameter.add_(1.0)
+        raise error
+
+    monkeypatch.setattr(model, "_update_agent", fail)
+    with pytest.raises(error):
+        model.train()
+    after = model.policy.state_dict()
+    assert all(th.equal(value, after[name]) for name, value in before.items())
+    assert not vars(model).get("_round")
+    assert len(vars(model).get("_replay", ())) == 0
+
+
+@pytest.mark.parametrize("algorithm", ALGORITHMS)
+def test_settings_that_were_changed_are_checked_again_before_learning(algorithm):
+    model = _model(algorithm)
+    model.caatr, model.caatr_constant = False, 1.0
+    with pytest.raises(TypeError, match="`caatr_constant` applies to `caatr=True` only"):
+        model.learn(64)
+    with pytest.raises(ValueError, match="`caatr_eps_max` must be at least `caatr_eps_base`=1"):
+        _model(algorithm, caatr=True, caatr_eps_base=1.0, caatr_eps_max=0.1)
