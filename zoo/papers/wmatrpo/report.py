@@ -116,7 +116,7 @@ def draw_paths(runs: Mapping[str, Sequence[GameResult]], variant: str, path: Pat
     n_columns = math.ceil(math.sqrt(len(methods)))
     n_rows = -(-len(methods) // n_columns)
     with mpl.rc_context({**STYLE, "axes.spines.top": True, "axes.spines.right": True}):
-        figure = Figure(figsize=(2.9 * n_columns + 1.2, 2.9 * n_rows + 1.0), layout="constrained")
+        figure = Figure(figsize=(2.9 * n_columns + 1.2, 3.3 * n_rows + 0.8), layout="constrained")
         axes = figure.subplots(n_rows, n_columns, squeeze=False)
         image: Any = None
         for axis, method in zip(axes.flat, methods, strict=False):
@@ -152,11 +152,11 @@ def _draw_runs(axis: Axes, seeds: Sequence[GameResult], colour: str) -> None:
     axis.plot(*ends.T, linestyle="", marker="o", ms=5, color=colour, mec="black", mew=0.7, zorder=5)
     axis.plot(*seeds[0].means[0], linestyle="", marker="s", ms=6, color="white", mec="black", zorder=6)
     axis.plot(GOAL, GOAL, linestyle="", marker="*", ms=12, color="#F0E442", mec="black", zorder=4)
-    axis.plot(TRAP, TRAP, linestyle="", marker="X", ms=8, color="#CC79A7", mec="black", zorder=4)
+    axis.plot(TRAP, TRAP, linestyle="", marker="X", ms=8, color="black", mec="white", zorder=4)
 
 
 def _legend() -> list[Line2D]:
-    marks = (("s", "white", "start"), ("o", "grey", "end"), ("*", "#F0E442", "(5, 5)"), ("X", "#CC79A7", "(1, 1)"))
+    marks = (("s", "white", "start"), ("o", "grey", "end"), ("*", "#F0E442", "(5, 5)"), ("X", "black", "(1, 1)"))
     return [
         Line2D([], [], linestyle="", marker=marker, color=colour, mec="black", ms=8, label=label)
         for marker, colour, label in marks
