@@ -11,6 +11,7 @@ from zoo.papers.wmatrpo.report import distances_table, draw_paths, peaks_table
 from zoo.runs.comparison import finished_runs, train_jobs
 
 FOLDER = "runs/wmatrpo-paper"
+ITERATIONS = 4000
 #: The paper's methods, and what else is compared where the goal is the best that there is.
 USUAL = ("hatrpo", "hatrpo-caatr", "wmatrpo", "wmatrpo-fixed")
 
@@ -23,7 +24,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     add("--variant", choices=VARIANTS, default="as_printed", help="of the game")
     add("--agents", type=int, nargs="+", choices=sorted(CAATR_CONSTANTS), help="numbers of agents; all that the variant has")
     add("--methods", nargs="+", choices=[*METHODS], help="all, or the paper's where the printed game makes others pointless")
-    add("--iterations", type=count, default=4000, help="rounds of 30 joint actions")
+    add("--iterations", type=count, default=ITERATIONS, help="rounds of 30 joint actions")
     add("--jobs", type=count, default=2, help="training processes, one thread each")
     add("--out", default=FOLDER, help="folder for runs and figures")
     add("--tables", type=Path, default=None, help="write the tables to this file as well")
@@ -69,10 +70,18 @@ def compare(args: argparse.Namespace, parser: argparse.ArgumentParser) -> None:
         figure = Path(args.out) / f"figure1_{args.variant}.png"
         draw_paths(pairs, args.variant, figure)
         print(f"Figure 1 is {figure}")
-    command = (
-        f"python -m zoo.plots wmatrpo-paper --train --variant {args.variant} --seeds {args.seeds} "
-        f"--iterations {args.iterations} --agents {' '.join(map(str, numbers))} --methods {' '.join(methods)}"
-    )
-    text = "\n\n".join([f"`{command}`", *(table.markdown() for table in tables)]) + "\n"
+    text = "\n\n".join([f"`{command_line(args)}`", *(table.markdown() for table in tables)]) + "\n"
     print(text)
     write_tables(text, args.tables)
+
+
+def command_line(args: argparse.Namespace) -> str:
+    """The command that makes the same tables, without what is usual."""
+    words = ["python -m zoo.plots wmatrpo-paper --train", f"--variant {args.variant}", f"--seeds {args.seeds}"]
+    if args.agents:
+        words.append(f"--agents {' '.join(map(str, args.agents))}")
+    if args.methods:
+        words.append(f"--methods {' '.join(args.methods)}")
+    if args.iterations != ITERATIONS:
+        words.append(f"--iterations {args.iterations}")
+    return " ".join(words)
