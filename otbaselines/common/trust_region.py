@@ -45,7 +45,7 @@ class ImportanceFactor:
     r"""
     The product :math:`\prod_{k} \pi_k^{new}(a_k | o_k) / \pi_k^{old}(a_k | o_k)` over the agents that were updated before.
 
-    It turns an advantage under the old team into one under the present (Kuba et al. 2022, Eq. 7; Salgarkar and Baheri 2025,
+    It turns an advantage under the old team into one under the present (Kuba et al. 2022; Salgarkar and Baheri 2025,
     Eq. 15). Products of many ratios have heavy tails, so that they are clipped, and divided by their mean.
 
     :param n_rows: joint steps

@@ -12,7 +12,7 @@ from torch.nn.utils import parameters_to_vector
 from otbaselines.common.multi_agent.policies import MultiAgentActorCriticPolicy
 from otbaselines.common.multi_agent.sequential import AgentProblem, AgentUpdate, SequentialTrustRegion
 from otbaselines.common.schedules import parse_schedule
-from otbaselines.common.settings import MANY, Setting, arguments_of
+from otbaselines.common.settings import MANY, Setting, arguments_of, check_settings, settings_of
 from otbaselines.common.trust_region import backtrack, natural_step
 
 
@@ -81,6 +81,7 @@ class HATRPO(SequentialTrustRegion):
         self.cg_damping = cg_damping
         self.line_search_shrinking_factor = line_search_shrinking_factor
         self.line_search_max_iter = line_search_max_iter
+        check_settings(settings_of(HATRPO), {**vars(self), **locals()})
         explores = use_sde or (policy_kwargs or {}).get("use_sde")
         if caatr and explores and caatr_constant is None:
             raise TypeError(

@@ -150,7 +150,7 @@ class WMATRPO(SequentialTrustRegion):
         self.ground_metric = ground_metric
         self.n_candidates = n_candidates
         self.n_refinements = n_refinements
-        check_settings(settings_of(WMATRPO), vars(self))
+        check_settings(settings_of(WMATRPO), {**vars(self), **locals()})
         if (policy_kwargs or {}).get("use_sde"):
             raise TypeError(
                 "`policy_kwargs['use_sde']` does not apply to WMATRPO, whose exploration is a plain normal; leave it out"
@@ -162,7 +162,7 @@ class WMATRPO(SequentialTrustRegion):
         super()._check_together()
         setting, optimism = settings_of(WMATRPO)["optimism"], parse_schedule(self.optimism)
         if self.n_critics == 1 and any(setting.reading("optimism", optimism, progress) for progress in (1.0, 0.5, 0.0)):
-            raise ValueError(f"`optimism`={self.optimism} needs critics that can disagree; use `n_critics` of 2 or more")
+            raise ValueError(f"`optimism`={self.optimism!r} needs critics that can disagree; use `n_critics` of 2 or more")
         if self.dual_learning_rate is not None and self.update != "lagrangian":
             raise TypeError(
                 f"`dual_learning_rate` applies to `update='lagrangian'` only, got {self.dual_learning_rate}; leave it out"

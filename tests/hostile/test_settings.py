@@ -315,7 +315,7 @@ def test_random_good_settings_of_trust_regions_train():
             "caatr": caatr,
             "caatr_constant": pick(None, 1e-9, 1e3) if caatr else None,
             "caatr_eps_base": pick(None, 0, 1.0) if caatr else None,
-            "caatr_eps_max": pick(None, 0.0, 1.0) if caatr else None,
+            "caatr_eps_max": pick(None, 1.0, 2.0) if caatr else None,
             "trust_radius_max": pick(None, 1e-6, 10) if caatr else None,
             "policy_kwargs": pick(None, {"net_arch": []}, {"net_arch": {"pi": (4,), "vf": [np.int64(3)]}, "log_std_init": -2}),
             "seed": pick(None, 0, 2**63 - 1),

@@ -360,7 +360,9 @@ def open_source(path: SavePath, suffix: str) -> Iterator[BinaryIO]:
     try:
         yield file
     except zipfile.BadZipFile as error:
-        raise ValueError(f"`path` {label!r} is not a whole zip file ({error}); copy, download or save it again") from error
+        raise ValueError(
+            f"`path` {label!r} is not a whole zip file ({brief(error)}); copy, download or save it again"
+        ) from error
     except _DAMAGE as error:
         raise ValueError(f"`path` {label!r} cannot be loaded: {brief(error)}; copy, download or save it again") from error
     finally:
