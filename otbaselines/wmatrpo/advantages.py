@@ -44,8 +44,9 @@ class MarginalAdvantage:
     :math:`\bar A_i(s, a'_i) = E_{a_{-i}}[w(s, a) (Q(s, a'_i, a_{-i}) - b)]`, over the team-mates' actions of the rollout.
 
     The weights w are the likelihood ratios of those updated before (Salgarkar and Baheri 2025, Eq. 15). The expectation is
-    taken before any maximum over :math:`a'_i`: the agent's policy does not know what its team-mates are about to do, and a
-    mean of maxima would be larger.
+    taken over the joint actions that are given for a state, before any maximum over :math:`a'_i`: the agent's policy does not
+    know what its team-mates are about to do, and a mean of maxima would be larger. Where a state is seen once there is one
+    joint action, and the maximum does see it.
 
     :param critics: of the joint action
     :param states: as the critics read them, shape ``(n_states, width)``

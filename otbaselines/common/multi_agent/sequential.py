@@ -118,8 +118,8 @@ class SequentialTrustRegion(MultiAgentOnPolicyAlgorithm):
     :param learning_rate: of the critics, a number or a function of the remaining progress (from 1 to 0)
     :param batch_size: agent-steps per minibatch of the critics, rounded down to whole joint steps; when omitted, about a tenth
         of the rollout
-    :param n_critic_updates: passes of the critics over each rollout
-    :param normalize_advantage: centre and scale the advantages of each rollout
+    :param n_critic_updates: passes of the critics over each rollout, or over all that a replay holds
+    :param normalize_advantage: divide the advantages of each rollout by their standard deviation; HATRPO centres them too
     :param importance_clip: products of earlier agents' likelihood ratios are kept between its inverse and it, and divided by
         their mean
     :param caatr: radii that shrink while team-mates move (coordination-aware adaptive trust regions): agent i's is
@@ -302,7 +302,6 @@ class SequentialTrustRegion(MultiAgentOnPolicyAlgorithm):
                 factor.multiply(log_ratio.squeeze(1))
             update.numbers.update(radius=radii[index], w1=drifts[index], ess=float(share))
         self._fit_critics(metrics)
-        self._n_updates += 1
         self._log_round(updates, metrics, snapshot)
         self.drifts = drifts
 
@@ -411,6 +410,7 @@ class SequentialTrustRegion(MultiAgentOnPolicyAlgorithm):
         for index in sorted(updates):
             numbers |= {f"trust_region/{name}_{index}": value for name, value in updates[index].numbers.items()}
         check_finite(numbers, snapshot, f"{self.num_timesteps} agent-steps")
+        self._n_updates += 1
         del numbers["parameters"]
         numbers["train/explained_variance"] = float(explained)
         numbers["train/is_update_accepted"] = float(np.mean([update.accepted for update in updates.values()]))
