@@ -1,6 +1,5 @@
 """Wasserstein-barycenter consensus for cooperative teams."""
 
-import contextlib
 import warnings
 from collections.abc import Mapping
 from typing import Any, ClassVar
@@ -20,6 +19,7 @@ from otbaselines.common.multi_agent.row_policy import TeamActionEvaluation
 from otbaselines.common.schedules import parse_schedule
 from otbaselines.common.seeding import child_seeds
 from otbaselines.common.settings import Setting, arguments_of, check_settings, settings_of
+from otbaselines.common.vec_env.layout import action_vectors
 from otbaselines.wbc.consensus import ConsensusReport
 from otbaselines.wbc.estimators import ESTIMATORS, Streams, make_estimator
 from otbaselines.wbc.metric import TeamSpaces, normalised_table
@@ -162,10 +162,7 @@ class WBC(MultiAgentPPO):
             return
         if options["action_embedding"] != "environment" or not isinstance(self.action_space, spaces.Discrete):
             return
-        vectors = None
-        if self.env is not None:
-            with contextlib.suppress(AttributeError):
-                vectors = self.env.get_attr("agent_action_vectors", [0])[0]
+        vectors = action_vectors(self.env)
         if vectors is None:
             raise ValueError(
                 "`action_embedding='environment'` needs an environment with an attribute `agent_action_vectors`, one row "

@@ -1,6 +1,5 @@
 """Wasserstein trust regions for cooperative teams, with radii that know how far team-mates move."""
 
-import contextlib
 from collections import deque
 from typing import Any, ClassVar
 
@@ -27,6 +26,7 @@ from otbaselines.common.schedules import parse_schedule
 from otbaselines.common.settings import MANY, Setting, arguments_of, check_settings, settings_of
 from otbaselines.common.training import Metrics
 from otbaselines.common.trust_region import backtrack
+from otbaselines.common.vec_env.layout import action_vectors
 from otbaselines.wmatrpo.action_metric import ActionMetric, environment_distances
 from otbaselines.wmatrpo.advantages import JOINT_ROWS, ActionSet, Box, Choices, MarginalAdvantage, optimistic
 from otbaselines.wmatrpo.policies import JointCriticCnnPolicy, JointCriticMultiInputPolicy, JointCriticPolicy
@@ -223,10 +223,7 @@ class WMATRPO(SequentialTrustRegion):
         """Put the environment's own table, where it is asked for, in its place, so that it is saved with the model."""
         if not isinstance(self.ground_metric, str):
             return
-        vectors = None
-        if self.ground_metric == "environment" and self.env is not None:
-            with contextlib.suppress(AttributeError):
-                vectors = self.env.get_attr("agent_action_vectors", [0])[0]
+        vectors = action_vectors(self.env) if self.ground_metric == "environment" else None
         if vectors is None or not isinstance(self.action_space, spaces.Discrete):
             raise ValueError(
                 "`ground_metric` as a string must be 'environment', for Discrete actions of an environment with an attribute "

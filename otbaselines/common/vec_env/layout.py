@@ -111,6 +111,20 @@ def team_layout(env: VecEnv) -> TeamLayout:
     return TeamLayout(tuple(agents), int(team.n_copies), dict(team.agent_observation_spaces), dict(team.agent_action_spaces))
 
 
+def action_vectors(env: VecEnv | None) -> Any:
+    """
+    :param env: a vector environment
+    :return: what the agents' actions do, ``agent_action_vectors`` of its first copy, one row for each agent and action;
+        ``None`` where it does not say
+    """
+    if env is None:
+        return None
+    try:
+        return env.get_attr("agent_action_vectors", [0])[0]
+    except AttributeError:
+        return None
+
+
 def normalizes_observations(env: VecEnv) -> bool:
     """
     Tell whether a policy sees normalised observations.
