@@ -139,5 +139,5 @@ class HATRPO(SequentialTrustRegion):
         start = parameters_to_vector(natural.parameters).detach().clone()
         share = backtrack(natural.parameters, start, natural.step, attempt, max_iter=self.line_search_max_iter)
         if share == 0.0:
-            return AgentUpdate(False, old, {"kl": 0.0, "share": 0.0})
-        return AgentUpdate(True, new, {**numbers, "share": share})
+            return AgentUpdate(False, old, old, {"kl": 0.0, "share": 0.0})
+        return AgentUpdate(True, old, new, {**numbers, "share": share})

@@ -333,7 +333,7 @@ class WMATRPO(SequentialTrustRegion):
 
         share = backtrack(parameters, start, step, attempt, max_iter=TRIALS)
         numbers = {"lambda": transport.multiplier, "dual": transport.value, "fit": distances[0], "share": share}
-        return AgentUpdate(True, new, numbers) if share > 0.0 else AgentUpdate(False, old, numbers)
+        return AgentUpdate(True, old, new, numbers) if share > 0.0 else AgentUpdate(False, old, old, numbers)
 
     def _advantage(self, problem: AgentProblem) -> MarginalAdvantage:
         """Eq. 15: what the agent's actions are worth with the team-mates' actions of the rollout."""

@@ -98,11 +98,13 @@ class AgentUpdate:
     What became of one agent's policy.
 
     :param accepted: whether it moved at all
+    :param old: before the update, at the rollout's observations, as a constant
     :param policies: after the update, at the rollout's observations
     :param numbers: what is logged, by name
     """
 
     accepted: bool
+    old: TeamDistribution
     policies: TeamDistribution
     numbers: dict[str, float] = field(default_factory=dict)
 
@@ -291,14 +293,14 @@ class SequentialTrustRegion(MultiAgentOnPolicyAlgorithm):
         for place, index in enumerate(order):
             share = factor.effective_share()
             problem = self._problem(steps, factor, index, radii[index], tuple(order[place + 1 :]))
-            with th.no_grad():
-                old = problem.view.team_distribution(problem.observations).detach()
             updates[index] = update = self._update_agent(problem)
             with th.no_grad():
                 log_ratio = update.policies.log_prob(problem.actions) - problem.old_log_prob
                 if problem.active is not None:
                     log_ratio = log_ratio.masked_fill(~problem.active, 0.0)
-                drifts[index] = float(problem.mean(self._distance(update.policies, old, index))) if update.accepted else 0.0
+                drifts[index] = (
+                    float(problem.mean(self._distance(update.policies, update.old, index))) if update.accepted else 0.0
+                )
                 factor.multiply(log_ratio.squeeze(1))
             update.numbers.update(radius=radii[index], w1=drifts[index], ess=float(share))
         self._fit_critics(metrics)
