@@ -1,6 +1,6 @@
 """What each action of an agent is worth to the team: the joint critics, averaged over team-mates or at their best response."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 import torch as th
@@ -13,6 +13,10 @@ JOINT_DRAWS, JOINT_ROUNDS = 64, 4
 RESPONSES = 17
 # Joint actions of a repeated state that are considered: by a leader, and without one.
 LEADER_ROWS, JOINT_ROWS = 4, 64
+# Joint actions that are judged together: with hidden layers of 64, numbers for 64 MiB.
+TOGETHER = 1 << 18
+# Up to so many joint actions a leader's followers are asked for all of their answers, beyond it for those of a search.
+MOST_ANSWERS = 1 << 22
 
 
 class ActionSet(Protocol):
@@ -41,17 +45,18 @@ class ActionSet(Protocol):
 @dataclass(frozen=True)
 class MarginalAdvantage:
     r"""
-    :math:`\bar A_i(s, a'_i) = E_{a_{-i}}[w(s, a) (Q(s, a'_i, a_{-i}) - b)]`, over the team-mates' actions of the rollout.
+    :math:`\bar A_i(s, a'_i) = E_{a_{-i}}[w(s, a) (Q(s, a'_i, a_{-i}) - b(s))]`, over the team-mates' actions.
 
-    The weights w are the likelihood ratios of those updated before (Salgarkar and Baheri 2025, Eq. 15). The expectation is
-    taken over the joint actions that are given for a state, before any maximum over :math:`a'_i`: the agent's policy does not
-    know what its team-mates are about to do, and a mean of maxima would be larger. Where a state is seen once there is one
-    joint action, and the maximum does see it.
+    The expectation is taken over the joint actions that are given for a state, before any maximum over :math:`a'_i`: the
+    agent's policy does not know what its team-mates are about to do, and a mean of maxima would be larger (Salgarkar and
+    Baheri 2025, Eqs. 8, 11 and 15). Joint actions of the rollout are weighted by the likelihood ratios of those updated
+    before, those of the present policies by their probabilities.
 
     :param critics: of the joint action
     :param states: as the critics read them, shape ``(n_states, width)``
-    :param joint: actions of the team in each state, as the critics read them, shape ``(n_states, n_joint, n_agents, width)``
-    :param weights: of the joint actions, shape ``(n_states, n_joint)``
+    :param joint: actions of the team in each state, as the critics read them, shape
+        ``(n_states or 1, n_joint, n_agents, width)``
+    :param weights: of the joint actions, of mean one in each state, shape ``(n_states, n_joint)``
     :param agent: whose actions are judged
     :param baseline: of each state, shape ``(n_states,)``
     :param scale: the unit of the advantages
@@ -77,7 +82,27 @@ class MarginalAdvantage:
         :param candidates: actions as the critics read them, shape ``(n_states or 1, n_candidates, action_width)``
         :return: shape ``(n_states, n_candidates)``
         """
-        values = self._led(candidates) if self.later else self._judge(self.states, self.joint, self.agent, candidates)
+        n_states, per_state = len(self.states), self.joint.shape[1] * candidates.shape[1]
+        if self.later and self._is_enumerable(candidates.shape[1]):
+            per_state *= len(self._answers())
+        together = max(1, TOGETHER // per_state)
+        if together >= n_states:
+            return self._of_rows(candidates)
+        parts = []
+        for start in range(0, n_states, together):
+            rows = slice(start, start + together)
+            own = replace(self, states=self.states[rows], weights=self.weights[rows], baseline=self.baseline[rows])
+            own = replace(own, joint=self.joint if len(self.joint) == 1 else self.joint[rows])
+            parts.append(own._of_rows(candidates if len(candidates) == 1 else candidates[rows]))
+        return th.cat(parts)
+
+    def _of_rows(self, candidates: th.Tensor) -> th.Tensor:
+        if not self.later:
+            values = self._judge(self.states, self.joint, self.agent, candidates)
+        elif self._is_enumerable(candidates.shape[1]):
+            values = self._led_by_all(candidates)
+        else:
+            values = self._led(candidates)
         centred = (values - self.baseline[:, None, None]) / self.scale
         return (centred * self.weights[:, : values.shape[1], None]).mean(1)
 
@@ -85,8 +110,31 @@ class MarginalAdvantage:
         """The ensemble's judgement, shape ``(n_states, n_joint, n_candidates)``."""
         return optimistic(self.critics.responses(states, joint, agent, candidates), self.optimism)
 
+    def _is_enumerable(self, n_candidates: int) -> bool:
+        """Whether the later agents' joint actions are few enough to try all of them for every candidate."""
+        number = len(self.states) * min(self.joint.shape[1], LEADER_ROWS) * n_candidates
+        for agent in self.later:
+            own = self.sets[agent]
+            number *= own.n if isinstance(own, Choices) else MOST_ANSWERS
+        return number <= MOST_ANSWERS
+
+    def _answers(self) -> th.Tensor:
+        """All joint actions of the later agents, shape ``(n_answers, n_later, width)``."""
+        own = [self.sets[agent].grid(0) for agent in self.later]
+        numbers = th.cartesian_prod(*(th.arange(len(each), device=each.device) for each in own)).view(-1, len(own))
+        return th.stack([each[numbers[:, k]] for k, each in enumerate(own)], 1)
+
+    def _led_by_all(self, candidates: th.Tensor) -> th.Tensor:
+        """Each candidate with the best that later agents can do, shape ``(n_states, n_joint, n_candidates)``."""
+        taken, answers = self.joint[:, :LEADER_ROWS], self._answers()
+        joint = taken.unsqueeze(2).expand(-1, -1, len(answers), -1, -1).clone()
+        joint[:, :, :, list(self.later)] = answers
+        values = self._judge(self.states, joint.flatten(1, 2), self.agent, candidates)
+        best: th.Tensor = values.unflatten(1, (taken.shape[1], len(answers))).amax(2)  # type: ignore[no-untyped-call]
+        return best
+
     def _led(self, candidates: th.Tensor) -> th.Tensor:
-        """Each candidate with the best that later agents can do, by coordinate ascent from two joint actions."""
+        """The same where answers are too many to try: by coordinate ascent from two joint actions."""
         n_states, n_joint = len(self.states), min(self.joint.shape[1], LEADER_ROWS)
         n_candidates = candidates.shape[1]
         taken = self.joint[:, :n_joint]

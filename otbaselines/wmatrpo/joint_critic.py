@@ -60,18 +60,20 @@ class JointNetworks(nn.Module):
         Q for every candidate in the place of one agent's action, whose part of the first layer is computed once a candidate.
 
         :param states: shape ``(n_states, state_width)``
-        :param actions: of the team, several joint ones in each state, shape ``(n_states, n_joint, n_agents, action_width)``
+        :param actions: of the team, several joint ones in each state, shape
+            ``(n_states or 1, n_joint, n_agents, action_width)``
         :param agent: whose action is replaced
         :param candidates: by these, shape ``(n_states or 1, n_candidates, action_width)``
         :return: shape ``(n_critics, n_states, n_joint, n_candidates)``
         """
-        n_states, n_joint = actions.shape[:2]
         others = actions.clone()
         others[:, :, agent] = 0.0
-        x = th.cat([states.unsqueeze(1).expand(-1, n_joint, -1), others.flatten(2)], -1).flatten(0, 1)
-        base = self.first(x.expand(self.n_critics, -1, -1)).view(self.n_critics, n_states, n_joint, 1, -1)
+        weight = self.first.weight[:, None]
+        of_states = (states @ self.first.weight[:, : self.state_width] + self.first.bias).unsqueeze(2)
+        base = (of_states + others.flatten(2) @ weight[:, :, self.state_width :]).unsqueeze(3)
+        n_states, n_joint = base.shape[1:3]
         start = self.state_width + agent * self.action_width
-        own_weight = self.first.weight[:, None, start : start + self.action_width]
+        own_weight = weight[:, :, start : start + self.action_width]
         together = max(1, BLOCK // max(1, base.numel()))
         parts = []
         for part in candidates.split(together, dim=1):
@@ -159,7 +161,7 @@ class JointCritics(nn.Module):
     def responses(self, states: th.Tensor, actions: th.Tensor, agent: int, candidates: th.Tensor) -> th.Tensor:
         """
         :param states: shape ``(n_states, state_width)``
-        :param actions: shape ``(n_states, n_joint, n_agents, action_width)``
+        :param actions: shape ``(n_states or 1, n_joint, n_agents, action_width)``
         :param agent: whose action is replaced
         :param candidates: by these, shape ``(n_states or 1, n_candidates, action_width)``
         :return: in the unit of the return, shape ``(n_critics, n_states, n_joint, n_candidates)``

@@ -28,8 +28,17 @@ from otbaselines.common.training import Metrics
 from otbaselines.common.trust_region import backtrack
 from otbaselines.common.vec_env.layout import action_vectors
 from otbaselines.wmatrpo.action_metric import ActionMetric, environment_distances
-from otbaselines.wmatrpo.advantages import JOINT_ROWS, ActionSet, Box, Choices, MarginalAdvantage, optimistic
+from otbaselines.wmatrpo.advantages import (
+    JOINT_ROWS,
+    LEADER_ROWS,
+    ActionSet,
+    Box,
+    Choices,
+    MarginalAdvantage,
+    optimistic,
+)
 from otbaselines.wmatrpo.policies import JointCriticCnnPolicy, JointCriticMultiInputPolicy, JointCriticPolicy
+from otbaselines.wmatrpo.rollout import DRAWN_VECTORS, JointRollout, TeamMates
 from otbaselines.wmatrpo.transport import BoxSearch, Transport, transport_choices
 
 # An accepted update exceeds its radius by no more than this share of it.
@@ -68,6 +77,9 @@ class WMATRPO(SequentialTrustRegion):
         choices a table ``(n_actions, n_actions)``, for vectors the weight of each dimension, or one of these for each agent
     :param n_candidates: for a Box: actions that cover it, among which the inner maximum is looked for; 64 when omitted
     :param n_refinements: for a Box: rounds of closer candidates around the best, 1 when omitted
+    :param n_joint: joint actions of the team-mates over which the value of an action is averaged in each state: all, if they
+        are no more than this, else draws from their policies; when omitted, all up to 32, else 16 draws of choices or 8 of
+        vectors
     """
 
     setting_ranges: ClassVar[dict[str, Setting]] = {
@@ -89,6 +101,7 @@ class WMATRPO(SequentialTrustRegion):
         ),
         "n_candidates": Setting("integer", low=2, high=10**6, optional=True),
         "n_refinements": Setting("integer", low=0, high=1000, optional=True),
+        "n_joint": Setting("integer", low=1, high=10**4, optional=True),
     }
     _replay: deque[tuple[th.Tensor, th.Tensor, th.Tensor]]
     policy_aliases: ClassVar[dict[str, type[BasePolicy]]] = {
@@ -121,6 +134,7 @@ class WMATRPO(SequentialTrustRegion):
         ground_metric: Any = None,
         n_candidates: int | None = None,
         n_refinements: int | None = None,
+        n_joint: int | None = None,
         normalize_advantage: bool = True,
         importance_clip: float = 10.0,
         caatr: bool = True,
@@ -150,6 +164,7 @@ class WMATRPO(SequentialTrustRegion):
         self.ground_metric = ground_metric
         self.n_candidates = n_candidates
         self.n_refinements = n_refinements
+        self.n_joint = n_joint
         check_settings(settings_of(WMATRPO), {**vars(self), **locals()})
         if (policy_kwargs or {}).get("use_sde"):
             raise TypeError(
@@ -163,6 +178,13 @@ class WMATRPO(SequentialTrustRegion):
         setting, optimism = settings_of(WMATRPO)["optimism"], parse_schedule(self.optimism)
         if self.n_critics == 1 and any(setting.reading("optimism", optimism, progress) for progress in (1.0, 0.5, 0.0)):
             raise ValueError(f"`optimism`={self.optimism!r} needs critics that can disagree; use `n_critics` of 2 or more")
+        if self.leader == "best_response" and self.update == "lagrangian":
+            raise ValueError(
+                "`leader`='best_response' says where the optimal map sends actions, and `update`='lagrangian' does not follow "
+                "that map; use `update='transport'` with it, or `leader='mean'`"
+            )
+        if self.leader == "best_response" and self.n_joint is not None:
+            raise TypeError(f"`n_joint` applies to `leader='mean'` only, got {self.n_joint}; leave it out")
         if self.dual_learning_rate is not None and self.update != "lagrangian":
             raise TypeError(
                 f"`dual_learning_rate` applies to `update='lagrangian'` only, got {self.dual_learning_rate}; leave it out"
@@ -206,10 +228,19 @@ class WMATRPO(SequentialTrustRegion):
         self._metric = ActionMetric(self.ground_metric, self.layout, space, self.device)
         candidates = 0 if isinstance(space, spaces.Discrete) else self.n_candidates or N_CANDIDATES
         if self.n_steps is not None:
+            n_rows = int(self.n_steps) * max(1, self.n_envs // self.layout.n_agents)
             check_fits(
                 # Values and distances in single precision, and again in double.
-                24 * int(self.n_steps) * max(1, self.n_envs // self.layout.n_agents) * int(candidates),
+                24 * n_rows * int(candidates),
                 f"`n_candidates`={candidates} for every joint step of a rollout of `n_steps`={self.n_steps}",
+                "lower either",
+                self.device,
+            )
+            width = int(space.n) if isinstance(space, spaces.Discrete) else int(np.prod(space.shape))
+            n_joint = DRAWN_VECTORS if self.n_joint is None else int(self.n_joint)
+            check_fits(
+                4 * n_rows * n_joint * self.layout.n_agents * width,
+                f"`n_joint`={n_joint} joint actions for every joint step of a rollout of `n_steps`={self.n_steps}",
                 "lower either",
                 self.device,
             )
@@ -273,7 +304,8 @@ class WMATRPO(SequentialTrustRegion):
                 "parameters from before the update were restored. Lower `learning_rate`, or scale the rewards"
             )
         scale = judged.std() + 1e-8 if self.normalize_advantage else th.ones_like(judged[0])
-        self._round = _Round(steps, inputs, actions, values, judged / scale, scale, optimism, self.action_sets())
+        self._round = JointRollout(steps, inputs, actions, values, judged / scale, scale, optimism, self.action_sets())
+        self._mates = None if self._round.is_one_state else self._present_policies(steps)
 
     def _fit_joint_critics(self, metrics: Metrics) -> None:
         """Squared temporal-difference error (Salgarkar and Baheri 2025, Eq. 19), towards returns of the target critic."""
@@ -288,6 +320,18 @@ class WMATRPO(SequentialTrustRegion):
                 loss.backward()
                 take_step(self.policy.optimizer)
 
+    @th.no_grad()
+    def _present_policies(self, steps: TeamSteps) -> TeamMates:
+        policies = self.policy.team_distribution(steps.observations)
+        is_led = self.leader == "best_response"
+        return TeamMates(
+            policies,
+            self.policy.encode_actions,
+            self._round.sets,
+            LEADER_ROWS if is_led else self.n_joint,
+            enumerates=not is_led,
+        )
+
     def _critic_values(self, batch: AgentRolloutSamples) -> th.Tensor:
         values: th.Tensor = self.policy.online_values(batch.observations, batch.states)
         return values
@@ -296,10 +340,11 @@ class WMATRPO(SequentialTrustRegion):
         # What critics cannot be fitted to must not stay in their replay.
         if vars(self).pop("_kept", False):
             self._replay.pop()
-        vars(self).pop("_round", None)
+        for name in ("_round", "_mates"):
+            vars(self).pop(name, None)
 
     def _fit_critics(self, metrics: Metrics) -> None:
-        del self._round
+        del self._round, self._mates
         self._kept = False
         super()._fit_critics(metrics)
         self.policy.update_target(self.tau)
@@ -332,21 +377,22 @@ class WMATRPO(SequentialTrustRegion):
             return ratio if ratio > LEAST_SHRINKING else LEAST_SHRINKING
 
         share = backtrack(parameters, start, step, attempt, max_iter=TRIALS)
+        if share > 0.0 and self._mates is not None:
+            self._mates.moved(problem.index, new)
         numbers = {"lambda": transport.multiplier, "dual": transport.value, "fit": distances[0], "share": share}
         return AgentUpdate(True, old, new, numbers) if share > 0.0 else AgentUpdate(False, old, old, numbers)
 
     def _advantage(self, problem: AgentProblem) -> MarginalAdvantage:
-        """Eq. 15: what the agent's actions are worth with the team-mates' actions of the rollout."""
+        """Eqs. 8 and 15: what the agent's actions are worth, with what its team-mates do now."""
         now = self._round
-        weights = problem.weights.squeeze(1)
-        states, joint, baseline = now.inputs, now.actions.unsqueeze(1), now.values
-        if now.is_one_state:
+        states, baseline = now.inputs, now.values
+        if self._mates is None:
             # All joint actions were taken in one state, so that each stands for the team-mates' behaviour there.
-            some = weights[:JOINT_ROWS]
-            states, joint, baseline = states[:1], joint[:JOINT_ROWS].transpose(0, 1), baseline[:1]
-            weights = (some / some.mean()).unsqueeze(0)
+            states, baseline = states[:1], baseline[:1]
+            joint, some = now.actions[:JOINT_ROWS].unsqueeze(0), problem.weights[:JOINT_ROWS].T
+            weights = some / some.mean()
         else:
-            weights = weights.unsqueeze(1)
+            joint, weights = self._mates.joint(problem.index)
         later = problem.later if self.leader == "best_response" else ()
         return MarginalAdvantage(
             self.policy.joint_critics,
@@ -399,6 +445,8 @@ class WMATRPO(SequentialTrustRegion):
         if transport.shares is not None:
             noise = (problem.actions - old.mean) / old.std
             images = transport.targets.view(2, len(problem.actions), 1, -1)
+            # What is played beyond the box counts as its edge; where the map leaves that alone, so does the fit.
+            images = th.where(images == problem.actions.clamp(*self.policy.box_bounds()), problem.actions, images)
             means = (transport.shares.view(2, 1, 1, 1) * images).sum(0)
         for _ in range(self.n_actor_updates):
             policies: Any = problem.view.team_distribution(problem.observations)
@@ -418,7 +466,11 @@ class WMATRPO(SequentialTrustRegion):
         """Eqs. 16-18, the importance ratio of the agent's own actions included, without which Eq. 16 has no gradient."""
         optimizer = self._optimizer(parameters)
         rate = 1.0 if self.dual_learning_rate is None else self.dual_learning_rate
-        signal = self._round.judged.unsqueeze(1) * problem.weights
+        judged = self._round.judged
+        if self.normalize_advantage:
+            # What the critic of the state got wrong everywhere says nothing about actions.
+            judged = judged - judged.mean()
+        signal = judged.unsqueeze(1) * problem.weights
         for _ in range(self.n_actor_updates):
             policies = problem.view.team_distribution(problem.observations)
             ratio = (policies.log_prob(problem.actions) - problem.old_log_prob).exp()
@@ -428,29 +480,3 @@ class WMATRPO(SequentialTrustRegion):
             loss.backward()
             take_step(optimizer)
             multiplier = max(0.0, multiplier + rate * (float(distance.detach()) - problem.radius))
-
-
-class _Round:
-    """What one rollout says, for all agents."""
-
-    def __init__(
-        self,
-        steps: TeamSteps,
-        inputs: th.Tensor,
-        actions: th.Tensor,
-        values: th.Tensor,
-        judged: th.Tensor,
-        scale: th.Tensor,
-        optimism: float,
-        sets: list[ActionSet],
-    ) -> None:
-        self.inputs = inputs
-        self.actions = actions
-        self.values = values
-        self.judged = judged
-        self.scale = scale
-        self.optimism = optimism
-        self.sets = sets
-        observations = steps.observations if isinstance(steps.observations, dict) else {"": steps.observations}
-        everything = [inputs, *observations.values()]
-        self.is_one_state = steps.active is None and all(bool((x == x[:1]).all()) for x in everything)

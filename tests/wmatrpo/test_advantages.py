@@ -110,6 +110,20 @@ def test_the_critics_of_a_network_give_the_same_mean_as_a_loop():
         th.testing.assert_close(advantage(candidates), expected, atol=1e-5, rtol=1e-4)
 
 
+def test_states_are_judged_alike_one_by_one_and_together(monkeypatch):
+    critics = JointCritics(2, 3, 2, 1, [8, 8], th.nn.Tanh)
+    sets = [Box(-th.ones(1), th.ones(1))] * 2
+    states, weights, baseline = th.randn(7, 3), th.rand(7, 5), th.randn(7)
+    for joint, candidates in ((th.randn(7, 5, 2, 1), th.randn(1, 6, 1)), (th.randn(1, 5, 2, 1), th.randn(7, 6, 1))):
+        advantage = MarginalAdvantage(critics, states, joint, weights, 0, baseline, th.tensor(2.0), 0.3, (), sets)
+        together = advantage(candidates)
+        assert together.shape == (7, 6)
+        for number in (1, 5 * 6 * 3):
+            monkeypatch.setattr("otbaselines.wmatrpo.advantages.TOGETHER", number)
+            th.testing.assert_close(advantage(candidates), together, atol=1e-6, rtol=1e-5)
+        monkeypatch.undo()
+
+
 # ---------------------------------------------------------------- optimism
 def test_optimism_adds_standard_deviations_of_the_ensemble_to_its_mean():
     values = th.tensor([[1.0, 0.0], [3.0, 0.0], [8.0, 3.0]])
@@ -141,7 +155,21 @@ def test_one_later_agent_answers_with_its_best_response(later, seed):
 
 @pytest.mark.parametrize("later", [(1, 2), (2, 1)])
 @pytest.mark.parametrize("seed", range(8))
-def test_with_several_later_agents_the_leaders_best_action_is_that_of_the_best_joint_one(later, seed):
+def test_several_later_agents_answer_with_their_best_joint_response(later, seed, monkeypatch):
+    table = np.random.default_rng(seed).normal(size=(2, 5, 5, 5))
+    joint = np.array([[[0, 1, 2], [2, 2, 0]], [[4, 1, 2], [2, 0, 0]]])
+    advantage = _advantage(TableCritics(table[None]), 2, joint, agent=0, n_actions=(5, 5, 5), later=later)
+    expected = table.max((2, 3))
+    np.testing.assert_allclose(_everything(advantage), expected, rtol=1e-6)
+    # A state at a time is the same.
+    monkeypatch.setattr("otbaselines.wmatrpo.advantages.TOGETHER", 1)
+    np.testing.assert_allclose(_everything(advantage), expected, rtol=1e-6)
+
+
+@pytest.mark.parametrize("later", [(1, 2), (2, 1)])
+@pytest.mark.parametrize("seed", range(8))
+def test_a_search_finds_the_leaders_best_action_where_answers_are_too_many(later, seed, monkeypatch):
+    monkeypatch.setattr("otbaselines.wmatrpo.advantages.MOST_ANSWERS", 0)
     table = np.random.default_rng(seed).normal(size=(3, 3, 3))
     joint = np.array([[[0, 1, 2], [2, 2, 0]]])
     found = _everything(_advantage(TableCritics(table[None, None]), 1, joint, agent=0, n_actions=(3, 3, 3), later=later))[0]
@@ -156,7 +184,8 @@ def test_with_several_later_agents_the_leaders_best_action_is_that_of_the_best_j
     assert (found >= first - 1e-6).all()
 
 
-def test_what_separates_is_answered_exactly_for_every_action_of_the_leader():
+def test_what_separates_is_answered_exactly_by_the_search(monkeypatch):
+    monkeypatch.setattr("otbaselines.wmatrpo.advantages.MOST_ANSWERS", 0)
     rng = np.random.default_rng(0)
     with_second, with_third = rng.normal(size=(2, 3, 3))
     table = with_second[:, :, None] + with_third[:, None, :]

@@ -224,6 +224,20 @@ def test_more_refinements_come_closer():
     assert exact - values[-1] < 0.2 * (exact - values[0])
 
 
+def test_every_refinement_looks_closer_than_the_one_before(monkeypatch):
+    spreads, near = [], Box.near
+
+    def watch(self, actions, spread):
+        spreads.append(spread)
+        return near(self, actions, spread)
+
+    monkeypatch.setattr(Box, "near", watch)
+    settings = {"low": -2.0, "high": 6.0, "n_candidates": 16, "n_refinements": 3}
+    _search(_waves, 1, th.zeros(1, 4, 1), th.full((1, 4), 0.25), 0.2, **settings)
+    # Sixteen candidates on a line are a sixteenth of it apart.
+    assert sorted(set(spreads), reverse=True) == pytest.approx([1 / 16, 0.8 / 16, 0.64 / 16])
+
+
 def test_a_first_order_step_is_not_the_maximum_that_is_looked_for():
     # The slope at zero points to the left, and the highest point is on the right.
     def valley(states, actions):

@@ -15,7 +15,8 @@ from otbaselines import HATRPO, IPPO, WMATRPO, ParallelVecEnv
 from otbaselines.common.multi_agent.policies import MultiAgentActorCriticPolicy
 from otbaselines.envs.simple_spread_tensor import SimpleSpreadVecEnv
 from otbaselines.wmatrpo import MlpPolicy
-from otbaselines.wmatrpo.advantages import Box
+from otbaselines.wmatrpo.advantages import Box, MarginalAdvantage
+from otbaselines.wmatrpo.transport import Transport
 
 pytestmark = pytest.mark.filterwarnings("ignore:the rollout of")
 SMALL = {"n_steps": 16, "n_critic_updates": 1, "seed": 0, "caatr": False, "policy_kwargs": {"net_arch": [8]}}
@@ -71,9 +72,13 @@ def test_joint_critics_are_fitted_to_the_returns_of_the_latest_rollouts(monkeypa
     assert float((found - expected).abs().max()) < 0.4
 
 
-def test_absent_agents_add_nothing_to_the_value_that_advantages_are_measured_from(monkeypatch):
+@pytest.mark.parametrize("normalize_advantage", [False, True])
+def test_absent_agents_add_nothing_to_the_value_that_advantages_are_measured_from(normalize_advantage, monkeypatch):
     env = ParallelVecEnv([WanderersEnv] * 4)
-    model = collect(WMATRPO("MlpPolicy", env, **{**SMALL, "normalize_advantage": False}))
+    model = WMATRPO("MlpPolicy", env, **{**SMALL, "normalize_advantage": normalize_advantage, "tau": 0.3})
+    # After some rounds the target is another than what is being fitted.
+    rounds(model, 2)
+    collect(model)
     seen = {}
 
     def watch(problem):
@@ -93,7 +98,12 @@ def test_absent_agents_add_nothing_to_the_value_that_advantages_are_measured_fro
     with th.no_grad():
         inputs = model.policy.critic_inputs(observations, None)
         q = model.policy.joint_critics(inputs, model.policy.encode_actions(buffer.actions.flatten(0, 1))).squeeze(0)
-    th.testing.assert_close(seen["judged"], q - expected, atol=1e-5, rtol=1e-4)
+        online = model.policy.online_values(observations)
+    judged = q - expected
+    assert float((values - online).abs().max()) > 1e-3
+    if normalize_advantage:
+        judged = judged / judged.std()
+    th.testing.assert_close(seen["judged"], judged, atol=1e-4, rtol=1e-3)
 
 
 @pytest.mark.parametrize("continuous", [False, True])
@@ -194,7 +204,8 @@ def test_the_lagrangian_is_descended_and_its_multiplier_ascended(monkeypatch):
             ratio = (probs.gather(-1, taken) / old.gather(-1, taken)).flatten()
             # Between choices that are one apart the distance is the total variation.
             distance = 0.5 * (probs - old).abs().sum(-1).mean()
-            loss = price * (distance - 0.1) - (ratio * judged * problem.weights.flatten()).mean()
+            signal = (judged - judged.mean()) * problem.weights.flatten()
+            loss = price * (distance - 0.1) - (ratio * signal).mean()
             for parameter, slope in zip(parameters, th.autograd.grad(loss, parameters), strict=True):
                 parameter.data -= 2.0 * slope
             price = max(0.0, price + 3.0 * (float(distance.detach()) - 0.1))
@@ -210,6 +221,36 @@ def test_two_states_are_not_one():
     model._update_agent = lambda problem: seen.append(model._round.is_one_state) or update(problem)
     model.train()
     assert seen == [False] * 3
+
+
+# ---------------------------------------------------------------- the fit of vectors
+def test_vectors_are_fitted_to_the_weighted_mean_of_their_images(monkeypatch):
+    settings = {"n_steps": 64, "batch_size": 512, "trust_radius": 50.0, "n_actor_updates": 400, "actor_learning_rate": 0.02}
+    model = collect(_stage(True, **settings))
+    images = th.tensor([0.8, -0.4]).view(2, 1, 1, 1).expand(2, 1, 512, 1)
+    sent = Transport(0.0, 0.0, images, th.tensor([0.25, 0.75]))
+    monkeypatch.setattr(model, "_transport", lambda *args: sent)
+    model.train()
+    observations = th.full((1, 2, 2), 0.5)
+    with th.no_grad():
+        policies = model.policy.team_distribution(observations)
+    # 0.25 * 0.8 - 0.75 * 0.4, wherever an action came from.
+    th.testing.assert_close(policies.mean, th.full((1, 2, 1), -0.1), atol=0.02, rtol=0.0)
+    assert float(policies.std.detach().max()) < 0.2
+
+
+@pytest.mark.parametrize("mean", [0.0, 1.0, 3.0])
+def test_nothing_moves_where_no_action_is_better(mean, monkeypatch):
+    model = _stage(True, policy_kwargs={"net_arch": [8], "log_std_init": 0.7, "mean_init": mean})
+    monkeypatch.setattr(MarginalAdvantage, "__call__", lambda self, candidates: th.zeros(1, candidates.shape[1]))
+    before = clone(model.policy.actor_parameters())
+    log = rounds(model, 1)[0]
+    # With a deviation of 2 most actions lie beyond the box, and count as those at its edge.
+    beyond = (model.rollout_buffer.actions.abs() > 1.0).float().mean()
+    assert float(beyond) > 0.4
+    assert max(numbers(log, "fit")) < 1e-6
+    for parameter, old in zip(model.policy.actor_parameters(), before, strict=True):
+        th.testing.assert_close(parameter, old, atol=1e-6, rtol=1e-6)
 
 
 # ---------------------------------------------------------------- whose actions there are
@@ -269,6 +310,13 @@ def test_only_agents_that_move_later_answer(monkeypatch):
 def test_optimism_asks_for_critics_that_can_disagree():
     with pytest.raises(ValueError, match=r"`optimism`=0.5 needs critics that can disagree; use `n_critics` of 2 or more"):
         WMATRPO("MlpPolicy", _spread(), optimism=0.5)
+
+
+def test_leaders_are_refused_what_does_not_apply_to_them():
+    with pytest.raises(ValueError, match=r"`leader`='best_response' .* `update`='lagrangian' does not follow"):
+        WMATRPO("MlpPolicy", _spread(), leader="best_response", update="lagrangian")
+    with pytest.raises(TypeError, match=r"`n_joint` applies to `leader='mean'` only, got 4; leave it out"):
+        WMATRPO("MlpPolicy", _spread(), leader="best_response", n_joint=4)
 
 
 def test_the_rate_of_a_multiplier_that_is_not_descended_is_refused():
