@@ -297,6 +297,8 @@ def _is_width(value: Any) -> bool:
 
 
 # What the arguments of every `learn` may be.
+# Of copies, agents, steps: whatever there must be one of.
+COUNT = Setting("integer", low=1, high=MANY)
 LEARN_SETTINGS = {
     "total_timesteps": Setting(
         "number", low=1, high=2**62, fits=lambda steps: steps == int(steps), what="a whole number", remedy="as in 100_000"
@@ -323,7 +325,7 @@ POLICY_SETTINGS = {
     "activation_fn": Setting((type,), fits=_is_activation, what="a class such as torch.nn.Tanh"),
     "ortho_init": Setting("flag"),
     "use_sde": Setting("flag"),
-    "log_std_init": Setting("number", low=-100.0, high=100.0),
+    "log_std_init": Setting("number", low=-20.0, high=20.0),
     "mean_init": Setting("number"),
     "full_std": Setting("flag"),
     "use_expln": Setting("flag"),

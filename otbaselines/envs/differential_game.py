@@ -225,6 +225,10 @@ class DifferentialGameViews:
 
     def _check(self, joint_actions: th.Tensor) -> None:
         n = self.config.n_agents
+        if not isinstance(joint_actions, th.Tensor):
+            raise TypeError(
+                f"`joint_actions` must be a tensor, got {type(joint_actions).__name__}; use torch.as_tensor(joint_actions)"
+            )
         if joint_actions.shape[-1:] != (n,) or not joint_actions.is_floating_point():
             raise ValueError(
                 f"`joint_actions` must be floating-point numbers of shape (..., {n}), got {joint_actions.dtype} of shape "

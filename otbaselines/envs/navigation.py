@@ -12,6 +12,7 @@ import numpy as np
 from gymnasium import spaces
 from gymnasium.utils import EzPickle
 
+from otbaselines.common.settings import COUNT
 from otbaselines.envs._drawing import Scene
 from otbaselines.envs._parallel import Array, PlaneTeamEnv
 
@@ -57,8 +58,7 @@ class NavigationConfig:
 
     def __post_init__(self) -> None:
         for name in ("n_agents", "max_episode_steps"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"`{name}` must be at least 1, got {getattr(self, name)}")
+            COUNT.check(name, getattr(self, name))
         if not isinstance(self.team_reward, bool | np.bool_):
             raise TypeError(f"`team_reward` must be True or False, got {self.team_reward!r}")
         if not 0.0 < self.step_size < np.inf:

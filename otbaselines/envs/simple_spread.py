@@ -14,6 +14,7 @@ import numpy as np
 from gymnasium import spaces
 from gymnasium.utils import EzPickle
 
+from otbaselines.common.settings import COUNT
 from otbaselines.envs._drawing import Scene
 from otbaselines.envs._parallel import Array, PlaneTeamEnv
 
@@ -59,8 +60,8 @@ class SimpleSpreadConfig:
     def __post_init__(self) -> None:
         for name in ("N", "max_cycles", "num_agent_neighbors", "num_landmark_neighbors"):
             value = getattr(self, name)
-            if value is not None and value < 1:
-                raise ValueError(f"`{name}` must be at least 1, got {value}")
+            if value is not None:
+                COUNT.check(name, value)
         if not 0.0 <= self.local_ratio <= 1.0:
             raise ValueError(f"`local_ratio` is a share and must lie in [0, 1], got {self.local_ratio}")
 

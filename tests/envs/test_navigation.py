@@ -216,8 +216,8 @@ def test_a_policy_map_covers_the_arena_and_fixes_the_rest() -> None:
 @pytest.mark.parametrize(
     ("config", "message"),
     [
-        ({"n_agents": 0}, "`n_agents` must be at least 1, got 0"),
-        ({"max_episode_steps": 0}, "`max_episode_steps` must be at least 1"),
+        ({"n_agents": 0}, "`n_agents` must be an integer of at least 1, got 0"),
+        ({"max_episode_steps": 0}, "`max_episode_steps` must be an integer of at least 1"),
         ({"step_size": -0.1}, "`step_size` must be positive, got -0.1"),
         ({"step_size": float("nan")}, "`step_size` must be positive, got nan"),
         ({"collision_threshold": -1.0}, "`collision_threshold` must not be negative"),

@@ -230,11 +230,11 @@ def test_restarted_copies_are_at_rest_within_the_arena(terminate_on_success: boo
 @pytest.mark.parametrize(
     ("config", "message"),
     [
-        ({"N": 0}, "`N` must be at least 1, got 0"),
-        ({"max_cycles": 0}, "`max_cycles` must be at least 1"),
+        ({"N": 0}, "`N` must be an integer of at least 1, got 0"),
+        ({"max_cycles": 0}, "`max_cycles` must be an integer of at least 1"),
         ({"local_ratio": 1.5}, "`local_ratio` is a share .* got 1.5"),
-        ({"num_agent_neighbors": 0}, "`num_agent_neighbors` must be at least 1"),
-        ({"num_landmark_neighbors": -2}, "`num_landmark_neighbors` must be at least 1, got -2"),
+        ({"num_agent_neighbors": 0}, "`num_agent_neighbors` must be an integer of at least 1"),
+        ({"num_landmark_neighbors": -2}, "`num_landmark_neighbors` must be an integer of at least 1, got -2"),
     ],
 )
 def test_bad_arguments_are_named(make: Any, config: dict[str, Any], message: str) -> None:

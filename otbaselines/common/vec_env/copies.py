@@ -13,6 +13,8 @@ from gymnasium import spaces
 from pettingzoo import AECEnv, ParallelEnv
 from pettingzoo.utils.conversions import aec_to_parallel
 
+from otbaselines.common.settings import COUNT
+
 # PettingZoo carries no type information, so a `ParallelEnv` is anything to the type checker.
 TeamEnv: TypeAlias = Any
 EnvFactory = Callable[[], Any]
@@ -34,6 +36,7 @@ def build_copies(env_or_factories: Any, n_copies: int = 1) -> list[TeamEnv]:
     :raises TypeError: if something else than a PettingZoo environment comes out
     :raises ValueError: if the number of copies is wrong, or copies are the same object, or the environment cannot be copied
     """
+    COUNT.check("n_copies", n_copies)
     if isinstance(env_or_factories, list | tuple):
         if not env_or_factories:
             raise ValueError("`env_or_factories` is an empty list; pass one factory per copy")
@@ -42,8 +45,6 @@ def build_copies(env_or_factories: Any, n_copies: int = 1) -> list[TeamEnv]:
                 f"`n_copies` is {n_copies}, but `env_or_factories` has {len(env_or_factories)} entries; leave it out"
             )
         copies = [as_parallel(entry() if _is_factory(entry) else entry) for entry in env_or_factories]
-    elif n_copies < 1:
-        raise ValueError(f"`n_copies` must be at least 1, got {n_copies}")
     elif _is_factory(env_or_factories):
         copies = [as_parallel(env_or_factories()) for _ in range(n_copies)]
     else:

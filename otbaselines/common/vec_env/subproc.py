@@ -15,6 +15,7 @@ import cloudpickle
 import numpy as np
 from stable_baselines3.common.vec_env.base_vec_env import VecEnvObs, VecEnvStepReturn
 
+from otbaselines.common.settings import COUNT
 from otbaselines.common.vec_env.copies import check_distinct_streams
 from otbaselines.common.vec_env.parallel import TeamVecEnv
 from otbaselines.common.vec_env.rows import ObservationWriter
@@ -67,8 +68,8 @@ class SubprocParallelVecEnv(TeamVecEnv):
         patience: float = 5.0,
     ) -> None:
         n_copies = _count_copies(env_or_factories, n_copies)
-        if n_workers is not None and n_workers < 1:
-            raise ValueError(f"`n_workers` must be at least 1, got {n_workers}")
+        if n_workers is not None:
+            COUNT.check("n_workers", n_workers)
         if not patience > 0:
             raise ValueError(f"`patience` must be a positive number of seconds, got {patience}")
         n_workers = min(n_copies, n_workers or _n_cpus())
@@ -356,8 +357,7 @@ def _count_copies(env_or_factories: Any, n_copies: int) -> int:
                 f"`env_or_factories` has {len(env_or_factories)} entries but `n_copies` is {n_copies}; leave it out"
             )
         return len(env_or_factories)
-    if n_copies < 1:
-        raise ValueError(f"`n_copies` must be at least 1, got {n_copies}")
+    COUNT.check("n_copies", n_copies)
     return n_copies
 
 

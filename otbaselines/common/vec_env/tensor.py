@@ -9,6 +9,7 @@ import numpy as np
 import torch as th
 from gymnasium import spaces
 
+from otbaselines.common.settings import COUNT
 from otbaselines.common.vec_env.info_keywords import info_keywords
 from otbaselines.common.vec_env.tensor_rows import TensorRows, TensorStep
 
@@ -74,8 +75,7 @@ class TensorVecEnv(TensorRows):
             ("max_episode_steps", max_episode_steps),
             ("n_render_copies", n_render_copies),
         ):
-            if value < 1:
-                raise ValueError(f"`{name}` must be at least 1, got {value}")
+            COUNT.check(name, value)
         if render_mode not in (None, "rgb_array"):
             raise ValueError(f'`render_mode` must be None or "rgb_array", got {render_mode!r}')
         if terminates_early and terminates_in_lockstep:

@@ -553,7 +553,7 @@ def test_living_agents_without_an_observation_are_errors():
     [
         ((object(),), TypeError, "expected a PettingZoo ParallelEnv, got object"),
         ((lambda: 3,), TypeError, "got int"),
-        ((RelayEnv, 0), ValueError, "`n_copies` must be at least 1, got 0"),
+        ((RelayEnv, 0), ValueError, "`n_copies` must be an integer of at least 1, got 0"),
         (([RelayEnv, RelayEnv], 3), ValueError, "`n_copies` is 3, but"),
         (([],), ValueError, "empty list"),
         (([RelayEnv, DiceEnv],), ValueError, "copies 0 and 1 differ"),
@@ -626,8 +626,8 @@ def test_workers_end_when_their_team_cannot_be_built():
 @pytest.mark.parametrize(
     ("args", "kwargs", "message"),
     [
-        ((RelayEnv, 0), {}, "`n_copies` must be at least 1"),
-        ((RelayEnv, 2), {"n_workers": 0}, "`n_workers` must be at least 1"),
+        ((RelayEnv, 0), {}, "`n_copies` must be an integer of at least 1"),
+        ((RelayEnv, 2), {"n_workers": 0}, "`n_workers` must be an integer of at least 1"),
         (([RelayEnv], 2), {}, "leave it out"),
         (([RelayEnv, DiceEnv],), {"n_workers": 2}, "copies 0 and 1 differ"),
     ],

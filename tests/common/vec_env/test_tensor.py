@@ -313,9 +313,9 @@ def test_a_closed_environment_says_so() -> None:
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
-        ({"n_copies": 0}, "`n_copies` must be at least 1, got 0"),
-        ({"max_episode_steps": 0}, "`max_episode_steps` must be at least 1, got 0"),
-        ({"n_render_copies": 0}, "`n_render_copies` must be at least 1"),
+        ({"n_copies": 0}, "`n_copies` must be an integer of at least 1, got 0"),
+        ({"max_episode_steps": 0}, "`max_episode_steps` must be an integer of at least 1, got 0"),
+        ({"n_render_copies": 0}, "`n_render_copies` must be an integer of at least 1"),
         ({"render_mode": "human"}, "`render_mode` must be None or"),
         ({"agent_observation_spaces": {}}, "`agent_observation_spaces` is empty"),
         ({"agent_observation_spaces": {"a": box(), "b": box(dim=3)}}, "'b' has .* pad them"),
@@ -347,3 +347,9 @@ def test_a_step_says_who_is_done() -> None:
     step = TensorStep(obs=zeros, rewards=zeros, terminated=terminated, truncated=th.tensor([False, True]), final_obs=zeros)
     assert step.done.tolist() == [[True, True], [True, True]]
     assert (step.truncated.unsqueeze(1) & ~step.terminated).tolist() == [[False, False], [True, True]]
+
+
+@pytest.mark.parametrize("n_copies", [2.5, "a", None, True])
+def test_a_number_of_copies_that_is_no_integer_is_named(n_copies: object) -> None:
+    with pytest.raises(TypeError, match="`n_copies` must be an integer of at least 1, got"):
+        Still(n_copies=n_copies)
