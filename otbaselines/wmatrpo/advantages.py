@@ -13,8 +13,8 @@ JOINT_DRAWS, JOINT_ROUNDS = 64, 4
 RESPONSES = 17
 # Joint actions of a repeated state that are considered: by a leader, and without one.
 LEADER_ROWS, JOINT_ROWS = 4, 64
-# Joint actions that are judged together: with hidden layers of 64, numbers for 64 MiB.
-TOGETHER = 1 << 18
+# Joint actions that are judged together, so that what they need stays near the processor: 16 MiB with hidden layers of 64.
+TOGETHER = 1 << 16
 # Up to so many joint actions a leader's followers are asked for all of their answers, beyond it for those of a search.
 MOST_ANSWERS = 1 << 22
 
