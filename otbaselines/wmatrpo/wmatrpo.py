@@ -11,7 +11,6 @@ from stable_baselines3.common.policies import BasePolicy
 from stable_baselines3.common.type_aliases import GymEnv, Schedule
 from torch.nn.utils import parameters_to_vector
 
-from otbaselines.common.memory import check_fits
 from otbaselines.common.multi_agent.buffers import AgentRolloutSamples
 from otbaselines.common.multi_agent.distributions import TeamDistribution
 from otbaselines.common.multi_agent.sequential import (
@@ -28,15 +27,8 @@ from otbaselines.common.training import Metrics
 from otbaselines.common.trust_region import backtrack
 from otbaselines.common.vec_env.layout import action_vectors
 from otbaselines.wmatrpo.action_metric import ActionMetric, environment_distances
-from otbaselines.wmatrpo.advantages import (
-    JOINT_ROWS,
-    LEADER_ROWS,
-    ActionSet,
-    Box,
-    Choices,
-    MarginalAdvantage,
-    optimistic,
-)
+from otbaselines.wmatrpo.actions import action_sets, check_actions, check_search_size
+from otbaselines.wmatrpo.advantages import JOINT_ROWS, LEADER_ROWS, ActionSet, MarginalAdvantage, optimistic
 from otbaselines.wmatrpo.policies import JointCriticCnnPolicy, JointCriticMultiInputPolicy, JointCriticPolicy
 from otbaselines.wmatrpo.rollout import DRAWN_VECTORS, JointRollout, TeamMates
 from otbaselines.wmatrpo.transport import BoxSearch, Transport, transport_choices
@@ -208,41 +200,18 @@ class WMATRPO(SequentialTrustRegion):
                 "'MlpPolicy', 'CnnPolicy', 'MultiInputPolicy' or a subclass of otbaselines.wmatrpo.MlpPolicy"
             )
         space = self.action_space
+        check_actions(space)
         if isinstance(space, spaces.Discrete):
             for name in ("n_candidates", "n_refinements"):
                 if getattr(self, name) is not None:
                     raise TypeError(f"`{name}` applies to Box actions only, got {getattr(self, name)}; leave it out")
-        elif not isinstance(space, spaces.Box):
-            raise ValueError(f"WMATRPO moves Discrete or Box actions, but the action space is {space}; use HATRPO or IPPO")
-        elif not (np.isfinite(space.low).all() and np.isfinite(space.high).all()):
-            raise ValueError(
-                f"WMATRPO looks for the best action of a whole box, but the action space {space} is not bounded on all sides; "
-                "bound it, for example with gymnasium.wrappers.RescaleAction, or use HATRPO"
-            )
-        elif not (space.low < space.high).all():
-            raise ValueError(
-                f"WMATRPO moves actions within their box, but the action space {space} has a dimension with a single value; "
-                "leave that dimension out with a wrapper, or use HATRPO"
-            )
         self._ask_for_metric()
         self._metric = ActionMetric(self.ground_metric, self.layout, space, self.device)
-        candidates = 0 if isinstance(space, spaces.Discrete) else self.n_candidates or N_CANDIDATES
         if self.n_steps is not None:
+            candidates = 0 if isinstance(space, spaces.Discrete) else self.n_candidates or N_CANDIDATES
             n_rows = int(self.n_steps) * max(1, self.n_envs // self.layout.n_agents)
-            check_fits(
-                # Values and distances in single precision, and again in double.
-                24 * n_rows * int(candidates),
-                f"`n_candidates`={candidates} for every joint step of a rollout of `n_steps`={self.n_steps}",
-                "lower either",
-                self.device,
-            )
-            width = int(space.n) if isinstance(space, spaces.Discrete) else int(np.prod(space.shape))
-            n_joint = DRAWN_VECTORS if self.n_joint is None else int(self.n_joint)
-            check_fits(
-                4 * n_rows * n_joint * self.layout.n_agents * width,
-                f"`n_joint`={n_joint} joint actions for every joint step of a rollout of `n_steps`={self.n_steps}",
-                "lower either",
-                self.device,
+            check_search_size(
+                n_rows, int(candidates), int(self.n_joint or DRAWN_VECTORS), self.layout.n_agents, space, self.device
             )
         super()._setup_model()
         self.actor_learning_rate = parse_schedule(self.actor_learning_rate)
@@ -271,18 +240,8 @@ class WMATRPO(SequentialTrustRegion):
 
     def action_sets(self) -> list[ActionSet]:
         """:return: every agent's own actions, as the critics read them"""
-        sets: list[ActionSet] = []
-        for agent, size in zip(self.layout.possible_agents, self._metric.sizes, strict=True):
-            if isinstance(self.action_space, spaces.Discrete):
-                sets.append(Choices(size, int(self.action_space.n), self.device))
-                continue
-            own: Any = self.layout.agent_action_spaces[agent]
-            # Dimensions that the agent lacks are zero in what it does.
-            ends = self.policy.box_bounds()[0].new_zeros(2, int(np.prod(self.action_space.shape or ())))
-            ends[:, :size] = th.as_tensor(np.stack([own.low.reshape(-1), own.high.reshape(-1)])).to(ends)
-            low, high = self.policy.encode_actions(ends)
-            sets.append(Box(low, high))
-        return sets
+        own = [self.layout.agent_action_spaces[agent] for agent in self.layout.possible_agents]
+        return action_sets(own, self.action_space, self.policy.encode_actions, self.device)
 
     # ------------------------------------------------------------------ critics
     def _before_round(self, steps: TeamSteps, metrics: Metrics) -> None:
