@@ -116,6 +116,7 @@ BAD = {
     "ground_metric": [1, 1.5, True, {"a": 1}, {1}, object(), b"x", "euclidean", "", [[1j]]],
     "n_candidates": [1, *COUNT],
     "n_refinements": [-1, 1001, *NOT_AN_INTEGER],
+    "n_joint": [10**4 + 1, *COUNT],
 }
 # What is a schedule in one algorithm, and an optional number in others.
 BAD_OF: dict[Any, dict[str, list[Any]]] = {
@@ -331,13 +332,15 @@ def test_random_good_settings_of_trust_regions_train():
             }
         else:
             update = pick("transport", "lagrangian")
+            leader = pick("mean", "best_response") if update == "transport" else "mean"
             settings |= {
                 "actor_learning_rate": pick(0, 1e-3, "lin_0.1"),
                 "trust_radius": pick(1e-9, 0.1, "linear_0.5_0.01", 1e6),
                 "n_actor_updates": pick(1, 3),
                 "update": update,
                 "dual_learning_rate": pick(None, 0, 5.0) if update == "lagrangian" else None,
-                "leader": pick("mean", "best_response"),
+                "leader": leader,
+                "n_joint": pick(None, 1, 5, 40) if leader == "mean" else None,
                 "n_critics": 2,
                 "optimism": pick(0, 1.5),
                 "replay_rollouts": pick(1, 3),
