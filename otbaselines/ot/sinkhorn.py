@@ -303,7 +303,8 @@ def sinkhorn_divergence(
     Debiased transport :math:`S(a, b) = W(a, b) - \tfrac12 W(a, a) - \tfrac12 W(b, b)` (Genevay et al. 2018).
 
     Zero exactly at ``a == b`` and non-negative for costs of negative type (powers :math:`0 < p \le 2` of Euclidean
-    distances), while :math:`W_\varepsilon(a, a) > 0`: minimising the latter alone shrinks measures to a point.
+    distances, and their sums; not powers above one of sums of distances), while :math:`W_\varepsilon(a, a) > 0`: minimising
+    the latter alone shrinks measures to a point.
 
     :param cost_ab: between the two supports, shape ``(..., n, m)``; with one common support this cost is enough
     :param a: shape ``(..., n)``

@@ -1,7 +1,8 @@
 """
 Consensus state by state: the agents' policies are compared at the same states, and mass never moves between states.
 
-It bounds the joint divergence from above, covers new states in every minibatch, and costs one small problem per state.
+It covers new states in every minibatch, and costs one small problem per state. Without entropic regularisation it bounds the
+joint transport cost from above.
 """
 
 import torch as th

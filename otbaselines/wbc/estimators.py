@@ -192,7 +192,7 @@ class Sampled(VisitationEstimator):
     Sampled state-action pairs and the score function, as printed in the paper.
 
     :param support: ``"own"`` for what each agent did, ``"pooled"`` for what it would do on the union of the drawn states
-    :param gradient: the dual ``"potential"`` (unbiased), or the ``"plan"``'s cost (as printed)
+    :param gradient: the dual ``"potential"`` (consistent), or the ``"plan"``'s cost (as printed)
     :param debiased: Sinkhorn divergence and debiased barycenter
     """
 

@@ -209,7 +209,8 @@ class SampledConsensus(VisitationConsensus):
 
     :math:`\nabla W = \sum_x c(x) \nabla \log \pi_i(a_x | s_x)` with the transported cost of the sample,
     :math:`c(x) = \sum_y P_{xy} d(x,y)^p / \mu_i(x)`, for ``gradient="plan"`` (as printed), or with the dual potential for
-    ``gradient="potential"``, which is the unbiased one (envelope theorem). A baseline, the mean of ``c``, is subtracted; and
+    ``gradient="potential"`` (envelope theorem), which is consistent: it comes from the same samples, so that a bias remains
+    that vanishes as they grow in number. A baseline, the mean of ``c``, is subtracted; and
     the likelihood ratio takes the place of the log-likelihood, so that the estimate stays right after the first step.
 
     :param gradient: ``"plan"`` or ``"potential"``
