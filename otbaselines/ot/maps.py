@@ -94,15 +94,13 @@ class ConvexPotential(nn.Module):
     _identity: th.Tensor
 
     def _check(self, x: th.Tensor, context: th.Tensor | None) -> th.Tensor:
-        if context is None:
-            context = x.new_zeros(*x.shape[:-1], 0) if self.context_dim == 0 else None
-        if context is None:
-            raise ValueError(f"`context` must be given, of shape {(*x.shape[:-1], self.context_dim)}")
-        check_alike({"x": x, "context": context})
-        if x.dim() != 2 or x.shape[1] != self.dim or context.shape != (len(x), self.context_dim):
+        if context is None and self.context_dim == 0:
+            context = x.new_zeros(len(x), 0)
+        shape = None if context is None else tuple(context.shape)
+        if context is None or x.dim() != 2 or x.shape[1] != self.dim or shape != (len(x), self.context_dim):
             raise ValueError(
                 f"`x` must be of shape (batch, {self.dim}) and `context` of shape (batch, {self.context_dim}), "
-                f"got {tuple(x.shape)} and {tuple(context.shape)}"
+                f"got {tuple(x.shape)} and {shape}"
             )
         return context
 

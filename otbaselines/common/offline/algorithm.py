@@ -9,6 +9,7 @@ from gymnasium import spaces
 from stable_baselines3.common.base_class import maybe_make_env
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.type_aliases import GymEnv, Schedule
+from stable_baselines3.common.utils import get_device
 
 from otbaselines.common.datasets import OfflineDataset
 from otbaselines.common.networks.optimizers import clear_gradients, take_step
@@ -54,7 +55,7 @@ class DatasetAlgorithm(OfflineAlgorithm):
         self,
         policy: str | type,
         env: GymEnv | str | None = None,
-        learning_rate: float | Schedule = 3e-4,
+        learning_rate: float | str | Schedule = 3e-4,
         dataset: Any = None,
         batch_size: int = 256,
         normalize_observations: bool = True,
@@ -68,6 +69,9 @@ class DatasetAlgorithm(OfflineAlgorithm):
         device: th.device | str = "auto",
         _init_setup_model: bool = True,
     ) -> None:
+        if _init_setup_model:
+            # A model that was trained so may be loaded anywhere.
+            check_cuda_graph(cuda_graph, get_device(device))
         env = None if env is None else maybe_make_env(env, verbose)
         self.dataset = None if dataset is None else _as_dataset(dataset, env)
         self.batch_size = batch_size
@@ -84,8 +88,6 @@ class DatasetAlgorithm(OfflineAlgorithm):
 
     # ------------------------------------------------------------------ set-up
     def _setup_model(self) -> None:
-        if self.cuda_graph and self.device.type != "cuda":
-            raise ValueError(f"`cuda_graph`=True works on CUDA only, but the device is {self.device.type!r}; leave it out")
         self._check_dataset(self.dataset)
         super()._setup_model()
 
@@ -157,6 +159,7 @@ class DatasetAlgorithm(OfflineAlgorithm):
         self._loss_of_rows = self._losses_at
         if self.compile:
             self._loss_of_rows = th.compile(self._losses_at, dynamic=False)
+        check_cuda_graph(self.cuda_graph, self.device)
         if self.cuda_graph:
             make_capturable(self._optimizers(), self.device)
             self._step = GraphedStep(self._gradient_step)
@@ -227,6 +230,16 @@ class DatasetAlgorithm(OfflineAlgorithm):
         rate = self.lr_schedule(self._current_progress_remaining)
         self.logger.record("train/learning_rate", rate)
         return [rate] * len(self._optimizers())
+
+
+def check_cuda_graph(cuda_graph: bool, device: th.device) -> None:
+    """
+    :param cuda_graph: whether steps are to be captured
+    :param device: where they are computed
+    :raises ValueError: if that cannot be
+    """
+    if cuda_graph and device.type != "cuda":
+        raise ValueError(f"`cuda_graph`=True works on CUDA only, but the device is {device.type!r}; leave it out")
 
 
 def _as_dataset(source: Any, env: Any) -> OfflineDataset:
