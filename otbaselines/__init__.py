@@ -3,6 +3,7 @@
 from importlib.metadata import PackageNotFoundError, version
 
 from otbaselines import envs, ot
+from otbaselines.common.datasets import OfflineDataset
 from otbaselines.common.evaluation.team import TeamEvalCallback, TeamEvaluation, evaluate_team
 from otbaselines.common.vec_env.make import make_vec_env
 from otbaselines.common.vec_env.parallel import ParallelVecEnv
@@ -24,6 +25,7 @@ __all__ = [
     "MAPPO",
     "WBC",
     "WMATRPO",
+    "OfflineDataset",
     "ParallelVecEnv",
     "TeamEvalCallback",
     "TeamEvaluation",
