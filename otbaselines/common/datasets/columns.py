@@ -11,6 +11,7 @@ import numpy.typing as npt
 from gymnasium import spaces
 
 Array = npt.NDArray[Any]
+COLUMNS = ("observations", "actions", "rewards", "next_observations", "terminations", "truncations")
 # Shares of the action range by which an action may miss it: float32 has rounded where files were written in float64.
 ACTION_TOLERANCE = 1e-4
 # Names that the flags have in D4RL (first) and in Gymnasium.
@@ -39,6 +40,25 @@ class Columns:
     terminations: Array
     truncations: Array
     episodes: Array
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Recording:
+    """
+    What a source holds.
+
+    :param columns: its transitions, unchecked
+    :param label: what to call it in messages
+    :param name: of the data set
+    :param observation_space: where it names one
+    :param action_space: where it names one
+    """
+
+    columns: Columns
+    label: str
+    name: str
+    observation_space: Any = None
+    action_space: Any = None
 
 
 def number_episodes(ends: Array) -> Array:
@@ -98,6 +118,18 @@ def check_spaces(observation_space: Any, action_space: Any, label: str) -> None:
             f"{label} has the unbounded action space {_short(action_space)}; record it through "
             "gymnasium.wrappers.ClipAction, or pass an `action_space` with bounds"
         )
+
+
+def as_action_space(space: Any, label: str) -> spaces.Box[Any]:
+    """
+    :param space: any space
+    :param label: the source, for messages
+    :return: the same
+    :raises ValueError: if actions are not numbers between bounds
+    """
+    check_spaces(spaces.Box(-1.0, 1.0), space, label)
+    assert isinstance(space, spaces.Box)
+    return space
 
 
 def agreed_space(stored: Any, given: Any, name: str, label: str) -> Any:
@@ -212,7 +244,7 @@ def _inside(actions: Array, space: spaces.Box[Any], label: str) -> Array:
             f"{label}: {rows} of {len(actions)} actions missed the action space by up to {excess.max():.1e}, which rounding "
             "explains, and were clipped to it",
             UserWarning,
-            stacklevel=5,
+            stacklevel=6,
         )
     return clipped
 
