@@ -175,11 +175,17 @@ def check_columns(columns: Columns, observation_space: spaces.Box[Any], action_s
     ready["rewards"] = _numbers(columns.rewards, (n,), "rewards", label)
     ready |= {name: as_flags(getattr(columns, name), n, name, label) for name in ("terminations", "truncations")}
     ready["actions"] = _inside(ready["actions"], action_space, label)
-    episodes = np.asarray(columns.episodes, np.int64)
-    known = episodes[episodes >= 0]
-    if episodes.shape != (n,) or (np.diff(known) < 0).any() or not _contiguous(episodes):
-        raise ValueError(f"{label} has `episodes` that are not one ascending number for each of its {n} rows")
-    return Columns(**ready, episodes=episodes)
+    return Columns(**ready, episodes=_numbered(columns.episodes, n, label))
+
+
+def _numbered(values: Any, n: int, label: str) -> Array:
+    episodes = np.asarray(values)
+    if episodes.shape == (n,) and episodes.dtype.kind in "iu":
+        # Of the rows that belong to whole episodes.
+        numbers = episodes[episodes >= 0]
+        if (np.diff(numbers) >= 0).all() and _contiguous(episodes):
+            return episodes.astype(np.int64)
+    raise ValueError(f"{label} has `episodes` that are not one ascending whole number for each of its {n} rows")
 
 
 def _contiguous(episodes: Array) -> bool:

@@ -29,8 +29,8 @@ def minari_dataset(source: Any, label: str) -> Any:
         return minari.MinariDataset(source) if isinstance(source, Path) else minari.load_dataset(str(source))
     except FileNotFoundError as error:
         raise FileNotFoundError(
-            f"{label} is no Minari data set on this machine; get it with `minari download {source}`, or set "
-            "MINARI_DATASETS_PATH to the folder that has it"
+            f"{label} is not on this machine, and no file of that name either; get it with `minari download {source}`, set "
+            "MINARI_DATASETS_PATH to the folder that has it, or give the path of a .npz or .hdf5 file"
         ) from error
     except (ValueError, KeyError, TypeError, AssertionError, OSError) as error:
         raise ValueError(f"{label} cannot be opened by Minari ({str(error)[:200]}); download or record it again") from error
