@@ -10,13 +10,14 @@ import numpy as np
 from otbaselines import OfflineDataset
 from otbaselines.common.datasets.columns import COLUMNS
 from zoo.datasets.behaviour import BUFFER, Checkpoint, load_actor, make_agent
+from zoo.datasets.references import Reference
 from zoo.runs.comparison import Array
 
 KINDS = ("medium", "medium-replay", "expert", "medium-expert")
 # Of the way from random actions to the expert, at which an agent counts as medium.
 MEDIUM_SHARE = 1 / 3
 # Episodes that are recorded before they are written.
-_EPISODES = 20
+EPISODES = 20
 
 
 @dataclass(frozen=True)
@@ -27,17 +28,23 @@ class Choice:
     :param medium: the first checkpoint that was a third of the way from random actions to the expert
     :param expert: the best one
     :param random: mean return of random actions
+    :param standard: the expert's return by which ``medium`` was chosen
     """
 
     medium: Checkpoint
     expert: Checkpoint
     random: float
+    standard: float
 
 
-def choose(checkpoints: Sequence[Checkpoint], random: float) -> Choice:
+def choose(checkpoints: Sequence[Checkpoint], random: float, scale: Reference | None = None) -> Choice:
     """
+    Choose the agents. The expert of the scale is the standard for the medium one, so that a longer training leads to the same
+    medium data; where there is none, or no checkpoint comes a third of the way to it, the best checkpoint is.
+
     :param checkpoints: of a training, first to last
     :param random: mean return of random actions
+    :param scale: of the task, where there is one
     :return: the agents to record
     :raises ValueError: if none was better than random actions
     """
@@ -46,9 +53,13 @@ def choose(checkpoints: Sequence[Checkpoint], random: float) -> Choice:
         raise ValueError(
             f"none of the {len(checkpoints)} checkpoints is better than random actions, which earn {random:.1f}; train longer"
         )
-    threshold = random + MEDIUM_SHARE * (best.mean_return - random)
-    medium = next(checkpoint for checkpoint in checkpoints if checkpoint.mean_return >= threshold)
-    return Choice(medium, best, random)
+    standards = [best.mean_return] if scale is None else [scale.expert, best.mean_return]
+    for standard in standards:
+        threshold = random + MEDIUM_SHARE * (standard - random)
+        reached = [checkpoint for checkpoint in checkpoints if checkpoint.mean_return >= threshold]
+        if reached:
+            return Choice(reached[0], best, random, standard)
+    raise AssertionError("the best checkpoint is a third of the way to itself")
 
 
 def random_return(env_id: str, *, n_episodes: int = 100, seed: int = 0) -> float:
@@ -101,7 +112,7 @@ def record(
         if not path.is_file():
             # A seed of its own for each part, so that it does not matter where the recording was interrupted.
             own = int(np.random.SeedSequence([seed, checkpoint.timesteps, len(parts)]).generate_state(1)[0])
-            OfflineDataset.from_agent(agent, env_id, n_episodes=_EPISODES, seed=own).save(path)
+            OfflineDataset.from_agent(agent, env_id, n_episodes=EPISODES, seed=own).save(path)
         parts.append(OfflineDataset.from_npz(path))
     return OfflineDataset.concatenate(parts)
 

@@ -55,6 +55,7 @@ def make_parser() -> argparse.ArgumentParser:
     add("--steps", type=steps, default=-1, help="environment steps of the training; usual for the task when -1")
     add("--size", type=command.count_or_default, default=-1, help="transitions of each recorded agent, at least")
     add("--checkpoint-every", type=command.count_or_default, default=-1, help="environment steps between checkpoints")
+    add("--eval-episodes", type=command.count, default=10, help="episodes by which each checkpoint is judged")
     add("--out", type=Path, required=True, help="folder of everything about this task")
     add("--seed", type=command.seed, default=0, help="seed of everything random")
     add("--max-minutes", type=float, default=float("inf"), help="end the training early; the cards say so")
@@ -89,11 +90,11 @@ def main(argv: Sequence[str] | None = None) -> None:
             args.out / "behaviour",
             seed=args.seed,
             report=_say,
-            keeping=Keeping(args.checkpoint_every, save_every=5 * args.checkpoint_every, max_minutes=args.max_minutes),
+            keeping=Keeping(args.checkpoint_every, 5 * args.checkpoint_every, args.eval_episodes, args.max_minutes),
             **usual.settings,
         )
         checkpoints = [each for each in read_checkpoints(args.out / "behaviour") if each.timesteps <= args.steps]
-        choice = choose(checkpoints, random_return(args.env))
+        choice = choose(checkpoints, random_return(args.env), reference(args.env))
     _say(
         f"medium: {choice.medium.timesteps:,} steps, {spread(np.array(choice.medium.returns))}; "
         f"expert: {choice.expert.timesteps:,} steps, {spread(np.array(choice.expert.returns))}"
@@ -124,15 +125,23 @@ def card(args: argparse.Namespace, kind: str, data: OfflineDataset, choice: Choi
     :return: what there is to know about the data, as Markdown
     """
     scale, returns = reference(args.env), data.episode_returns()
-    per_cent = "" if scale is None else f", normalised {scale.normalized(returns.mean()):.1f} ({scale.source})"
+    earned = "no whole episode"
+    if len(returns):
+        earned = f"mean return {returns.mean():.1f} over {len(returns):,} whole episodes"
+        earned += "" if scale is None else f", normalised {scale.normalized(returns.mean()):.1f} ({scale.source})"
     shortened = [f"Shortened: training ended after {trained:,} of {args.steps:,} steps."] if trained < args.steps else []
     lines = [
         f"# {args.env}, {kind}",
         "",
         _HOW[kind],
         "",
-        f"- mean return {returns.mean():.1f} over {len(returns):,} whole episodes{per_cent}",
-        f"- random actions earn {choice.random:.1f}",
+        f"- {earned}",
+        f"- random actions earn {choice.random:.1f}; medium is a third of the way from there to {choice.standard:.1f}, the return "
+        + (
+            "of the best checkpoint"
+            if choice.standard == choice.expert.mean_return
+            else f"of an expert ({scale.source if scale else ''})"
+        ),
         *(
             f"- {name} agent: checkpoint at {each.timesteps:,} steps, evaluated at {spread(np.array(each.returns))} over "
             f"{len(each.returns)} episodes of its most probable actions"
@@ -157,8 +166,8 @@ def card(args: argparse.Namespace, kind: str, data: OfflineDataset, choice: Choi
 
 
 _HOW = {
-    "medium": "Sampled actions of SAC as it was when it first came a third of the way from random actions to the expert.",
-    "medium-replay": "Everything that SAC saw until it first came a third of the way from random actions to the expert.",
+    "medium": "Sampled actions of SAC as it was when it first came a third of the way from random actions to an expert.",
+    "medium-replay": "Everything that SAC saw until it first came a third of the way from random actions to an expert.",
     "expert": "Sampled actions of the best checkpoint of SAC.",
     "medium-expert": "The medium and the expert recordings, one behind the other.",
 }
