@@ -14,8 +14,8 @@ from zoo.datasets.references import Reference
 from zoo.runs.comparison import Array
 
 KINDS = ("medium", "medium-replay", "expert", "medium-expert")
-# Of the way from random actions to the expert, at which an agent counts as medium.
-MEDIUM_SHARE = 1 / 3
+# Of the way from random actions to the expert, at which an agent counts as medium: about a third.
+MEDIUM_SHARE = 0.3
 # Episodes that are recorded before they are written.
 EPISODES = 20
 
@@ -25,22 +25,20 @@ class Choice:
     """
     Which agents the data are of.
 
-    :param medium: the first checkpoint that was a third of the way from random actions to the expert
+    :param medium: the first checkpoint that was about a third of the way from random actions to an expert
     :param expert: the best one
-    :param random: mean return of random actions
-    :param standard: the expert's return by which ``medium`` was chosen
+    :param standard: the returns between which ``medium`` was chosen
     """
 
     medium: Checkpoint
     expert: Checkpoint
-    random: float
-    standard: float
+    standard: Reference
 
 
 def choose(checkpoints: Sequence[Checkpoint], random: float, scale: Reference | None = None) -> Choice:
     """
     Choose the agents. The expert of the scale is the standard for the medium one, so that a longer training leads to the same
-    medium data; where there is none, or no checkpoint comes a third of the way to it, the best checkpoint is.
+    medium data; where there is none, or no checkpoint comes so far, the best checkpoint is.
 
     :param checkpoints: of a training, first to last
     :param random: mean return of random actions
@@ -53,13 +51,12 @@ def choose(checkpoints: Sequence[Checkpoint], random: float, scale: Reference | 
         raise ValueError(
             f"none of the {len(checkpoints)} checkpoints is better than random actions, which earn {random:.1f}; train longer"
         )
-    standards = [best.mean_return] if scale is None else [scale.expert, best.mean_return]
-    for standard in standards:
-        threshold = random + MEDIUM_SHARE * (standard - random)
-        reached = [checkpoint for checkpoint in checkpoints if checkpoint.mean_return >= threshold]
+    own = Reference(random, best.mean_return, "the best checkpoint")
+    for standard in (own,) if scale is None else (scale, own):
+        reached = [each for each in checkpoints if standard.normalized(each.mean_return) >= 100 * MEDIUM_SHARE]
         if reached:
-            return Choice(reached[0], best, random, standard)
-    raise AssertionError("the best checkpoint is a third of the way to itself")
+            return Choice(reached[0], best, standard)
+    raise AssertionError("the best checkpoint is as good as itself")
 
 
 def random_return(env_id: str, *, n_episodes: int = 100, seed: int = 0) -> float:

@@ -20,7 +20,7 @@ from otbaselines.common.saving.archive import atomic_write, versions
 from zoo.config import command
 from zoo.datasets.behaviour import MAX_STEPS, Keeping, read_checkpoints, train_behaviour
 from zoo.datasets.export import export_minari
-from zoo.datasets.kinds import KINDS, Choice, choose, make_kind, random_return, spread
+from zoo.datasets.kinds import KINDS, MEDIUM_SHARE, Choice, choose, make_kind, random_return, spread
 from zoo.datasets.references import reference
 
 
@@ -129,6 +129,7 @@ def card(args: argparse.Namespace, kind: str, data: OfflineDataset, choice: Choi
     if len(returns):
         earned = f"mean return {returns.mean():.1f} over {len(returns):,} whole episodes"
         earned += "" if scale is None else f", normalised {scale.normalized(returns.mean()):.1f} ({scale.source})"
+    standard, share = choice.standard, choice.standard.normalized(choice.medium.mean_return)
     shortened = [f"Shortened: training ended after {trained:,} of {args.steps:,} steps."] if trained < args.steps else []
     lines = [
         f"# {args.env}, {kind}",
@@ -136,12 +137,8 @@ def card(args: argparse.Namespace, kind: str, data: OfflineDataset, choice: Choi
         _HOW[kind],
         "",
         f"- {earned}",
-        f"- random actions earn {choice.random:.1f}; medium is a third of the way from there to {choice.standard:.1f}, the return "
-        + (
-            "of the best checkpoint"
-            if choice.standard == choice.expert.mean_return
-            else f"of an expert ({scale.source if scale else ''})"
-        ),
+        f"- the medium agent is the first checkpoint beyond {MEDIUM_SHARE:.0%} of the way from {standard.random:.1f} to "
+        f"{standard.expert:.1f} ({standard.source}), at {share:.1f} %",
         *(
             f"- {name} agent: checkpoint at {each.timesteps:,} steps, evaluated at {spread(np.array(each.returns))} over "
             f"{len(each.returns)} episodes of its most probable actions"
@@ -166,8 +163,8 @@ def card(args: argparse.Namespace, kind: str, data: OfflineDataset, choice: Choi
 
 
 _HOW = {
-    "medium": "Sampled actions of SAC as it was when it first came a third of the way from random actions to an expert.",
-    "medium-replay": "Everything that SAC saw until it first came a third of the way from random actions to an expert.",
+    "medium": "Sampled actions of SAC as it was when it first came about a third of the way from random actions to an expert.",
+    "medium-replay": "Everything that SAC saw until it first came about a third of the way from random actions to an expert.",
     "expert": "Sampled actions of the best checkpoint of SAC.",
     "medium-expert": "The medium and the expert recordings, one behind the other.",
 }

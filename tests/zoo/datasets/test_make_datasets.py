@@ -95,16 +95,16 @@ def test_steps_beyond_the_buffer_are_refused(tmp_path: Path) -> None:
         _train(tmp_path, 1_000_001)
 
 
-def test_medium_is_the_first_that_comes_a_third_of_the_way() -> None:
-    means = [-1000.0, -800.0, -650.0, -300.0, -100.0, -200.0]
+def test_medium_is_the_first_that_comes_about_a_third_of_the_way() -> None:
+    means = [-1000.0, -800.0, -720.0, -300.0, -100.0, -200.0]
     checkpoints = [Checkpoint(10 * k, [mean - 5, mean + 5], 0.0) for k, mean in enumerate(means)]
-    # From -1000 to -100 a third is -700.
+    # From -1000 to -100, three tenths are -730.
     choice = choose(checkpoints, random=-1000.0)
-    assert (choice.medium.mean_return, choice.expert.mean_return) == (-650.0, -100.0)
-    # A task's own expert is the standard, unless nobody comes a third of the way to it.
-    assert choose(checkpoints, -1000.0, Reference(-1000.0, 1100.0, "")).medium.mean_return == -300.0
+    assert (choice.medium.mean_return, choice.expert.mean_return) == (-720.0, -100.0)
+    # A task's own expert is the standard, here with -310, unless nobody comes so far.
+    assert choose(checkpoints, -1000.0, Reference(-1000.0, 1300.0, "")).medium.mean_return == -300.0
     far = choose(checkpoints, -1000.0, Reference(-1000.0, 9000.0, ""))
-    assert (far.medium.mean_return, far.standard) == (-650.0, -100.0)
+    assert (far.medium.mean_return, far.standard.expert) == (-720.0, -100.0)
     with pytest.raises(ValueError, match="none of the 6 checkpoints is better than random actions"):
         choose(checkpoints, random=-50.0)
 
