@@ -60,13 +60,17 @@ def read_minari(source: Any, max_bytes: int | None) -> Recording:
 
 
 def _columns(dataset: Any, label: str, max_bytes: int | None) -> Columns:
-    storage = dataset.storage
-    if storage.FORMAT == "hdf5":
-        path = Path(storage.data_path) / "main_data.hdf5"
-        with open_hdf5(path, label) as file:
-            groups = ((f"episode_{index}", member(file, f"episode_{index}", label)) for index in dataset.episode_indices)
-            n_bytes = sum(_declared_in(group, name, label) for name, group in groups)
-        check_unpacked(n_bytes, path, label, max_bytes)
+    if dataset.storage.FORMAT != "hdf5":
+        # Only of HDF5 it is known here what reading will take, and that it stays within the file.
+        raise ValueError(
+            f"{label} is stored as {dataset.storage.FORMAT!r}; only Minari's usual format is read: record it with "
+            "`data_format='hdf5'`"
+        )
+    path = Path(dataset.storage.data_path) / "main_data.hdf5"
+    with open_hdf5(path, label) as file:
+        groups = ((f"episode_{index}", member(file, f"episode_{index}", label)) for index in dataset.episode_indices)
+        n_bytes = sum(_declared_in(group, name, label) for name, group in groups)
+    check_unpacked(n_bytes, path, label, max_bytes)
     try:
         episodes = [_episode(each, number, label) for number, each in enumerate(dataset.iterate_episodes())]
     except (OSError, RuntimeError, KeyError, AssertionError, TypeError) as error:

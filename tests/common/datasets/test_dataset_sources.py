@@ -148,6 +148,13 @@ def test_an_id_that_is_not_here_is_no_download(minari):
         OfflineDataset.load("hopper")
 
 
+def test_other_formats_of_minaris_are_refused(minari, monkeypatch):
+    dataset = _create(minari)
+    monkeypatch.setattr(type(dataset.storage), "FORMAT", "arrow")
+    with pytest.raises(ValueError, match=r"is stored as 'arrow'.* `data_format='hdf5'`"):
+        OfflineDataset.load(dataset)
+
+
 def test_minari_data_of_other_spaces_are_refused(minari):
     discrete = _create(minari, recording() | {"actions": np.zeros(8, int)}, action_space=spaces.Discrete(2))
     with pytest.raises(ValueError, match="no discrete actions"):
