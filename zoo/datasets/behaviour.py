@@ -1,6 +1,7 @@
 """The agent whose behaviour becomes data: SB3's SAC, with its checkpoints, their returns and everything it has seen."""
 
 import json
+import signal
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
@@ -22,7 +23,7 @@ from zoo.runs.keeping import Stopped, stop_signals
 
 #: Of the replay buffer, which must never be full: its rows are the agent's whole life, in order.
 MAX_STEPS = 1_000_000
-_BUFFER, _STATE, _RETURNS = "replay_buffer.npz", "state.pt", "returns.json"
+BUFFER, _STATE, _RETURNS = "replay_buffer.npz", "state.pt", "returns.json"
 
 
 @dataclass(frozen=True)
@@ -106,7 +107,9 @@ def save_state(agent: SAC, folder: Path, seconds: float) -> None:
     :param folder: of the training
     :param seconds: that it has taken
     """
-    save_buffer(agent.replay_buffer, folder / _BUFFER)  # type: ignore[arg-type]
+    assert agent.replay_buffer is not None
+    assert agent.log_ent_coef is not None
+    save_buffer(agent.replay_buffer, folder / BUFFER)
     # After the buffer: one that is ahead of the state is cut when both are read.
     state = {
         "parameters": agent.get_parameters(),
@@ -132,8 +135,9 @@ def load_state(agent: SAC, folder: Path) -> float:
         return 0.0
     state = th.load(folder / _STATE, weights_only=True)
     buffer = agent.replay_buffer
-    assert buffer is not None and agent.log_ent_coef is not None
-    load_buffer(buffer, folder / _BUFFER)
+    assert buffer is not None
+    assert agent.log_ent_coef is not None
+    load_buffer(buffer, folder / BUFFER)
     buffer.pos = state["timesteps"]
     if buffer.pos > 0 and not buffer.dones[buffer.pos - 1].any():
         buffer.dones[buffer.pos - 1] = buffer.timeouts[buffer.pos - 1] = 1
@@ -147,50 +151,75 @@ def load_state(agent: SAC, folder: Path) -> float:
     return float(state["seconds"])
 
 
+@dataclass(frozen=True)
+class Keeping:
+    """
+    What is kept of a training, and how long it may take.
+
+    :param checkpoint_every: environment steps between kept actors
+    :param save_every: environment steps between saved states, from which an interrupted training goes on
+    :param eval_episodes: played with each kept actor
+    :param max_minutes: after which training ends where it is
+    """
+
+    checkpoint_every: int = 10_000
+    save_every: int = 50_000
+    eval_episodes: int = 10
+    max_minutes: float = float("inf")
+
+
+def _evaluate(agent: SAC, env: Monitor[Any, Any], n_episodes: int) -> tuple[list[float], list[int]]:
+    played: Any = evaluate_policy(agent, env, n_episodes, return_episode_rewards=True)
+    returns, lengths = played
+    return [float(value) for value in returns], [int(value) for value in lengths]
+
+
 class _Keeper(BaseCallback):
     """Evaluates and keeps the actor every so many steps, and the whole state more rarely."""
 
-    def __init__(self, folder: Path, env_id: str, before: float, options: dict[str, Any], report: Callable[[str], None]) -> None:
+    def __init__(self, folder: Path, env_id: str, before: float, keeping: Keeping, report: Callable[[str], None]) -> None:
         super().__init__()
-        self.folder, self.report, self.options = folder, report, options
+        self.folder, self.report, self.keeping = folder, report, keeping
         self.eval_env = Monitor(gym.make(env_id))
         self.started = time.monotonic() - before
-        self.deadline = time.monotonic() + 60 * options["max_minutes"]
+        self.deadline = time.monotonic() + 60 * keeping.max_minutes
 
     @property
     def seconds(self) -> float:
+        """That the training has taken, with the parts before an interruption."""
         return time.monotonic() - self.started
 
     def _on_step(self) -> bool:
-        if self.num_timesteps % self.options["checkpoint_every"] == 0:
-            self.keep_actor()
-        if self.num_timesteps % self.options["save_every"] == 0:
+        if self.num_timesteps % self.keeping.checkpoint_every == 0:
+            self._keep_actor()
+        if self.num_timesteps % self.keeping.save_every == 0:
             self.keep_state()
         return time.monotonic() < self.deadline
 
-    def keep_actor(self) -> None:
+    def _keep_actor(self) -> None:
         agent: Any = self.model
         seconds = self.seconds
+        # Every checkpoint plays the same starts.
         self.eval_env.reset(seed=agent.seed + 1_000_000)
-        returns, lengths = evaluate_policy(agent, self.eval_env, self.options["eval_episodes"], return_episode_rewards=True)
-        agent.policy.set_training_mode(False)
+        n_episodes = self.keeping.eval_episodes
+        returns, lengths = _evaluate(agent, self.eval_env, n_episodes)
         path = actor_path(self.folder, self.num_timesteps)
         path.parent.mkdir(parents=True, exist_ok=True)
         _save(path, agent.actor.state_dict())
+        # Those of a training that was interrupted behind its last saved state are played again.
         kept = [row for row in read_checkpoints(self.folder) if row.timesteps < self.num_timesteps]
-        kept.append(Checkpoint(self.num_timesteps, [float(value) for value in returns], seconds))
+        kept.append(Checkpoint(self.num_timesteps, returns, seconds))
         with atomic_write(self.folder / _RETURNS) as file:
             file.write(json.dumps([asdict(row) for row in kept]).encode())
         self.report(
-            f"{self.num_timesteps:>9,} steps  return {np.mean(returns):8.1f} +- {np.std(returns):6.1f}  "
+            f"{self.num_timesteps:>9,} steps  return {np.mean(returns):8.1f} +/- {np.std(returns):6.1f}  "
             f"length {np.mean(lengths):6.1f}  {seconds:7.0f} s"
         )
 
     def keep_state(self) -> None:
+        """Save what the training goes on from."""
         agent: Any = self.model
         save_state(agent, self.folder, self.seconds)
-
-
 
 
 def train_behaviour(
@@ -199,13 +228,10 @@ def train_behaviour(
     folder: Path,
     *,
     seed: int = 0,
-    checkpoint_every: int = 10_000,
-    save_every: int = 50_000,
-    eval_episodes: int = 10,
-    max_minutes: float = float("inf"),
     report: Callable[[str], None] = print,
+    keeping: Keeping | None = None,
     **settings: Any,
-) -> SAC:
+) -> int:
     """
     Train SAC, or go on with a training that was interrupted, and keep what it was and saw on the way.
 
@@ -213,13 +239,11 @@ def train_behaviour(
     :param timesteps: environment steps in all, at most :data:`MAX_STEPS`
     :param folder: of the training
     :param seed: of everything random
-    :param checkpoint_every: environment steps between kept actors
-    :param save_every: environment steps between saved states, from which an interrupted training goes on
-    :param eval_episodes: played with each kept actor
-    :param max_minutes: after which training ends where it is, in this call
     :param report: takes one line for each kept actor
+    :param keeping: what is kept and how long it may take
     :param settings: other hyperparameters of SAC
-    :return: the agent with its replay buffer
+    :return: environment steps that it has been trained for
+    :raises SystemExit: if a signal ended the training, with the shell's exit status for it; the state is saved
     """
     if not 0 < timesteps <= MAX_STEPS:
         raise ValueError(f"`timesteps` must lie between 1 and {MAX_STEPS}, got {timesteps}")
@@ -227,25 +251,20 @@ def train_behaviour(
     agent = make_agent(env_id, seed, **settings)
     before = load_state(agent, folder)
     if agent.num_timesteps >= timesteps:
-        return agent
-    options = {
-        "checkpoint_every": checkpoint_every,
-        "save_every": save_every,
-        "eval_episodes": eval_episodes,
-        "max_minutes": max_minutes,
-    }
-    keeper = _Keeper(folder, env_id, before, options, report)
-    remaining = timesteps - agent.num_timesteps
+        return agent.num_timesteps
+    keeper = _Keeper(folder, env_id, before, keeping or Keeping(), report)
     stopped: Stopped | None = None
     with stop_signals():
         try:
-            # SB3 starts an environment anew after loading, and adds the steps that were taken before to those asked for.
-            agent.learn(remaining, callback=keeper, log_interval=None, reset_num_timesteps=False)  # type: ignore[arg-type]
+            # SB3 adds the steps that were taken before to those asked for.
+            remaining = timesteps - agent.num_timesteps
+            agent.learn(remaining, callback=keeper, log_interval=2**31, reset_num_timesteps=False)
         except Stopped as error:
             stopped = error
-    keeper.keep_state()
+        with stop_signals(signal.SIG_IGN):
+            keeper.keep_state()
     keeper.eval_env.close()
     if stopped is not None:
         report(f"stopped by {stopped} after {agent.num_timesteps:,} steps; the same command goes on from there")
         raise SystemExit(128 + stopped.number)
-    return agent
+    return agent.num_timesteps

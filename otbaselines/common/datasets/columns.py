@@ -11,6 +11,7 @@ import numpy.typing as npt
 from gymnasium import spaces
 
 Array = npt.NDArray[Any]
+COLUMNS = ("observations", "actions", "rewards", "next_observations", "terminations", "truncations")
 # Shares of the action range by which an action may miss it: float32 has rounded where files were written in float64.
 ACTION_TOLERANCE = 1e-4
 # Names that the flags have in D4RL (first) and in Gymnasium.
@@ -39,6 +40,25 @@ class Columns:
     terminations: Array
     truncations: Array
     episodes: Array
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Recording:
+    """
+    What a source holds.
+
+    :param columns: its transitions, unchecked
+    :param label: what to call it in messages
+    :param name: of the data set
+    :param observation_space: where it names one
+    :param action_space: where it names one
+    """
+
+    columns: Columns
+    label: str
+    name: str
+    observation_space: Any = None
+    action_space: Any = None
 
 
 def number_episodes(ends: Array) -> Array:
@@ -100,6 +120,18 @@ def check_spaces(observation_space: Any, action_space: Any, label: str) -> None:
         )
 
 
+def as_action_space(space: Any, label: str) -> spaces.Box[Any]:
+    """
+    :param space: any space
+    :param label: the source, for messages
+    :return: the same
+    :raises ValueError: if actions are not numbers between bounds
+    """
+    check_spaces(spaces.Box(-1.0, 1.0), space, label)
+    assert isinstance(space, spaces.Box)
+    return space
+
+
 def agreed_space(stored: Any, given: Any, name: str, label: str) -> Any:
     """
     :param stored: the space that a source names, if it does
@@ -143,11 +175,17 @@ def check_columns(columns: Columns, observation_space: spaces.Box[Any], action_s
     ready["rewards"] = _numbers(columns.rewards, (n,), "rewards", label)
     ready |= {name: as_flags(getattr(columns, name), n, name, label) for name in ("terminations", "truncations")}
     ready["actions"] = _inside(ready["actions"], action_space, label)
-    episodes = np.asarray(columns.episodes, np.int64)
-    known = episodes[episodes >= 0]
-    if episodes.shape != (n,) or (np.diff(known) < 0).any() or not _contiguous(episodes):
-        raise ValueError(f"{label} has `episodes` that are not one ascending number for each of its {n} rows")
-    return Columns(**ready, episodes=episodes)
+    return Columns(**ready, episodes=_numbered(columns.episodes, n, label))
+
+
+def _numbered(values: Any, n: int, label: str) -> Array:
+    episodes = np.asarray(values)
+    if episodes.shape == (n,) and episodes.dtype.kind in "iu":
+        # Of the rows that belong to whole episodes.
+        numbers = episodes[episodes >= 0]
+        if (np.diff(numbers) >= 0).all() and _contiguous(episodes):
+            return episodes.astype(np.int64)
+    raise ValueError(f"{label} has `episodes` that are not one ascending whole number for each of its {n} rows")
 
 
 def _contiguous(episodes: Array) -> bool:
@@ -212,7 +250,7 @@ def _inside(actions: Array, space: spaces.Box[Any], label: str) -> Array:
             f"{label}: {rows} of {len(actions)} actions missed the action space by up to {excess.max():.1e}, which rounding "
             "explains, and were clipped to it",
             UserWarning,
-            stacklevel=5,
+            stacklevel=6,
         )
     return clipped
 

@@ -1,7 +1,6 @@
 """The data set that offline learners draw from: tensors on the learner's device."""
 
 import io
-import json
 import pathlib
 from collections.abc import Sequence
 from functools import cached_property
@@ -13,40 +12,31 @@ import numpy.typing as npt
 import torch as th
 from gymnasium import spaces
 from stable_baselines3.common.buffers import ReplayBuffer
-from stable_baselines3.common.save_util import load_from_pkl
 from stable_baselines3.common.utils import get_device
 
 from otbaselines.common.datasets.columns import (
+    COLUMNS,
     Columns,
+    Recording,
     agreed_space,
     check_columns,
-    check_spaces,
-    columns_from_d4rl,
     infer_action_space,
     infer_observation_space,
     number_episodes,
 )
-from otbaselines.common.datasets.hdf5 import minari_dataset, read_d4rl, read_minari
-from otbaselines.common.datasets.replay import buffer_arrays, columns_from_buffer
+from otbaselines.common.datasets.hdf5 import read_d4rl
+from otbaselines.common.datasets.minari import read_minari
+from otbaselines.common.datasets.npz import read_npz, write_npz
+from otbaselines.common.datasets.replay import read_buffer
 from otbaselines.common.datasets.rollout import roll_out
+from otbaselines.common.datasets.summary import describe_dataset
 from otbaselines.common.memory import check_fits
-from otbaselines.common.saving.archive import SavePath, describe
-from otbaselines.common.saving.arrays import load_npz, save_npz
-from otbaselines.common.saving.spaces import space_from_json, space_to_json
-from otbaselines.common.settings import MANY, Setting, check_settings
+from otbaselines.common.saving.archive import SavePath
 
-_COLUMNS = ("observations", "actions", "rewards", "next_observations", "terminations", "truncations")
-_KIND = "otbaselines.OfflineDataset"
 # Rows that are summed up at once, so that statistics of large data need no second copy in float64.
 _CHUNK = 2**16
 #: Smallest standard deviation that observations are taken to have, in their own unit.
 MIN_STD = 1e-3
-_ROLLOUT_SETTINGS = {
-    "n_steps": Setting("integer", low=1, high=MANY, optional=True),
-    "n_episodes": Setting("integer", low=1, high=MANY, optional=True),
-    "deterministic": Setting("flag"),
-    "seed": Setting("integer", low=0, high=2**32 - 1, optional=True),
-}
 
 
 class OfflineSamples(NamedTuple):
@@ -121,30 +111,32 @@ class OfflineDataset:
         device: th.device | str = "cpu",
     ) -> None:
         given = (observations, actions, rewards, next_observations, terminations, truncations)
-        arrays = {key: _as_array(value) for key, value in zip(_COLUMNS, given, strict=True)}
+        arrays = {key: _as_array(value) for key, value in zip(COLUMNS, given, strict=True)}
         if episodes is None:
             ends = (arrays["terminations"] != 0) | (arrays["truncations"] != 0)
             episodes = number_episodes(ends.reshape(-1))
-        self._fill(Columns(**arrays, episodes=_as_array(episodes)), observation_space, action_space, name, device)
+        columns = Columns(**arrays, episodes=_as_array(episodes))
+        self._fill(Recording(columns=columns, label=f"the data set {name!r}", name=name), observation_space, action_space)
+        vars(self).update(vars(self.to(device)))
 
-    def _fill(self, columns: Columns, observation_space: Any, action_space: Any, name: str, device: th.device | str) -> None:
-        label = f"the data set {name!r}"
+    def _fill(self, recording: Recording, observation_space: Any, action_space: Any) -> None:
+        columns, label = recording.columns, recording.label
+        observation_space = agreed_space(recording.observation_space, observation_space, "observation", label)
+        action_space = agreed_space(recording.action_space, action_space, "action", label)
         if action_space is None:
             action_space = infer_action_space(columns.actions, label)
         if observation_space is None:
             observation_space = infer_observation_space(columns.observations)
         columns = check_columns(columns, observation_space, action_space, label)
-        self.observation_space, self.action_space, self.name = observation_space, action_space, name
+        self.observation_space, self.action_space, self.name = observation_space, action_space, recording.name
         self.episodes = columns.episodes
-        for key in _COLUMNS:
+        for key in COLUMNS:
             setattr(self, key, th.from_numpy(getattr(columns, key)))
-        if get_device(device).type != "cpu":
-            vars(self).update(vars(self.to(device)))
 
     @classmethod
-    def _of(cls, columns: Columns, observation_space: Any, action_space: Any, name: str) -> Self:
+    def _of(cls, recording: Recording, observation_space: Any = None, action_space: Any = None) -> Self:
         dataset = cls.__new__(cls)
-        dataset._fill(columns, observation_space, action_space, name, "cpu")
+        dataset._fill(recording, observation_space, action_space)
         return dataset
 
     # ------------------------------------------------------------------ what learners ask for
@@ -253,7 +245,7 @@ class OfflineDataset:
     @property
     def n_bytes(self) -> int:
         """Bytes of the columns."""
-        return sum(column.numel() * column.element_size() for column in (getattr(self, key) for key in _COLUMNS))
+        return sum(column.numel() * column.element_size() for column in (getattr(self, key) for key in COLUMNS))
 
     def describe(self) -> str:
         """
@@ -261,36 +253,7 @@ class OfflineDataset:
 
         :return: several lines of text
         """
-        returns, lengths = self.episode_returns(), self.episode_lengths()
-        n = len(self)
-        low, high = (th.as_tensor(bound, dtype=th.float32, device=self.device) for bound in _bounds(self.action_space))
-        # Within a thousandth of the range.
-        margin = 1e-3 * (high - low)
-        at_edge = ((self.actions <= low + margin) | (self.actions >= high - margin)).float().mean().item()
-        partial = int((self.episodes < 0).sum())
-        lines = [
-            f"data set        {self.name}",
-            f"transitions     {n:,} on {self.device}, {self.n_bytes / 2**20:.1f} MiB",
-            f"episodes        {len(returns):,} whole" + (f", and {partial:,} rows of parts" if partial else ""),
-        ]
-        if len(returns):
-            quantiles = " ".join(f"{value:.1f}" for value in np.quantile(returns, (0.1, 0.25, 0.5, 0.75, 0.9)))
-            lines += [
-                f"returns         mean {returns.mean():.1f}, std {returns.std():.1f}, "
-                f"{returns.min():.1f} to {returns.max():.1f}",
-                f"  quantiles     10/25/50/75/90 %: {quantiles}",
-                f"lengths         mean {lengths.mean():.1f}, {lengths.min()} to {lengths.max()} steps",
-            ]
-        lines += [
-            f"ends            {int(self.terminations.sum()):,} terminations, {int(self.truncations.sum()):,} truncations",
-            f"rewards         mean {self.rewards.mean().item():.3f}, {self.rewards.min().item():.3f} to "
-            f"{self.rewards.max().item():.3f}",
-            f"actions         {self.actions.min().item():.3f} to {self.actions.max().item():.3f}, {at_edge:.1%} of entries at "
-            "the edge of the space",
-            f"action space    {_one_line(self.action_space)}",
-            f"observations    {_one_line(self.observation_space)}",
-        ]
-        return "\n".join(lines)
+        return describe_dataset(self)
 
     # ------------------------------------------------------------------ files
     def save(self, path: SavePath) -> None:
@@ -299,9 +262,8 @@ class OfflineDataset:
 
         :param path: a path, to which ``.npz`` is added where it is missing; or a binary file
         """
-        spaces_json = {f"{key}_space": _space_text(getattr(self, f"{key}_space")) for key in ("observation", "action")}
-        columns = {key: getattr(self, key).cpu().numpy() for key in _COLUMNS}
-        save_npz(path, {"kind": _KIND, "name": self.name, **spaces_json, **columns, "episodes": self.episodes})
+        columns = Columns(**{key: getattr(self, key).cpu().numpy() for key in COLUMNS}, episodes=self.episodes)
+        write_npz(path, columns, self.observation_space, self.action_space, self.name)
 
     @classmethod
     def load(
@@ -382,26 +344,7 @@ class OfflineDataset:
         :raises FileNotFoundError: if there is no such file
         :raises ValueError: if it is damaged, or holds something else
         """
-        stored = load_npz(path, max_bytes=max_bytes)
-        label = f"`path` {describe(path)!r}"
-        kind = str(stored["kind"]) if "kind" in stored and stored["kind"].ndim == 0 else ""
-        name = pathlib.Path(describe(path)).stem
-        if kind == "ReplayBuffer":
-            if action_space is None:
-                raise ValueError(
-                    f"{label} is a replay buffer, whose actions are scaled; pass the environment's `action_space`"
-                )
-            columns = columns_from_buffer(stored, _box(action_space, label), label, scaled_actions=True)
-            return cls._of(columns, observation_space, action_space, name)
-        if kind != _KIND:
-            return cls._of(columns_from_d4rl(stored, label), observation_space, action_space, name)
-        missing = {"name", "observation_space", "action_space", "episodes", *_COLUMNS} - set(stored)
-        if missing:
-            raise ValueError(f"{label} lacks {sorted(missing)}; save it again")
-        seen = agreed_space(_space(stored["observation_space"], label), observation_space, "observation", label)
-        done = agreed_space(_space(stored["action_space"], label), action_space, "action", label)
-        columns = Columns(**{key: stored[key] for key in (*_COLUMNS, "episodes")})
-        return cls._of(columns, seen, done, str(stored["name"])[:200])
+        return cls._of(read_npz(path, action_space, max_bytes), observation_space, action_space)
 
     @classmethod
     def from_hdf5(
@@ -428,11 +371,7 @@ class OfflineDataset:
         :raises FileNotFoundError: if there is no such file
         :raises ValueError: if it is damaged, or holds something else
         """
-        path = pathlib.Path(path)
-        if not path.is_file():
-            raise FileNotFoundError(f"`path` {str(path)!r} is no file")
-        columns = read_d4rl(path, f"`path` {str(path)!r}", max_bytes)
-        return cls._of(columns, observation_space, action_space, path.stem)
+        return cls._of(read_d4rl(pathlib.Path(path), max_bytes), observation_space, action_space)
 
     @classmethod
     def from_minari(
@@ -455,12 +394,7 @@ class OfflineDataset:
         :raises FileNotFoundError: if there is none of this id
         :raises ValueError: if it is damaged, or its spaces are no boxes
         """
-        label = f"the Minari data set {str(getattr(dataset, 'id', dataset))!r}"
-        opened = minari_dataset(dataset, label)
-        check_spaces(opened.observation_space, opened.action_space, label)
-        seen = agreed_space(opened.observation_space, observation_space, "observation", label)
-        done = agreed_space(opened.action_space, action_space, "action", label)
-        return cls._of(read_minari(opened, label, max_bytes), seen, done, str(opened.id))
+        return cls._of(read_minari(dataset, max_bytes), observation_space, action_space)
 
     @classmethod
     def from_replay_buffer(
@@ -485,22 +419,8 @@ class OfflineDataset:
         :raises TypeError: if it is another object
         :raises ValueError: if it is a pickle and ``trust_pickle`` is false, or holds nothing
         """
-        name = "replay buffer"
-        if isinstance(buffer, (str, pathlib.Path, io.BufferedIOBase)):
-            if not trust_pickle:
-                raise ValueError(
-                    f"`buffer` {describe(buffer)!r} would be read as a pickle, which executes what it says; if you trust it, "
-                    "pass `trust_pickle=True`"
-                )
-            name = pathlib.Path(describe(buffer)).stem
-            buffer = load_from_pkl(buffer)
-        arrays = buffer_arrays(buffer)
-        label = f"the {name}" if name == "replay buffer" else f"`buffer` {name!r}"
-        assert isinstance(buffer, ReplayBuffer)
-        seen = agreed_space(buffer.observation_space, observation_space, "observation", label)
-        done = agreed_space(buffer.action_space, action_space, "action", label)
-        columns = columns_from_buffer(arrays, _box(done, label), label, scaled_actions=scaled_actions)
-        return cls._of(columns, seen, done, name)
+        recording = read_buffer(buffer, action_space, scaled_actions=scaled_actions, trust_pickle=trust_pickle)
+        return cls._of(recording, observation_space, action_space)
 
     @classmethod
     def from_agent(
@@ -527,82 +447,38 @@ class OfflineDataset:
         :raises TypeError: if the agent cannot predict, or the environment is none of Gymnasium's
         :raises ValueError: unless exactly one of ``n_steps`` and ``n_episodes`` is given
         """
-        check_settings(_ROLLOUT_SETTINGS, locals())
-        if (n_steps is None) == (n_episodes is None):
-            raise ValueError(f"give one of `n_steps` and `n_episodes`, got {n_steps} and {n_episodes}")
-        if not hasattr(model, "predict"):
-            raise TypeError(f"`model` must have SB3's `predict`, got {type(model).__name__}")
-        own: gym.Env[Any, Any] = gym.make(env) if isinstance(env, str) else env
-        if not isinstance(own, gym.Env):
-            raise TypeError(f"`env` must be a Gymnasium environment or an id, got {type(env).__name__}")
-        try:
-            name = name or f"{type(model).__name__} in {own.spec.id if own.spec else type(own.unwrapped).__name__}"
-            check_spaces(own.observation_space, own.action_space, f"`env` {name!r}")
-            columns = roll_out(model, own, n_steps=n_steps, n_episodes=n_episodes, deterministic=deterministic, seed=seed)
-            return cls._of(columns, own.observation_space, own.action_space, name)
-        finally:
-            if isinstance(env, str):
-                own.close()
+        recording = roll_out(
+            model, env, n_steps=n_steps, n_episodes=n_episodes, deterministic=deterministic, seed=seed, name=name
+        )
+        return cls._of(recording)
 
     @classmethod
     def concatenate(cls, datasets: Sequence["OfflineDataset"], name: str | None = None) -> Self:
         """
         Put data sets one behind the other, as in D4RL's medium-expert mixtures.
 
-        :param datasets: of the same spaces; the first one's device is taken
+        :param datasets: of the same spaces, on any device
         :param name: of the whole; the names with plus signs when omitted
-        :return: the data
+        :return: the data, on the CPU
         :raises ValueError: if there are none, or the spaces differ
         """
         if not datasets:
             raise ValueError("`datasets` must hold at least one data set, got none")
         first = datasets[0]
-        columns: dict[str, Any] = {key: [] for key in _COLUMNS}
-        episodes, following = [], 0
+        columns: dict[str, list[Any]] = {key: [] for key in (*COLUMNS, "episodes")}
+        following = 0
         for dataset in datasets:
             dataset.with_spaces(first.observation_space, first.action_space)
-            for key in _COLUMNS:
+            for key in COLUMNS:
                 columns[key].append(getattr(dataset, key).cpu().numpy())
-            episodes.append(np.where(dataset.episodes >= 0, dataset.episodes + following, -1))
-            following = max(following, int(episodes[-1].max()) + 1)
+            episodes = np.where(dataset.episodes >= 0, dataset.episodes + following, -1)
+            columns["episodes"].append(episodes)
+            following = max(following, int(episodes.max()) + 1)
+        name = name or " + ".join(each.name for each in datasets)
         arrays = {key: np.concatenate(parts) for key, parts in columns.items()}
-        whole = cls.__new__(cls)
-        whole._fill(
-            Columns(**arrays, episodes=np.concatenate(episodes)),
-            first.observation_space,
-            first.action_space,
-            name or " + ".join(each.name for each in datasets),
-            first.device,
-        )
-        return whole
+        recording = Recording(columns=Columns(**arrays), label=f"the data set {name!r}", name=name)
+        return cls._of(recording, first.observation_space, first.action_space)
 
 
-# ------------------------------------------------------------------ small things
 def _as_array(values: Any) -> npt.NDArray[Any]:
     return values.detach().cpu().numpy() if isinstance(values, th.Tensor) else np.asarray(values)
-
-
-def _bounds(space: spaces.Box[Any]) -> tuple[Any, Any]:
-    return space.low, space.high
-
-
-def _box(space: Any, label: str) -> spaces.Box[Any]:
-    check_spaces(spaces.Box(-1.0, 1.0), space, label)
-    assert isinstance(space, spaces.Box)
-    return space
-
-
-def _one_line(space: spaces.Space[Any]) -> str:
-    text = " ".join(str(space).split())
-    return text if len(text) <= 100 else f"{text[:100]}..."
-
-
-def _space_text(space: spaces.Space[Any]) -> str:
-    return json.dumps(space_to_json(space))
-
-
-def _space(stored: npt.NDArray[Any], label: str) -> spaces.Space[Any]:
-    try:
-        return space_from_json(json.loads(str(stored)))
-    except (ValueError, KeyError, TypeError, RecursionError) as error:
-        raise ValueError(f"{label} has a damaged space ({str(error)[:200]}); save it again") from error

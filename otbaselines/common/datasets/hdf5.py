@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from otbaselines.common.datasets.columns import Array, Columns, bytes_of, columns_from_d4rl
+from otbaselines.common.datasets.columns import Array, Recording, bytes_of, columns_from_d4rl
 from otbaselines.common.memory import check_fits
 
 _D4RL = (
@@ -109,16 +109,19 @@ def check_unpacked(n_bytes: int, path: Path, label: str, max_bytes: int | None) 
     check_fits(3 * n_bytes, f"reading {label}", "use a machine with more memory, or a part of the data")
 
 
-def read_d4rl(path: Path, label: str, max_bytes: int | None) -> Columns:
+def read_d4rl(path: Path, max_bytes: int | None) -> Recording:
     """
     Read an HDF5 file with the columns of :func:`columns_from_d4rl` at its top.
 
     :param path: of the file
-    :param label: what to call it in messages
     :param max_bytes: as for :func:`check_unpacked`
-    :return: the columns
+    :return: the content
+    :raises FileNotFoundError: if there is no such file
     :raises ValueError: if it is damaged, holds other things, or unpacks to too much
     """
+    label = f"`path` {str(path)!r}"
+    if not path.is_file():
+        raise FileNotFoundError(f"{label} is no file")
     with open_hdf5(path, label) as file:
         found = {name: member(file, name, label) for name in _D4RL if name in file}
         for name, dataset in found.items():
@@ -132,90 +135,4 @@ def read_d4rl(path: Path, label: str, max_bytes: int | None) -> Columns:
             f"{label} has none of D4RL's columns at its top, only {', '.join(others)}; a Minari data set is named by its "
             "id or folder"
         )
-    return columns_from_d4rl(arrays, label)
-
-
-# ------------------------------------------------------------------ Minari
-def minari_dataset(source: Any, label: str) -> Any:
-    """
-    Open a Minari data set. Nothing is downloaded, and the environment that it names is not built.
-
-    :param source: an id, the folder of a data set, or a ``MinariDataset``
-    :param label: what to call it in messages
-    :return: the ``MinariDataset``
-    :raises FileNotFoundError: if there is none of this id here
-    :raises ValueError: if it is damaged
-    """
-    minari = optional_module("minari")
-    if isinstance(source, minari.MinariDataset):
-        return source
-    folder = Path(source)
-    if folder.is_dir():
-        source = folder if (folder / "metadata.json").is_file() else folder / "data"
-    try:
-        return minari.MinariDataset(source) if isinstance(source, Path) else minari.load_dataset(str(source))
-    except FileNotFoundError as error:
-        raise FileNotFoundError(
-            f"{label} is no Minari data set on this machine; get it with `minari download {source}`, or set "
-            "MINARI_DATASETS_PATH to the folder that has it"
-        ) from error
-    except (ValueError, KeyError, TypeError, AssertionError, OSError) as error:
-        raise ValueError(f"{label} cannot be opened by Minari ({str(error)[:200]}); download or record it again") from error
-
-
-def read_minari(dataset: Any, label: str, max_bytes: int | None) -> Columns:
-    """
-    Read the episodes of an open Minari data set. An observation is stored for each step and one more for the last, so that
-    nothing has to be rebuilt.
-
-    :param dataset: a ``MinariDataset`` with boxes for spaces
-    :param label: what to call it in messages
-    :param max_bytes: as for :func:`check_unpacked`
-    :return: the columns
-    :raises ValueError: if it is damaged, or unpacks to too much
-    """
-    storage = dataset.storage
-    if storage.FORMAT == "hdf5":
-        path = Path(storage.data_path) / "main_data.hdf5"
-        with open_hdf5(path, label) as file:
-            groups = ((f"episode_{index}", member(file, f"episode_{index}", label)) for index in dataset.episode_indices)
-            n_bytes = sum(_declared_in(group, name, label) for name, group in groups)
-        check_unpacked(n_bytes, path, label, max_bytes)
-    try:
-        episodes = [_episode(each, number, label) for number, each in enumerate(dataset.iterate_episodes())]
-    except (OSError, RuntimeError, KeyError, AssertionError, TypeError) as error:
-        raise ValueError(f"{label} is damaged ({str(error)[:200]}); download or record it again") from error
-    if not episodes:
-        raise ValueError(f"{label} has no episodes")
-    try:
-        return Columns(**{name: np.concatenate([each[name] for each in episodes]) for name in episodes[0]})
-    except ValueError as error:
-        raise ValueError(f"{label} has episodes that do not go together ({error}); record it again") from error
-
-
-def _declared_in(group: Any, name: str, label: str) -> int:
-    """Everything below a group, infos included: Minari reads them all."""
-    h5py = optional_module("h5py")
-    if not isinstance(group, h5py.Group):
-        return declared_bytes(group, name, label)
-    return sum(_declared_in(member(group, key, label), f"{name}/{key}", label) for key in group)
-
-
-def _episode(episode: Any, number: int, label: str) -> dict[str, Array]:
-    seen, n = np.asarray(episode.observations), len(episode.rewards)
-    if seen.ndim == 0 or len(seen) != n + 1 or len(episode.actions) != n or n == 0:
-        raise ValueError(
-            f"{label} has {len(seen) if seen.ndim else 0} observations and {len(episode.actions)} actions for the {n} steps "
-            f"of episode {episode.id}, expected {n + 1} and {n}; record it again"
-        )
-    ended = bool(episode.terminations[-1] or episode.truncations[-1])
-    flags = np.asarray(episode.terminations), np.asarray(episode.truncations)
-    return {
-        "observations": seen[:-1],
-        "actions": np.asarray(episode.actions),
-        "rewards": np.asarray(episode.rewards),
-        "next_observations": seen[1:],
-        "terminations": flags[0],
-        "truncations": flags[1],
-        "episodes": np.full(n, number if ended else -1, np.int64),
-    }
+    return Recording(columns=columns_from_d4rl(arrays, label), label=label, name=path.stem)

@@ -1,13 +1,17 @@
 """SB3's replay buffers, in memory, as ``.npz`` or as the pickle that SB3 writes."""
 
+import io
+import pathlib
 from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 from gymnasium import spaces
 from stable_baselines3.common.buffers import DictReplayBuffer, ReplayBuffer
+from stable_baselines3.common.save_util import load_from_pkl
 
-from otbaselines.common.datasets.columns import Array, Columns, check_spaces, number_episodes
+from otbaselines.common.datasets.columns import Array, Columns, Recording, agreed_space, as_action_space, number_episodes
+from otbaselines.common.saving.archive import describe
 
 _NAMES = ("observations", "next_observations", "actions", "rewards", "dones", "timeouts")
 
@@ -26,6 +30,35 @@ def buffer_arrays(buffer: Any) -> dict[str, Array]:
     return {**arrays, **{name: np.asarray(getattr(buffer, name)) for name in settings}}
 
 
+def read_buffer(buffer: Any, action_space: Any, *, scaled_actions: bool, trust_pickle: bool) -> Recording:
+    """
+    :param buffer: a ``ReplayBuffer``, or the pickle that SB3's ``save_replay_buffer`` writes
+    :param action_space: of the environment; the buffer's when omitted
+    :param scaled_actions: as for :func:`columns_from_buffer`
+    :param trust_pickle: whether a pickle may be read
+    :return: the content
+    :raises TypeError: if it is another object
+    :raises ValueError: if it is a pickle that may not be read
+    """
+    label, name = "the replay buffer", "replay buffer"
+    if isinstance(buffer, (str, pathlib.Path, io.BufferedIOBase)):
+        label, name = f"`buffer` {describe(buffer)!r}", pathlib.Path(describe(buffer)).stem
+        if not trust_pickle:
+            raise ValueError(
+                f"{label} would be read as a pickle, which executes what it says; if you trust it, pass `trust_pickle=True`"
+            )
+        buffer = load_from_pkl(buffer)
+    arrays = buffer_arrays(buffer)
+    box = as_action_space(agreed_space(buffer.action_space, action_space, "action", label), label)
+    return Recording(
+        columns=columns_from_buffer(arrays, box, label, scaled_actions=scaled_actions),
+        label=label,
+        name=name,
+        observation_space=buffer.observation_space,
+        action_space=buffer.action_space,
+    )
+
+
 def columns_from_buffer(
     stored: Mapping[str, Array], action_space: spaces.Box[Any], label: str, *, scaled_actions: bool
 ) -> Columns:
@@ -42,8 +75,6 @@ def columns_from_buffer(
     :return: the columns
     :raises ValueError: if arrays are missing or do not go together
     """
-    # Before its bounds are used.
-    check_spaces(spaces.Box(-1.0, 1.0), action_space, label)
     order = _rows(stored, label)
     settings = {name: bool(_scalar(stored, name, label)) for name in ("full", "optimize_memory_usage")}
     n_envs = int(_scalar(stored, "n_envs", label))
