@@ -45,7 +45,11 @@ def state(model) -> dict[str, th.Tensor]:
     tensors = {name: value.clone() for name, value in model.policy.state_dict().items()}
     for name in model._get_torch_save_params()[0][1:]:
         moments = model.get_parameters()[name]["state"]
-        tensors |= {f"{name}/{key}/{part}": th.as_tensor(value).clone() for key, entry in moments.items() for part, value in entry.items()}
+        tensors |= {
+            f"{name}/{key}/{part}": th.as_tensor(value).clone()
+            for key, entry in moments.items()
+            for part, value in entry.items()
+        }
     return tensors
 
 
