@@ -44,12 +44,8 @@ def state(model) -> dict[str, th.Tensor]:
     """Every parameter, buffer and moment of a model."""
     tensors = {name: value.clone() for name, value in model.policy.state_dict().items()}
     for name in model._get_torch_save_params()[0][1:]:
-        moments = model.get_parameters()[name]["state"]
-        tensors |= {
-            f"{name}/{key}/{part}": th.as_tensor(value).clone()
-            for key, entry in moments.items()
-            for part, value in entry.items()
-        }
+        for key, moments in model.get_parameters()[name]["state"].items():
+            tensors |= {f"{name}/{key}/{part}": th.as_tensor(value).clone() for part, value in moments.items()}
     return tensors
 
 

@@ -186,7 +186,7 @@ def test_every_tensor_is_saved_or_declared(algorithm):
 def test_parameters_of_another_learner_are_refused_and_nothing_is_set(algorithm):
     model, other = _build(algorithm), _build(algorithm, policy_kwargs={"net_arch": [8]})
     before = state(model)
-    with pytest.raises(ValueError, match="must have the shape|lacks"):
+    with pytest.raises(ValueError, match=r"must have the shape|lacks"):
         model.set_parameters(other.get_parameters())
     assert same(before, state(model))
 
@@ -214,7 +214,7 @@ def test_mistakes_are_named_before_training(algorithm):
         _build(algorithm, batch_size=0)
     with pytest.raises(ValueError, match="`cuda_graph`=True works on CUDA only, but the device is 'cpu'"):
         _build(algorithm, cuda_graph=True)
-    with pytest.raises(ValueError, match="Pendulum|space|shape"):
+    with pytest.raises(ValueError, match=r"(?i)space"):
         algorithm("MlpPolicy", "Pendulum-v1", dataset=toy_dataset())
     with pytest.raises(ValueError, match="space"):
         _build(algorithm).set_dataset(toy_dataset_of_other_spaces())

@@ -24,7 +24,7 @@ def _chain(terminal: bool, n: int = 200) -> OfflineDataset:
 def test_truncations_bootstrap_and_terminations_do_not(terminal, value):
     """With a discount of one half, a reward that never ends is worth two, and one that comes once is worth one."""
     model = IQL("MlpPolicy", dataset=_chain(terminal), gamma=0.5, tau=0.1, reward_scale=1.0, seed=0, device="cpu", **_FAST)
-    model.learn(600)
+    model.learn(400)
     assert float(model.policy.value(th.zeros(1, 1)).detach()) == pytest.approx(value, abs=0.05)
 
 
@@ -36,7 +36,7 @@ def test_it_learns_which_of_the_datas_actions_pay():
     model = IQL("MlpPolicy", dataset=toy_dataset(2000), gamma=0.0, reward_scale=1.0, seed=0, device="cpu", **_FAST)
     model.inverse_temperature = 10.0
     model.actor_learning_rate = lambda _: 3e-3
-    model.learn(800)
+    model.learn(400)
     data = toy_dataset(2000)
     with th.no_grad():
         actions = model.policy.act(model.policy.normalize(data.observations), None)
@@ -66,6 +66,7 @@ def test_the_actors_rate_falls_along_a_cosine_and_the_critics_stays():
     def note(scope, _):
         policy = scope["self"].policy
         rates.append([policy.optimizer.param_groups[0]["lr"], policy.critic_optimizer.param_groups[0]["lr"]])
+        return True
 
     model.learn(4, callback=note)
     expected = 1.5e-4 * (1.0 + np.cos(np.pi * np.arange(4) / 4))

@@ -114,7 +114,6 @@ def test_the_scale_of_rewards_does_not_matter_when_values_are_normalised():
     for factor in (1.0, 100.0):
         model = _qdot(normalize_q=True, alpha=0.5)
         _with_quadratic_values(model, factor * HESSIAN, _goal).learn(1)
-        observations, actions = _inputs(model)
         batch = model._rows.batch(th.arange(300))
         loss = model._moved(batch, model.policy.target_value(batch.observation_actions))[3]
         gradients.append(th.autograd.grad(loss, model.policy.potential.last_head.bias)[0])
