@@ -17,6 +17,7 @@ from zoo.config import command
 from zoo.config.command import StoreAssignments, count
 from zoo.config.entries import merge, read_yaml
 from zoo.config.registry import ALGOS
+from zoo.datasets.references import reference
 from zoo.runs.folders import describe_run, numbered_runs, run_name
 from zoo.runs.job import Job
 
@@ -157,6 +158,9 @@ def enjoy(argv: Sequence[str] | None = None) -> TeamEvaluation:
     for name, value in result.agent_returns.items():
         print(f"{name:<12} {value:10.3f}")
     print(f"length       {result.lengths.mean():10.1f} steps")
+    scale = reference(args.env)
+    if scale is not None:
+        print(f"normalised   {scale.normalized(result.team_return):10.1f} ({scale.source})")
     if stage is not None:
         frames = render_episode(model, stage, deterministic=not args.stochastic, max_steps=args.max_frames)
         write_frames(frames, args.render_dir)

@@ -16,6 +16,7 @@ import numpy as np
 
 from zoo.benchmarks.sb3 import SPREAD
 from zoo.config.command import count, count_or_default, device, make_parser, mistakes
+from zoo.config.registry import OFFLINE
 from zoo.drawing.curves import draw_evaluations
 from zoo.drawing.tables import write_tables
 from zoo.papers.wbc.comparisons import ESTIMATORS, NAVIGATION, PAPER
@@ -76,7 +77,7 @@ def learning_curve(args: argparse.Namespace, parser: argparse.ArgumentParser) ->
         if not curves:
             raise ValueError(f"no evaluations of {args.algo} on {args.env} in {args.log_folder!r}; train with zoo.train first")
         Path(args.out).parent.mkdir(parents=True, exist_ok=True)
-    draw_evaluations(curves, Path(args.out), title=args.env)
+    draw_evaluations(curves, Path(args.out), title=args.env, offline=OFFLINE.issuperset(args.algo))
     print(f"Drew {len(curves)} runs to {args.out}")
 
 

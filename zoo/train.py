@@ -1,7 +1,8 @@
 """
-Train one agent or team: ``python -m zoo.train --algo wbc --env otbaselines/Navigation-v0``.
+Train one agent or team: ``python -m zoo.train --algo wbc --env otbaselines/Navigation-v0``, or an agent on recorded data:
+``python -m zoo.train --algo qdot --env Hopper-v5 --dataset data/hopper/medium.npz``.
 
-The options are rl_zoo3's; steps are agent-steps, as in Stable-Baselines3 under SuperSuit.
+The options are rl_zoo3's; steps are agent-steps, as in Stable-Baselines3 under SuperSuit, and gradient steps on data.
 """
 
 import argparse
@@ -30,6 +31,7 @@ from zoo.config.registry import ALGOS
 from zoo.runs.folders import new_folder, run_name, write_yaml
 from zoo.runs.job import Job
 from zoo.runs.keeping import learn_and_keep
+from zoo.runs.recorded import check_dataset, describe_data, draw_and_sum_up
 
 
 def make_parser() -> argparse.ArgumentParser:
@@ -41,6 +43,7 @@ def make_parser() -> argparse.ArgumentParser:
     add("--algo", default="wbc", choices=sorted(ALGOS), help="algorithm")
     add("--env", default="otbaselines/Navigation-v0", help="environment id, as make_vec_env takes it")
     add("--variant", nargs="+", default=[], help="variants of the hyperparameter entry, such as `sharing` or `kl`")
+    add("--dataset", default=None, help="for qdot, iql and bc: a .npz or HDF5 file, or the id of a Minari data set")
     add("-n", "--n-timesteps", type=count_or_default, default=-1, help="agent-steps of training instead of the entry's")
     add("--seed", type=seed, default=-1, help="seed of everything random; drawn when -1")
     add("-f", "--log-folder", default="logs", help="folder in which runs are collected")
@@ -74,7 +77,9 @@ def read_job(args: argparse.Namespace) -> Job:
     overrides = merge(args.hyperparams, {"env_kwargs": args.env_kwargs} if args.env_kwargs else {})
     if args.n_timesteps != -1:
         overrides["n_timesteps"] = args.n_timesteps
-    return Job.read(
+    if args.dataset is not None:
+        overrides["dataset"] = args.dataset
+    job = Job.read(
         args.algo,
         args.env,
         variants=args.variant,
@@ -88,13 +93,17 @@ def read_job(args: argparse.Namespace) -> Job:
         device=args.device,
         backend=args.vec_env,
     )
+    check_dataset(job)
+    return job
 
 
 def make_callbacks(args: argparse.Namespace, job: Job, model: BaseAlgorithm, eval_env: VecEnv | None) -> list[BaseCallback]:
-    """Checkpoints and evaluations, with frequencies given in agent-steps; the job's folder exists."""
+    """Checkpoints and evaluations, with frequencies given in the steps that are counted; the job's folder exists."""
     callbacks: list[BaseCallback] = []
+    # A callback is called once for a step of all copies, or for a gradient step.
+    steps_per_call = 1 if job.is_offline else model.n_envs
     if args.save_freq > 0:
-        frequency = max(args.save_freq // model.n_envs, 1)
+        frequency = max(args.save_freq // steps_per_call, 1)
         callbacks.append(CheckpointCallback(frequency, str(job.folder), name_prefix="rl_model", verbose=args.verbose))
     if eval_env is not None:
         callbacks.append(
@@ -104,7 +113,7 @@ def make_callbacks(args: argparse.Namespace, job: Job, model: BaseAlgorithm, eva
                 best_model_save_path=str(job.folder),
                 n_eval_episodes=args.eval_episodes,
                 log_path=str(job.folder),
-                eval_freq=max(args.eval_freq // model.n_envs, 1),
+                eval_freq=max(args.eval_freq // steps_per_call, 1),
                 verbose=args.verbose,
             )
         )
@@ -145,6 +154,8 @@ def train(argv: Sequence[str] | None = None) -> Path:
         job = replace(job, folder=new_folder(job.folder, job.name))
         record(args, job)
     if args.verbose > 0:
+        if job.is_offline:
+            print(describe_data(model))
         print(f"Log path: {job.folder}", flush=True)
     log: dict[str, Any] = {} if args.log_interval == -1 else {"log_interval": args.log_interval}
     if args.log_interval == -2:
@@ -155,8 +166,9 @@ def train(argv: Sequence[str] | None = None) -> Path:
         for env in (model.env, eval_env):
             if env is not None:
                 env.close()
+    result = draw_and_sum_up(job) if job.is_offline else ""
     if args.verbose > 0:
-        print(f"Saved to {job.folder}")
+        print(f"{result}Saved to {job.folder}")
     return job.folder
 
 

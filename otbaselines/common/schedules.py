@@ -10,8 +10,8 @@ from stable_baselines3.common.utils import ConstantSchedule, FloatSchedule, Line
 Schedule = Callable[[float], float]
 
 _REMEDY = (
-    "give a number, a callable of the remaining progress, or one of 'lin_<start>', 'linear_<start>_<end>' and "
-    "'linear_<start>_<end>_<end_fraction>'"
+    "give a number, a callable of the remaining progress, or one of 'lin_<start>', 'linear_<start>_<end>', "
+    "'linear_<start>_<end>_<end_fraction>' and 'cosine_<start>'"
 )
 
 
@@ -30,6 +30,20 @@ class ProportionalSchedule:
 
     def __call__(self, progress_remaining: float) -> float:
         return progress_remaining * self.value
+
+
+@dataclass(frozen=True)
+class CosineSchedule:
+    """
+    ``value * (1 + cos(pi * (1 - progress_remaining))) / 2``: from ``value`` down to zero, flat at both ends.
+
+    :param value: what the schedule starts from, in the unit of the scheduled parameter
+    """
+
+    value: float
+
+    def __call__(self, progress_remaining: float) -> float:
+        return 0.5 * self.value * (1.0 + math.cos(math.pi * (1.0 - progress_remaining)))
 
 
 def _parse_number(text: str, source: str) -> float:
@@ -55,6 +69,8 @@ def _parse_text(text: str) -> Schedule:
         if not 0.0 < end_fraction <= 1.0:
             raise ValueError(f"The end fraction of the schedule {text!r} must be in (0, 1], got {end_fraction}; {_REMEDY}")
         return LinearSchedule(numbers[0], numbers[1], end_fraction)
+    if form == "cosine" and len(numbers) == 1:
+        return CosineSchedule(numbers[0])
     if form in ("const", "constant") and len(numbers) == 1:
         return ConstantSchedule(numbers[0])
     raise ValueError(f"The schedule {text!r} is of no known form; {_REMEDY}")
@@ -65,8 +81,8 @@ def parse_schedule(value: float | str | Schedule) -> FloatSchedule:
     Turn a number, a string or a callable into a schedule.
 
     :param value: a constant; or a callable of the remaining progress, which goes from 1 to 0; or a string:
-        ``"lin_<start>"`` (to zero, as in rl_zoo3), ``"linear_<start>_<end>"``, or ``"linear_<start>_<end>_<end_fraction>"``,
-        which arrives at ``end`` after that fraction of the run
+        ``"lin_<start>"`` (to zero, as in rl_zoo3), ``"linear_<start>_<end>"``, ``"linear_<start>_<end>_<end_fraction>"``,
+        which arrives at ``end`` after that fraction of the run, or ``"cosine_<start>"`` (half a cosine down to zero)
     :return: the schedule, returning Python floats
     :raises ValueError: if the string is of no known form, or a number is not finite
     :raises TypeError: if the value is neither a number, a string nor a callable
@@ -108,6 +124,8 @@ def schedule_to_json(schedule: Any) -> float | dict[str, Any] | None:
         }
     if type(schedule) is ProportionalSchedule:
         return {"form": "proportional", "value": float(schedule.value)}
+    if type(schedule) is CosineSchedule:
+        return {"form": "cosine", "value": float(schedule.value)}
     # rl_zoo3 is an optional extra, so its class is known by name only.
     if (type(schedule).__module__, type(schedule).__name__) == ("rl_zoo3.utils", "SimpleLinearSchedule"):
         return {"form": "proportional", "value": float(schedule.initial_value)}
@@ -126,4 +144,6 @@ def schedule_from_json(stored: dict[str, Any]) -> Schedule:
         return LinearSchedule(float(stored["start"]), float(stored["end"]), float(stored["end_fraction"]))
     if stored["form"] == "proportional":
         return ProportionalSchedule(float(stored["value"]))
+    if stored["form"] == "cosine":
+        return CosineSchedule(float(stored["value"]))
     raise ValueError(f"The schedule form {stored['form']!r} is unknown; update otbaselines")

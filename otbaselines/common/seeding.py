@@ -3,7 +3,7 @@
 import numpy as np
 
 # In this order for ever: the place of a name is the key of its stream, so that new names are added at the end.
-STREAMS = ("learner", "environment", "actions", "consensus", "slicing", "evaluation")
+STREAMS = ("learner", "environment", "actions", "consensus", "slicing", "evaluation", "minibatches")
 
 
 def child_seeds(seed: int, num_timesteps: int = 0) -> dict[str, int]:
@@ -15,7 +15,8 @@ def child_seeds(seed: int, num_timesteps: int = 0) -> dict[str, int]:
     - ``actions``: ``action_space.sample()``, which off-policy learners use before they have learned anything;
     - ``consensus``: states and actions that a consensus draws;
     - ``slicing``: directions of sliced distances;
-    - ``evaluation``: environments that are only evaluated on.
+    - ``evaluation``: environments that are only evaluated on;
+    - ``minibatches``: the rows of a dataset that each gradient step sees.
 
     A model that is loaded goes on with the streams of its ``num_timesteps``: it neither repeats what it has seen, nor
     differs from another load of the same file.

@@ -20,6 +20,7 @@ from otbaselines.ot.gaussian import (
     gaussian_w2,
     gaussian_w2_barycenter,
 )
+from otbaselines.ot.maps import ConvexPotential, displacement_cost
 from otbaselines.ot.result import BarycenterResult, DivergenceResult, FreeSupportResult, OTResult
 from otbaselines.ot.scaling import ScalingBarycenter, ScalingSolver, ScalingState
 from otbaselines.ot.sinkhorn import pairwise_sinkhorn, self_transport, sinkhorn, sinkhorn_divergence
@@ -28,6 +29,7 @@ from otbaselines.ot.trust_region import TrustRegionResult, trust_region_dual
 
 __all__ = [
     "BarycenterResult",
+    "ConvexPotential",
     "Cost",
     "DivergenceResult",
     "FreeSupportResult",
@@ -41,6 +43,7 @@ __all__ = [
     "barycenter",
     "check_metric",
     "discrete_w1",
+    "displacement_cost",
     "free_support_barycenter",
     "gaussian_sinkhorn_barycenter",
     "gaussian_sinkhorn_divergence",

@@ -6,21 +6,31 @@ from typing import Any
 from stable_baselines3 import PPO
 from stable_baselines3.common.base_class import BaseAlgorithm
 
+from otbaselines.bc import BC
+from otbaselines.common.offline.algorithm import DatasetAlgorithm
 from otbaselines.common.schedules import parse_schedule
 from otbaselines.hatrpo import HATRPO
 from otbaselines.ippo import IPPO
+from otbaselines.iql import IQL
 from otbaselines.mappo import MAPPO
+from otbaselines.qdot import QDOT
 from otbaselines.wbc import WBC
 from otbaselines.wmatrpo import WMATRPO
 
 #: Name on the command line, name of the hyperparameter file, name of the output folder.
 ALGOS: dict[str, type[BaseAlgorithm]] = {
+    "bc": BC,
     "hatrpo": HATRPO,
     "ippo": IPPO,
+    "iql": IQL,
     "mappo": MAPPO,
+    "qdot": QDOT,
     "wbc": WBC,
     "wmatrpo": WMATRPO,
 }
+
+#: Those that learn from recorded data; their steps are gradient steps.
+OFFLINE = frozenset(name for name, algorithm in ALGOS.items() if issubclass(algorithm, DatasetAlgorithm))
 
 
 def sb3_ppo(*, share_parameters: bool, learning_rate: Any, **settings: Any) -> PPO:

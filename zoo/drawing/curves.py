@@ -83,20 +83,22 @@ def draw_learning_curves(
         save(figure, path)
 
 
-def draw_evaluations(curves: Mapping[str, tuple[Array, Array]], path: Path, *, title: str) -> None:
+def draw_evaluations(curves: Mapping[str, tuple[Array, Array]], path: Path, *, title: str, offline: bool = False) -> None:
     """
     Learning curves of runs that ``zoo.train`` left, from their evaluations.
 
-    :param curves: agent-steps and mean return per agent of each evaluation, by label
+    :param curves: steps and mean return per agent of each evaluation, by label
     :param path: the PNG
     :param title: what was trained
+    :param offline: whether the steps are gradient steps on recorded data instead of agent-steps
     """
     with mpl.rc_context(STYLE):
         figure = Figure(figsize=(6.2, 3.8), layout="constrained")
         axis = figure.subplots()
         for label, (timesteps, returns) in curves.items():
             axis.plot(timesteps / 1000, returns, label=label, lw=1.5, marker=".")
-        axis.set(xlabel="agent-steps (thousands)", ylabel="return per agent and episode", title=title)
+        steps, earned = ("gradient steps", "return") if offline else ("agent-steps", "return per agent and episode")
+        axis.set(xlabel=f"{steps} (thousands)", ylabel=earned, title=title)
         axis.legend(frameon=False)
         axis.grid(alpha=0.25)
         save(figure, path)

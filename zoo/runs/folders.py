@@ -61,10 +61,10 @@ def describe_run(parameters: Path) -> str:
     Say how a run ended.
 
     :param parameters: the run's folder of parameters
-    :return: such as ``finished after 2,400 agent-steps``
+    :return: such as ``finished after 2,400 steps``
     """
     try:
         status = read_yaml(parameters / STATUS)
-        return f"{status['status']} after {int(status['num_timesteps']):,} agent-steps"
+        return f"{status['status']} after {int(status['num_timesteps']):,} steps"
     except (ValueError, KeyError, TypeError):
         return "it says nothing about its end"

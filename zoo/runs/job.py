@@ -12,7 +12,7 @@ from stable_baselines3.common.vec_env import VecEnv, VecNormalize
 from otbaselines.common.saving.normalizer import FILE_NAME, load_normalizer
 from otbaselines.common.vec_env.make import make_vec_env
 from zoo.config.entries import RunConfig, read_entry, split_entry
-from zoo.config.registry import ALGOS, LEARNERS
+from zoo.config.registry import ALGOS, LEARNERS, OFFLINE
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,6 +85,11 @@ class Job:
         return self.folder / self.name
 
     @property
+    def is_offline(self) -> bool:
+        """Whether it learns from recorded data, by gradient steps."""
+        return self.algo in OFFLINE
+
+    @property
     def normalizer(self) -> Path:
         """File of the statistics of ``VecNormalize``."""
         return self.parameters / FILE_NAME
@@ -107,7 +112,8 @@ class Job:
         env_kwargs = {**config.env_kwargs, **(self.eval_env_kwargs if evaluation else {}), **env_kwargs}
         venv = make_vec_env(
             self.env_id,
-            n_copies=n_copies or config.n_envs,
+            # From data nobody acts in the copies of the training.
+            n_copies=n_copies or (1 if self.is_offline else config.n_envs),
             seed=(self.seed + 1_000_000) % 2**32 if evaluation else self.seed,
             device=get_device(self.device),
             backend=self.backend,

@@ -78,7 +78,7 @@ def learn_and_keep(job: Job, model: BaseAlgorithm, **options: Any) -> None:
                 save_agent(job, model)
                 _mark(job, model, status)
             if status != "finished":
-                steps = f"{model.num_timesteps:,} agent-steps"
+                steps = f"{model.num_timesteps:,} steps"
                 print(f"{status} after {steps}; the agent so far is in {job.folder}", file=sys.stderr)
     if number:
         raise SystemExit(128 + number)

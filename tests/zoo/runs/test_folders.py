@@ -41,4 +41,4 @@ def test_a_run_without_a_readable_end_says_so(text: str | None, tmp_path: Path) 
 
 def test_the_end_of_a_run_is_told(tmp_path: Path) -> None:
     write_yaml(tmp_path / "name" / "status.yml", {"status": "interrupted", "num_timesteps": 2400})
-    assert describe_run(tmp_path / "name") == "interrupted after 2,400 agent-steps"
+    assert describe_run(tmp_path / "name") == "interrupted after 2,400 steps"

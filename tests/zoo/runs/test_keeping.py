@@ -88,14 +88,14 @@ def test_an_error_inside_learn_keeps_the_agent_and_enjoy_says_so(
             train(arguments)
     run = tmp_path / "wbc" / f"{NAME}_1"
     assert _status(run) == {"status": "failed", "num_timesteps": 4800}
-    assert "failed after 4,800 agent-steps; the agent so far is in" in capsys.readouterr().err
+    assert "failed after 4,800 steps; the agent so far is in" in capsys.readouterr().err
     assert WBC.load(run / f"{NAME}.zip").num_timesteps == 4800
     # A run that was killed on the spot has no agent: the one before it is taken, and said to be.
     (tmp_path / "wbc" / f"{NAME}_2").mkdir()
     enjoy(["-f", str(tmp_path), "-n", "2", "--device", "cpu"])
     printed = capsys.readouterr().out
     assert "run 1 of 2" in printed
-    assert "failed after 4,800 agent-steps; passed over run 2 (it says nothing about its end)" in printed
+    assert "failed after 4,800 steps; passed over run 2 (it says nothing about its end)" in printed
 
 
 def test_a_finished_run_says_so(tmp_path: Path) -> None:

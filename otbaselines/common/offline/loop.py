@@ -14,6 +14,9 @@ from otbaselines.common.learner import Learner
 from otbaselines.common.settings import LEARN_SETTINGS, arguments_of, check_settings, settings_of
 from otbaselines.common.training import Metrics, Snapshot, check_finite, parameter_sum
 
+# Gradient steps between looks at the losses where there is no log.
+_UNLOGGED = 1000
+
 
 class _SpacesEnv(gym.Env[Any, Any]):
     """Spaces that can be asked for a first observation, and for nothing else."""
@@ -79,8 +82,13 @@ class OfflineAlgorithm(Learner):
         self._setup_lr_schedule()
         self.set_random_seed(self.seed)
         policy_class: Any = self.policy_class
-        self.policy = policy_class(self.observation_space, self.action_space, self.lr_schedule, **self.policy_kwargs)
+        settings = {**self._policy_settings(), **self.policy_kwargs}
+        self.policy = policy_class(self.observation_space, self.action_space, self.lr_schedule, **settings)
         self.policy = self.policy.to(self.device)
+
+    def _policy_settings(self) -> dict[str, Any]:
+        """What the policy has to know of the algorithm's own parameters."""
+        return {}
 
     def train_step(self, metrics: Metrics) -> None:
         """
@@ -138,7 +146,7 @@ class OfflineAlgorithm(Learner):
             callback.update_locals(locals())
             goes_on = callback.on_step()
             is_last = not goes_on or self.num_timesteps >= total_timesteps
-            if is_last or (log_interval is not None and self.num_timesteps % log_interval == 0):
+            if is_last or self.num_timesteps % (log_interval or _UNLOGGED) == 0:
                 self._check_and_record(metrics, snapshot)
                 metrics, snapshot = Metrics(), Snapshot(*self._parts())
                 if log_interval is not None:

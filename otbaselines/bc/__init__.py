@@ -1,0 +1,4 @@
+from otbaselines.bc.bc import BC
+from otbaselines.common.offline.policies import OfflineActorPolicy as MlpPolicy
+
+__all__ = ["BC", "MlpPolicy"]

@@ -1,0 +1,5 @@
+"""Recorded behaviour, from whatever file or object it comes, as tensors that offline learners draw from."""
+
+from otbaselines.common.datasets.dataset import OfflineDataset, OfflineSamples
+
+__all__ = ["OfflineDataset", "OfflineSamples"]

@@ -1,0 +1,101 @@
+"""A dataset as the networks read it: scaled, on the device, and one row a step, so that a minibatch is one gather."""
+
+from dataclasses import dataclass
+from typing import Any, Self
+
+import torch as th
+from gymnasium import spaces
+
+
+@dataclass(frozen=True)
+class OfflineBatch:
+    """
+    A minibatch of steps; the parts are views of one matrix.
+
+    :param observations: normalised, flat, shape ``(batch, obs_dim)``
+    :param observation_actions: the same beside the actions, as critics read them, shape ``(batch, obs_dim + action_dim)``
+    :param actions: in units of the box, from -1 to 1, shape ``(batch, action_dim)``
+    :param next_observations: shape ``(batch, obs_dim)``
+    :param rewards: scaled, shape ``(batch,)``
+    :param continues: 0 after a terminal step and 1 elsewhere, shape ``(batch,)``
+    """
+
+    observations: th.Tensor
+    observation_actions: th.Tensor
+    actions: th.Tensor
+    next_observations: th.Tensor
+    rewards: th.Tensor
+    continues: th.Tensor
+
+
+@dataclass(frozen=True)
+class Rows:
+    """
+    All steps of a dataset in one matrix: observation, action, next observation, reward, and whether the episode goes on.
+
+    :param matrix: shape ``(n, 2 * obs_dim + action_dim + 2)``
+    :param obs_dim: of a flat observation
+    :param action_dim: of a flat action
+    """
+
+    matrix: th.Tensor
+    obs_dim: int
+    action_dim: int
+
+    @classmethod
+    def of(
+        cls,
+        dataset: Any,
+        *,
+        mean: th.Tensor,
+        std: th.Tensor,
+        reward_factor: float,
+        device: th.device,
+    ) -> Self:
+        """
+        :param dataset: an :class:`~otbaselines.OfflineDataset`
+        :param mean: subtracted from observations, shape ``(obs_dim,)``
+        :param std: observations are divided by it, shape ``(obs_dim,)``
+        :param reward_factor: on rewards
+        :param device: where the matrix goes
+        :return: the rows
+        """
+        low, high = action_bounds(dataset.action_space, device)
+        observations, next_observations = (
+            (part.to(device).flatten(1).float() - mean) / std for part in (dataset.observations, dataset.next_observations)
+        )
+        # Rounding may carry the edge of the box beyond one.
+        actions = (2.0 * (dataset.actions.to(device).flatten(1).float() - low) / (high - low) - 1.0).clamp_(-1.0, 1.0)
+        rewards = reward_factor * dataset.rewards.to(device).float()
+        # Truncated episodes would have gone on: only terminations end the sum of rewards.
+        continues = 1.0 - dataset.terminations.to(device).float()
+        parts = [observations, actions, next_observations, rewards.unsqueeze(1), continues.unsqueeze(1)]
+        return cls(th.cat(parts, 1), observations.shape[1], actions.shape[1])
+
+    def __len__(self) -> int:
+        return len(self.matrix)
+
+    def batch(self, index: th.Tensor) -> OfflineBatch:
+        """
+        :param index: which rows, shape ``(batch,)``, on the device
+        :return: the minibatch
+        """
+        rows, sees, does = self.matrix.index_select(0, index), self.obs_dim, self.action_dim
+        return OfflineBatch(
+            observations=rows[:, :sees],
+            observation_actions=rows[:, : sees + does],
+            actions=rows[:, sees : sees + does],
+            next_observations=rows[:, sees + does : 2 * sees + does],
+            rewards=rows[:, -2],
+            continues=rows[:, -1],
+        )
+
+
+def action_bounds(space: spaces.Space[Any], device: th.device) -> tuple[th.Tensor, th.Tensor]:
+    """
+    :param space: a bounded box
+    :param device: where the bounds go
+    :return: the lower and the upper bounds, flat, shape ``(action_dim,)``
+    """
+    low, high = (th.as_tensor(bound, dtype=th.float32, device=device).flatten() for bound in (space.low, space.high))  # type: ignore[attr-defined]
+    return low, high
