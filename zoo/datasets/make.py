@@ -130,6 +130,10 @@ def card(args: argparse.Namespace, kind: str, data: OfflineDataset, choice: Choi
         earned = f"mean return {returns.mean():.1f} over {len(returns):,} whole episodes"
         earned += "" if scale is None else f", normalised {scale.normalized(returns.mean()):.1f} ({scale.source})"
     standard, share = choice.standard, choice.standard.normalized(choice.medium.mean_return)
+    agents = [("medium agent", choice.medium)] if kind.startswith("medium") else []
+    if kind.endswith("expert"):
+        level = "" if scale is None else f" ({scale.normalized(choice.expert.mean_return):.0f} % of the scale)"
+        agents.append((f"expert agent, the best that there was{level}", choice.expert))
     shortened = [f"Shortened: training ended after {trained:,} of {args.steps:,} steps."] if trained < args.steps else []
     lines = [
         f"# {args.env}, {kind}",
@@ -140,9 +144,9 @@ def card(args: argparse.Namespace, kind: str, data: OfflineDataset, choice: Choi
         f"- the medium agent is the first checkpoint beyond {MEDIUM_SHARE:.0%} of the way from {standard.random:.1f} to "
         f"{standard.expert:.1f} ({standard.source}), at {share:.1f} %",
         *(
-            f"- {name} agent: checkpoint at {each.timesteps:,} steps, evaluated at {spread(np.array(each.returns))} over "
+            f"- {name}: checkpoint at {each.timesteps:,} steps, evaluated at {spread(np.array(each.returns))} over "
             f"{len(each.returns)} episodes of its most probable actions"
-            for name, each in (("medium", choice.medium), ("expert", choice.expert))
+            for name, each in agents
         ),
         f"- trained by SB3's SAC for {trained:,} environment steps, seed {args.seed}",
         *(f"- {line}" for line in shortened),
