@@ -19,6 +19,7 @@ from zoo.config.command import count, count_or_default, device, make_parser, mis
 from zoo.config.registry import OFFLINE
 from zoo.drawing.curves import draw_evaluations
 from zoo.drawing.tables import write_tables
+from zoo.papers.qdot import command as qdot
 from zoo.papers.wbc.comparisons import ESTIMATORS, NAVIGATION, PAPER
 from zoo.papers.wmatrpo import command as wmatrpo_paper
 from zoo.papers.wmatrpo.metric import METRIC_TASKS
@@ -111,6 +112,8 @@ def parser_of_figures() -> argparse.ArgumentParser:
         _add_comparison(figures.add_parser(name, help=text, allow_abbrev=False), tasks)
     game = "Table 3 and Figure 1 of the W-MATRPO paper"
     wmatrpo_paper.add_options(figures.add_parser("wmatrpo-paper", help=game, allow_abbrev=False))
+    recorded = "table and learning curves of QDOT, IQL and BC on recorded data"
+    qdot.add_options(figures.add_parser("qdot", help=recorded, allow_abbrev=False))
     curve = figures.add_parser("learning-curve", help="evaluations of runs by zoo.train", allow_abbrev=False)
     curve.add_argument("--algo", nargs="+", default=["wbc", "ippo"])
     curve.add_argument("--env", default=NAVIGATION)

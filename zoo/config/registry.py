@@ -16,6 +16,7 @@ from otbaselines.mappo import MAPPO
 from otbaselines.qdot import QDOT
 from otbaselines.wbc import WBC
 from otbaselines.wmatrpo import WMATRPO
+from zoo.papers.qdot.adversarial import AdversarialW1
 
 #: Name on the command line, name of the hyperparameter file, name of the output folder.
 ALGOS: dict[str, type[BaseAlgorithm]] = {
@@ -48,4 +49,4 @@ def sb3_ppo(*, share_parameters: bool, learning_rate: Any, **settings: Any) -> P
 
 
 #: What comparisons train besides. It is not on the command line: loading what SB3 saved would execute pickles.
-LEARNERS: dict[str, Callable[..., BaseAlgorithm]] = {**ALGOS, "sb3-ppo": sb3_ppo}
+LEARNERS: dict[str, Callable[..., BaseAlgorithm]] = {**ALGOS, "sb3-ppo": sb3_ppo, "adversarial-w1": AdversarialW1}

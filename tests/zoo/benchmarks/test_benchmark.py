@@ -9,6 +9,7 @@ import torch as th
 from otbaselines import WBC, make_vec_env
 from zoo import benchmark
 from zoo.benchmarks.device import PARTS, Clock, count_syncs, device_table, shares
+from zoo.benchmarks.offline import D3RLPY, offline_table
 from zoo.benchmarks.throughput import Record, Setting, consensus_tables, growth_table, ratio_cell, throughput_contenders
 
 
@@ -89,3 +90,13 @@ def test_transport_is_not_counted_to_the_update_as_well() -> None:
     spans = {"total": 10.0, "environment": 2.0, "train": 7.0, "transport": 3.0}
     clock._spans.update({name: [(0.0, seconds)] for name, seconds in spans.items()})
     assert shares(clock) == pytest.approx({"environment": 0.2, "forward": 0.0, "transport": 0.3, "update": 0.4, "rest": 0.1})
+
+
+def test_learners_on_data_are_measured_and_a_missing_one_is_told(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(D3RLPY, "no-such-python")
+    table = offline_table(quick=True)
+    assert [row[0] for row in table.rows] == ["IQL", "QDOT", "QDOT, map off", "BC"]
+    assert table.rows[0][-1] == "1.00"
+    assert "d3rlpy's row is left out: 'no-such-python' could not run it" in capsys.readouterr().out

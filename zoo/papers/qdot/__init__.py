@@ -1,0 +1,1 @@
+"""What the map of QDOT is worth: beside no map, cloning, implicit Q-learning, and an adversarial regulariser."""
