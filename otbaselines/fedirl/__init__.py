@@ -1,0 +1,1 @@
+"""Federated inverse reinforcement learning with barycentric reward fusion."""
