@@ -18,6 +18,7 @@ from zoo.benchmarks.sb3 import SPREAD
 from zoo.config.command import count, count_or_default, device, make_parser, mistakes
 from zoo.drawing.curves import draw_evaluations
 from zoo.drawing.tables import write_tables
+from zoo.papers.fedirl import command as fedirl_paper
 from zoo.papers.wbc.comparisons import ESTIMATORS, NAVIGATION, PAPER
 from zoo.papers.wmatrpo import command as wmatrpo_paper
 from zoo.papers.wmatrpo.metric import METRIC_TASKS
@@ -110,6 +111,8 @@ def parser_of_figures() -> argparse.ArgumentParser:
         _add_comparison(figures.add_parser(name, help=text, allow_abbrev=False), tasks)
     game = "Table 3 and Figure 1 of the W-MATRPO paper"
     wmatrpo_paper.add_options(figures.add_parser("wmatrpo-paper", help=game, allow_abbrev=False))
+    worlds = "Tables 1 and 2 of the FedIRL paper"
+    fedirl_paper.add_options(figures.add_parser("fedirl-paper", help=worlds, allow_abbrev=False))
     curve = figures.add_parser("learning-curve", help="evaluations of runs by zoo.train", allow_abbrev=False)
     curve.add_argument("--algo", nargs="+", default=["wbc", "ippo"])
     curve.add_argument("--env", default=NAVIGATION)

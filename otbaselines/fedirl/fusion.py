@@ -2,8 +2,8 @@ r"""
 What the server does: the rewards of many clients become one. A pure function, whoever calls it.
 
 Each client sends parameters :math:`\theta_i` and nothing else. On a support that all share, their rewards are shifted by one
-:math:`\sigma` and normalised to probability measures; their Wasserstein barycenter is mapped back to a reward, and projected on
-the features (Millard and Baheri 2026, Sec. 3).
+:math:`\sigma` and normalised to probability measures; their Wasserstein barycenter is mapped back to a reward, and projected
+on the features (Millard and Baheri 2026, Sec. 3).
 """
 
 from __future__ import annotations
@@ -148,8 +148,8 @@ def aggregate(
         fused, n_iter, converged, error = solved.weights, solved.n_iter, bool(solved.converged), float(solved.error)
         if not converged:
             warnings.warn(
-                f"the barycenter of {len(thetas)} clients stopped at a marginal error of {error:.1e} after {n_iter} iterations; "
-                "raise `max_iter`, `tol` or `reg`",
+                f"the barycenter of {len(thetas)} clients stopped at the marginal error {error:.1e} after {n_iter} iterations;"
+                " raise `max_iter`, `tol` or `reg`",
                 RuntimeWarning,
                 stacklevel=2,
             )

@@ -160,5 +160,5 @@ def test_bad_arguments_are_named():
         Support(support.features, lattice_cost([5]))
     with pytest.raises(ValueError, match="`lengths` must be positive"):
         lattice_cost([3, 0])
-    with pytest.warns(RuntimeWarning, match="stopped at a marginal error of .* after 2 iterations"):
+    with pytest.warns(RuntimeWarning, match="stopped at the marginal error .* after 2 iterations"):
         aggregate(thetas, support, max_iter=2, tol=1e-12)
