@@ -122,13 +122,13 @@ def make(env_id: str, index: int, *, render_mode: str | None = None) -> gym.Env[
     """
     The environment of one client. Client 0 of CartPole and Acrobot is Gymnasium's own environment.
 
-    ===========================  =====================================================================================
-    ``Pendulum-v1``              torque times 1 + .1 i, damping times 1 + .05 i, gravity 9.81 + .2 i, noise .005 i
-    ``CartPole-v1``              force times 1 + .1 i, gravity times 1 + .005 i, masses and length times 1 + .05 i,
-                                 noise .005 i
-    ``Acrobot-v1``               masses and lengths times 1 + .05 i
-    ``LunarLanderContinuous-v3`` wind 10 + i, turbulence 1 + .2 i
-    ===========================  =====================================================================================
+    ============================  =====================================================================================
+    ``Pendulum-v1``               torque times 1 + .1 i, damping times 1 + .05 i, gravity 9.81 + .2 i, noise .005 i
+    ``CartPole-v1``               force times 1 + .1 i, gravity times 1 + .005 i, masses and length times 1 + .05 i,
+                                  noise .005 i
+    ``Acrobot-v1``                masses and lengths times 1 + .05 i
+    ``LunarLanderContinuous-v3``  wind 10 + i, turbulence 1 + .2 i
+    ============================  =====================================================================================
 
     :param env_id: one of these
     :param index: i, from 0 to 5 as in the paper
