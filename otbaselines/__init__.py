@@ -9,6 +9,7 @@ from otbaselines.common.evaluation.team import TeamEvalCallback, TeamEvaluation,
 from otbaselines.common.vec_env.make import make_vec_env
 from otbaselines.common.vec_env.parallel import ParallelVecEnv
 from otbaselines.common.vec_env.tensor import TensorVecEnv
+from otbaselines.fedirl import Client, FedIRL
 from otbaselines.hatrpo import HATRPO
 from otbaselines.ippo import IPPO
 from otbaselines.iql import IQL
@@ -31,6 +32,8 @@ __all__ = [
     "QDOT",
     "WBC",
     "WMATRPO",
+    "Client",
+    "FedIRL",
     "OfflineDataset",
     "ParallelVecEnv",
     "TeamEvalCallback",

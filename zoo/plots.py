@@ -19,6 +19,7 @@ from zoo.config.command import count, count_or_default, device, make_parser, mis
 from zoo.config.registry import OFFLINE
 from zoo.drawing.curves import draw_evaluations
 from zoo.drawing.tables import write_tables
+from zoo.papers.fedirl import command as fedirl_paper
 from zoo.papers.qdot import command as qdot
 from zoo.papers.wbc.comparisons import ESTIMATORS, NAVIGATION, PAPER
 from zoo.papers.wmatrpo import command as wmatrpo_paper
@@ -114,6 +115,8 @@ def parser_of_figures() -> argparse.ArgumentParser:
     wmatrpo_paper.add_options(figures.add_parser("wmatrpo-paper", help=game, allow_abbrev=False))
     recorded = "table and learning curves of QDOT, IQL and BC on recorded data"
     qdot.add_options(figures.add_parser("qdot", help=recorded, allow_abbrev=False))
+    worlds = "Tables 1 and 2 of the FedIRL paper"
+    fedirl_paper.add_options(figures.add_parser("fedirl-paper", help=worlds, allow_abbrev=False))
     curve = figures.add_parser("learning-curve", help="evaluations of runs by zoo.train", allow_abbrev=False)
     curve.add_argument("--algo", nargs="+", default=["wbc", "ippo"])
     curve.add_argument("--env", default=NAVIGATION)

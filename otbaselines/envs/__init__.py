@@ -1,4 +1,7 @@
-"""Team environments, each as a PettingZoo ``ParallelEnv`` and as a batched ``TensorVecEnv`` with the same dynamics."""
+"""
+Team environments, each as a PettingZoo ``ParallelEnv`` and as a batched ``TensorVecEnv`` with the same dynamics; and the
+single-agent environments of federated inverse reinforcement learning, in Gymnasium's register.
+"""
 
 import difflib
 from typing import Any
@@ -8,6 +11,7 @@ from pettingzoo import ParallelEnv
 
 from otbaselines.common.vec_env.registry import TeamEnvSpec, register, registry
 from otbaselines.common.vec_env.tensor import TensorVecEnv
+from otbaselines.envs import client_variants, gridworld
 from otbaselines.envs.differential_game import DifferentialGameConfig, DifferentialGameEnv
 from otbaselines.envs.differential_game_tensor import DifferentialGameVecEnv
 from otbaselines.envs.navigation import NavigationConfig, NavigationEnv
@@ -25,6 +29,8 @@ __all__ = [
     "SimpleSpreadConfig",
     "SimpleSpreadEnv",
     "SimpleSpreadVecEnv",
+    "client_variants",
+    "gridworld",
     "make_parallel",
     "make_tensor",
     "register",

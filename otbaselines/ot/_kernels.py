@@ -236,20 +236,22 @@ class LatticeKernel(Kernel):
     def __init__(self, exponents: Sequence[th.Tensor], domain: Domain) -> None:
         super().__init__(domain)
         self._matrices = tuple(domain.enter(exponent) for exponent in exponents)
+        self._exponentials = tuple(exponent.exp() for exponent in exponents) if domain.log else self._matrices
 
     def forward(self, v: th.Tensor) -> th.Tensor:
-        return self._apply(v, self._matrices)
+        return self._apply(v, self._matrices, self._exponentials)
 
     def adjoint(self, u: th.Tensor) -> th.Tensor:
-        return self._apply(u, tuple(matrix.transpose(-1, -2) for matrix in self._matrices))
+        turned = ([matrix.transpose(-1, -2) for matrix in each] for each in (self._matrices, self._exponentials))
+        return self._apply(u, *turned)
 
-    def _apply(self, x: th.Tensor, matrices: Sequence[th.Tensor]) -> th.Tensor:
+    def _apply(self, x: th.Tensor, matrices: Sequence[th.Tensor], exponentials: Sequence[th.Tensor]) -> th.Tensor:
         batch, rows, _ = x.shape
         # Each factor acts on the last axis, which then moves to the front: after all factors the order is restored.
-        for matrix in matrices:
+        for matrix, exponential in zip(matrices, exponentials, strict=True):
             x = x.reshape(batch, rows, matrix.shape[1], -1).transpose(-1, -2)
             if self.domain.log:
-                x = log_matmul(x.reshape(batch, -1, matrix.shape[1]), matrix)
+                x = line_log_matmul(x.reshape(batch, -1, matrix.shape[1]), matrix, exponential)
             else:
                 x = th.matmul(x.reshape(batch, -1, matrix.shape[1]), matrix.transpose(-1, -2))
             x = x.reshape(batch, rows, -1)
@@ -282,6 +284,32 @@ def log_matmul(x: th.Tensor, log_matrix: th.Tensor) -> th.Tensor:
     size = max(1, BLOCK_SIZE // (n * m * x.shape[-2]))
     pairs = zip(x.split(size), log_matrix.split(size), strict=True)
     return th.cat([th.logsumexp(block.unsqueeze(-2) + matrix.unsqueeze(-3), dim=-1) for block, matrix in pairs])
+
+
+def line_log_matmul(x: th.Tensor, log_matrix: th.Tensor, matrix: th.Tensor) -> th.Tensor:
+    r"""
+    :func:`log_matmul` by one ordinary product, with the largest number of every row divided out.
+
+    Along one axis of a lattice potentials seldom span more than a float64 does, however much they span over all of it: one
+    exponential and one logarithm for each bin then do the work of one exponential for each entry of every plan. Rows in which
+    a sum comes near underflow, and could have lost a part of it, are computed again by log-sum-exp.
+
+    :param x: logarithms, shape ``(B, N, m)``
+    :param log_matrix: shape ``(n, m)``
+    :param matrix: its exponential
+    :return: shape ``(B, N, n)``
+    """
+    largest = x.amax(-1, keepdim=True)
+    # A line of empty bins has no largest number to divide by.
+    empty = largest == -float("inf")
+    shift = largest.masked_fill(empty, 0.0)
+    sums = th.matmul((x - shift).exp_(), matrix.transpose(-1, -2))
+    limits = th.finfo(x.dtype)
+    doubtful = (sums.amin(-1) < limits.tiny / limits.eps**2) & ~empty.squeeze(-1)
+    found = sums.log_().add_(shift)
+    if bool(doubtful.any()):
+        found[doubtful] = log_matmul(x[doubtful].unsqueeze(0), log_matrix).squeeze(0)
+    return found
 
 
 def exponent_range(cost: Cost, reg: float) -> float:

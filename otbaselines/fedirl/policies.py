@@ -1,0 +1,73 @@
+"""What of FedIRL is stored with the model: a policy that is a table, and the rewards of the federation."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch as th
+from gymnasium import spaces
+from stable_baselines3.common.policies import BasePolicy
+
+from otbaselines.common.saving.policy import JsonPolicyMixin
+
+
+class TabularPolicy(JsonPolicyMixin, BasePolicy):
+    """
+    One distribution over actions for each state; uniform until it is set.
+
+    :param observation_space: numbers of states
+    :param action_space: numbers of actions
+    :param lr_schedule: part of SB3's signature; nothing is learned by gradients
+    """
+
+    log_policy: th.Tensor
+
+    def __init__(self, observation_space: spaces.Space[Any], action_space: spaces.Space[Any], lr_schedule: Any = None) -> None:
+        del lr_schedule
+        super().__init__(observation_space, action_space)
+        if not isinstance(observation_space, spaces.Discrete) or not isinstance(action_space, spaces.Discrete):
+            raise ValueError(f"a tabular policy needs discrete spaces, got {observation_space} and {action_space}")
+        table = th.zeros(int(observation_space.n), int(action_space.n), dtype=th.float64)
+        self.register_buffer("log_policy", table.log_softmax(-1))
+
+    def forward(self, obs: th.Tensor, deterministic: bool = False) -> th.Tensor:
+        """
+        :param obs: numbers of states, shape ``(n,)``
+        :param deterministic: whether to take the most probable action
+        :return: actions, shape ``(n,)``
+        """
+        logits = self.log_policy[obs.long().flatten()]
+        actions: th.Tensor = logits.argmax(-1) if deterministic else th.distributions.Categorical(logits=logits).sample()
+        return actions
+
+    def _predict(self, observation: Any, deterministic: bool = False) -> th.Tensor:
+        return self.forward(observation, deterministic)
+
+
+class RewardModel(th.nn.Module):
+    """
+    Linear rewards on a table of features.
+
+    :param n_states: number of states
+    :param n_actions: number of actions
+    :param n_features: number of features
+    :param n_clients: whose parameters are kept
+    """
+
+    features: th.Tensor
+    theta: th.Tensor
+    thetas: th.Tensor
+
+    def __init__(self, n_states: int, n_actions: int, n_features: int, n_clients: int) -> None:
+        super().__init__()
+        self.register_buffer("features", th.zeros(n_states, n_actions, n_features, dtype=th.float64))
+        self.register_buffer("theta", th.zeros(n_features, dtype=th.float64))
+        self.register_buffer("thetas", th.zeros(n_clients, n_features, dtype=th.float64))
+
+    def forward(self, states: th.Tensor, actions: th.Tensor) -> th.Tensor:
+        """
+        :param states: numbers, shape ``(n,)``
+        :param actions: numbers, shape ``(n,)``
+        :return: fused rewards, shape ``(n,)``
+        """
+        return self.features[states, actions] @ self.theta

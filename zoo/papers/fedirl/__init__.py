@@ -1,0 +1,1 @@
+"""What the FedIRL paper has tables of."""

@@ -1,0 +1,64 @@
+"""``python -m zoo.plots fedirl-paper``: Tables 1 and 2 of the FedIRL paper, with the controls that it lacks."""
+
+import argparse
+from pathlib import Path
+
+from zoo.config.command import count, mistakes
+from zoo.drawing.tables import one_thread, write_tables
+from zoo.papers.fedirl.gridworlds import (
+    MODES,
+    N_CLIENTS,
+    PRINTED,
+    WorldsJob,
+    WorldsResult,
+    finished,
+    paired_table,
+    table,
+)
+
+FOLDER = "runs/fedirl-paper"
+#: Shares of weak clients among ten on the smallest grid: the paper's Table 2.
+WEAK_SHARES = (0.0, 0.5)
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """Describe the command line."""
+    add = parser.add_argument
+    add("--train", action="store_true", help="compute the seeds that do not exist yet")
+    add("--seeds", type=count, default=10, help="seeds 0 .. SEEDS - 1 of every row")
+    add("--sizes", type=int, nargs="*", choices=sorted(N_CLIENTS), default=sorted(N_CLIENTS), help="of the grids in Table 1")
+    add("--weak", type=float, nargs="*", default=list(WEAK_SHARES), help="shares of weak clients in Table 2")
+    add("--out", default=FOLDER, help="folder for results")
+    add("--tables", type=Path, default=None, help="write the tables to this file as well")
+    parser.set_defaults(draw=compare)
+
+
+def compare(args: argparse.Namespace, parser: argparse.ArgumentParser) -> None:
+    """Compute if asked to, and tell every result that is there."""
+    folder = Path(args.out)
+    with mistakes(parser):
+        if any(not 0.0 <= share <= 1.0 for share in args.weak):
+            raise ValueError(f"`--weak` must be shares from 0 to 1, got {args.weak}")
+        if args.train:
+            folder.mkdir(parents=True, exist_ok=True)
+        rows = {f"{size} x {size}, {N_CLIENTS[size]} clients": (size, N_CLIENTS[size], 0.0) for size in args.sizes}
+        rows |= {f"5 x 5, 10 clients, {share:.0%} weak": (5, 10, share) for share in args.weak}
+        results: dict[str, list[WorldsResult]] = {}
+        with one_thread():
+            for label, (size, n_clients, share) in rows.items():
+                jobs = [WorldsJob(size, n_clients, seed, share) for seed in range(args.seeds)]
+                found = [result for job in jobs if (result := finished(job, folder, train=args.train)) is not None]
+                if found:
+                    results[label] = found
+        if not results:
+            raise ValueError(f"there are no results in {args.out!r}; compute them with --train")
+    text = "\n\n".join(each(results, mode).markdown() for mode in MODES for each in (table, paired_table)) + "\n\n" + printed()
+    print(text)
+    write_tables(text, args.tables)
+
+
+def printed() -> str:
+    """The paper's own figures, in one line for each size."""
+    lines = ["The paper's (in-distribution local / mean / barycenter, held-out mean / barycenter):", ""]
+    lines += [f"- {size} x {size}: {' / '.join(map(str, values))}" for size, values in PRINTED.items()]
+    return "\n".join(lines) + "\n"
