@@ -93,6 +93,10 @@ def test_data_come_from_files_and_environments_from_ids(algorithm, tmp_path):
     model = algorithm("MlpPolicy", "Pendulum-v1", dataset=str(tmp_path / "data.npz"), seed=0, policy_kwargs=SMALL).learn(3)
     assert model.observation_space == pendulum.observation_space
     assert np.isfinite(evaluate_policy(model, model.get_env(), n_eval_episodes=1, warn=False)[0])
+    model.save(tmp_path / "model")
+    loaded = algorithm.load(tmp_path / "model", env="Pendulum-v1", dataset=data, device="cpu")
+    loaded.set_env("Pendulum-v1")
+    assert loaded.learn(1, reset_num_timesteps=False).get_env().num_envs == 1
 
 
 def test_it_predicts_single_observations_and_batches_within_the_box(algorithm):

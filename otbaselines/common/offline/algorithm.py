@@ -10,6 +10,7 @@ from stable_baselines3.common.base_class import maybe_make_env
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.type_aliases import GymEnv, Schedule
 from stable_baselines3.common.utils import get_device
+from stable_baselines3.common.vec_env import VecEnv
 
 from otbaselines.common.datasets import OfflineDataset
 from otbaselines.common.networks.optimizers import clear_gradients, take_step
@@ -87,6 +88,11 @@ class DatasetAlgorithm(OfflineAlgorithm):
         super().__init__(**arguments_of(super().__init__, locals()))
 
     # ------------------------------------------------------------------ set-up
+    @staticmethod
+    def _wrap_env(env: GymEnv | str, verbose: int = 0, monitor_wrapper: bool = True) -> VecEnv:
+        # SB3 takes ids in the constructor alone; `load` and `set_env` come through here.
+        return OfflineAlgorithm._wrap_env(maybe_make_env(env, verbose), verbose, monitor_wrapper)
+
     def _setup_model(self) -> None:
         self._check_dataset(self.dataset)
         super()._setup_model()
