@@ -245,6 +245,8 @@ def test_nan_keeps_the_last_good_parameters(algorithm):
 
 # ---------------------------------------------------------------- speed
 @pytest.mark.slow
+# torch's compiler uses parts of torch that torch has deprecated.
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
 def test_compiled_losses_are_those_of_eager_ones(algorithm):
     eager, compiled = _build(algorithm).learn(5), _build(algorithm, compile=True).learn(5)
     theirs = state(eager)
