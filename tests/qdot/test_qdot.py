@@ -152,6 +152,49 @@ def test_regression_without_a_map_is_cloning():
     assert same(state(cloned), state(_learned(QDOT, alpha=math.inf, extraction="regression")))
 
 
+def test_one_step_weighs_and_follows_the_moved_actions_by_hand():
+    model = _learned(QDOT, alpha=0.1, learning_rate=1e-2, reward_scale=1.0)
+    policy, batch = model.policy, model._rows.batch(th.arange(20))
+    seen, actions = batch.observations, batch.actions
+    with th.no_grad():
+        moved = policy.potential.transport(actions, seen)
+        assert (moved - actions).abs().max() > 0.05
+        inside = moved.clamp(-1, 1)
+        q = policy.critic_target(th.cat([seen, actions], 1)).amin(0)
+        moved_q = policy.critic_target(th.cat([seen, inside], 1)).amin(0)
+        values = policy.value(seen)
+        weights = (3.0 * (moved_q - values)).exp().clamp(max=100.0)
+        map_loss = 0.1 * (moved - actions).square().sum(1).mean() - moved_q.mean() / q.abs().mean()
+        actor_loss = -(weights * policy.log_prob(seen, inside)).mean()
+        gap = q - values
+        value_loss = (th.where(gap > 0, 0.7, 0.3) * gap.square()).mean()
+    scalars = dict(zip(model.metric_names, model._losses(batch)[1].tolist(), strict=True))
+    expected = {"map_loss": map_loss, "actor_loss": actor_loss, "value_loss": value_loss, "moved_q": moved_q.mean()}
+    for name, value in expected.items():
+        assert scalars[name] == pytest.approx(float(value), rel=1e-4), name
+
+
+def test_no_loss_reaches_into_the_network_of_another():
+    model = _learned(QDOT, alpha=0.1, learning_rate=1e-2)
+    batch, policy = model._rows.batch(th.arange(20)), model.policy
+    moved, _, moved_q, map_loss = model._moved(batch, policy.target_value(batch.observation_actions))
+    assert moved.requires_grad
+    assert moved_q.requires_grad
+    map_loss.backward()
+    assert policy.potential.last_head.bias.grad.abs().max() > 0
+    own = {id(parameter) for parameter in policy.potential.parameters()}
+    others = [parameter for parameter in policy.parameters() if id(parameter) not in own]
+    policy.zero_grad()
+    model._losses(batch)[0].backward()
+    # What the sum of the losses says of the map is what the map's own loss says.
+    total = [parameter.grad.clone() for parameter in policy.potential.parameters()]
+    policy.zero_grad()
+    model._moved(batch, policy.target_value(batch.observation_actions))[3].backward()
+    assert all(parameter.grad is None for parameter in others)
+    for parameter, gradient in zip(policy.potential.parameters(), total, strict=True):
+        np.testing.assert_allclose(parameter.grad, gradient, atol=1e-7)
+
+
 # ---------------------------------------------------------------- acting
 def test_the_map_is_applied_to_cloned_behaviour():
     model = _learned(QDOT, alpha=0.05, extraction="bc_map", learning_rate=1e-2)

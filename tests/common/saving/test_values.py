@@ -19,7 +19,7 @@ from otbaselines.common.saving.arrays import MAX_ELEMENTS
 from otbaselines.common.saving.classes import class_from_name, class_to_name
 from otbaselines.common.saving.spaces import space_from_json, space_to_json
 from otbaselines.common.saving.values import decode_value, encode_value
-from otbaselines.common.schedules import ProportionalSchedule, parse_schedule
+from otbaselines.common.schedules import CosineSchedule, ProportionalSchedule, parse_schedule
 
 SPACES: list[spaces.Space[Any]] = [
     spaces.Box(-1.0, 1.0, (3,)),
@@ -266,6 +266,7 @@ def sampled(schedule: Any) -> list[float]:
         LinearSchedule(0.3, 0.01, 0.4),
         FloatSchedule(LinearSchedule(1.0, 0.0, 1.0)),
         FloatSchedule(FloatSchedule(ProportionalSchedule(0.7))),
+        FloatSchedule(CosineSchedule(0.7)),
     ],
     ids=repr,
 )
@@ -307,6 +308,7 @@ def test_a_subclass_of_a_named_schedule_is_not_taken_for_it() -> None:
         ("const_0.5", lambda p: 0.5),
         ("lin_0.5", lambda p: 0.5 * p),
         ("linear_3.0e-4", lambda p: 3.0e-4 * p),
+        ("cosine_0.6", lambda p: 0.3 - 0.3 * np.cos(np.pi * p)),
         ("linear_1.0_0.2", lambda p: 0.2 + 0.8 * p),
         ("linear_1.0_0.2_0.5", lambda p: max(0.2, 1.0 - 1.6 * (1.0 - p))),
         (lambda p: p**2, lambda p: p**2),
