@@ -47,11 +47,11 @@ class ConvexPotential(nn.Module):
 
     where :math:`\sigma` is convex and increasing, the gates :math:`p` are positive, and :math:`W, w` are squares of
     parameters, so that nothing has to be clipped after a step. :math:`L = I` and :math:`A = h = 0` at the start: the map is
-    the identity to the last bit, whatever the seed. :math:`L` is a full matrix, so that affine maps, and with them
-    those between normal distributions, are represented exactly, contractions included.
+    the identity to the last bit, whatever the seed. :math:`L` is a full matrix, so that affine maps with a symmetric positive
+    matrix, and with them those between normal distributions, are represented exactly, contractions included.
 
-    :meth:`transport` is a closed form of a few matrix products, so that training takes one ordinary backward pass, which can
-    be compiled and captured; the second derivative of :meth:`forward` costs as much, and can be neither.
+    :meth:`transport` is a closed form of a few matrix products, so that training takes one ordinary backward pass. In float32,
+    layers whose inputs lie beyond about a thousand below zero are flat to rounding.
 
     :param dim: of :math:`x`
     :param context_dim: of :math:`s`; 0 for a single map

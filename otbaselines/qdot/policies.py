@@ -7,6 +7,7 @@ from gymnasium import spaces
 from stable_baselines3.common.type_aliases import Schedule
 
 from otbaselines.common.offline.policies import ImplicitQPolicy
+from otbaselines.common.settings import COUNT
 from otbaselines.ot.maps import ConvexPotential
 
 # How an actor acts, by the name of its extraction: as it is, through the map, or by the best of several mapped actions.
@@ -43,6 +44,7 @@ class TransportPolicy(ImplicitQPolicy):
     ) -> None:
         if extraction not in ACTS:
             raise ValueError(f"`extraction` must be one of {', '.join(map(repr, ACTS))}, got {extraction!r}")
+        COUNT.check("n_candidates", n_candidates)
         self.map_arch = [128, 128] if map_arch is None else list(map_arch)
         self.use_map, self.extraction, self.n_candidates = use_map, extraction, n_candidates
         super().__init__(observation_space, action_space, lr_schedule, **kwargs)

@@ -17,6 +17,7 @@ from otbaselines.qdot.policies import ACTS, N_CANDIDATES, TransportPolicy
 # What is taken where nothing is said.
 EXPECTILE, INVERSE_TEMPERATURE, MAX_WEIGHT = 0.7, 3.0, 100.0
 WEIGHTED = ("awr", "weighted_map")
+LARGEST_PRICE = 1e30
 
 
 def transport_loss(
@@ -126,6 +127,10 @@ class QDOT(ImplicitQLearning):
         super().__init__(**arguments_of(super().__init__, locals()))  # type: ignore[arg-type]
 
     def _check_together(self, expectile: float | None, inverse_temperature: float | None, max_weight: float | None) -> None:
+        if LARGEST_PRICE < self.alpha < math.inf:
+            raise ValueError(
+                f"`alpha`={self.alpha} is beyond what single precision multiplies; use infinity, the map switched off"
+            )
         applies = [
             ("expectile", expectile, self.v_target == "expectile", "`v_target='expectile'`"),
             ("inverse_temperature", inverse_temperature, self.extraction in WEIGHTED, f"`extraction` in {WEIGHTED}"),
@@ -164,14 +169,14 @@ class QDOT(ImplicitQLearning):
             value_loss = expectile_loss(moved_q.detach() - values, 0.5)
         else:
             value_loss = expectile_loss(target_q - values, EXPECTILE if self.expectile is None else self.expectile)
-        critic_loss, q = self._critic_loss(batch, next_values)
+        critic_loss = self._critic_loss(batch, next_values)
         advantages = (target_q if self.extraction == "awr" else moved_q.detach()) - values.detach()
         weights = self._weights(advantages)
         followed = inside if self.extraction in ("regression", "weighted_map") else batch.actions
         actor_loss = -(weights * policy.log_prob(batch.observations, followed)).mean()
         displacement = displacement_cost(batch.actions, moved.detach(), order=1).mean()
         scalars = (
-            *(value_loss, critic_loss, actor_loss, values.mean(), q.mean(), advantages.mean(), weights.mean()),
+            *(value_loss, critic_loss, actor_loss, values.mean(), target_q.mean(), advantages.mean(), weights.mean()),
             *(map_loss, moved_q.mean(), displacement),
         )
         return value_loss + critic_loss + actor_loss + map_loss, th.stack(scalars).detach()

@@ -81,7 +81,7 @@ def export_minari(
         shutil.rmtree(root / dataset_id)
     root.mkdir(parents=True, exist_ok=True)
     scores = {} if scale is None else {"ref_min_score": scale.random, "ref_max_score": scale.expert}
-    with minari_root(root), warnings.catch_warnings():
+    with minari_root(root.resolve()), warnings.catch_warnings():
         # It warns of metadata that are missing, such as the authors' e-mail.
         warnings.simplefilter("ignore", UserWarning)
         minari.create_dataset_from_buffers(

@@ -111,10 +111,13 @@ class OfflineDataset:
         device: th.device | str = "cpu",
     ) -> None:
         given = (observations, actions, rewards, next_observations, terminations, truncations)
-        arrays = {key: _as_array(value) for key, value in zip(COLUMNS, given, strict=True)}
-        if episodes is None:
+        arrays = {key: _as_column(key, value) for key, value in zip(COLUMNS, given, strict=True)}
+        if episodes is None and len(arrays["terminations"]) == len(arrays["truncations"]):
             ends = (arrays["terminations"] != 0) | (arrays["truncations"] != 0)
             episodes = number_episodes(ends.reshape(-1))
+        elif episodes is None:
+            # Which of the two is wrong is told below.
+            episodes = np.zeros(len(arrays["rewards"]), np.int64)
         columns = Columns(**arrays, episodes=_as_array(episodes))
         self._fill(Recording(columns=columns, label=f"the data set {name!r}", name=name), observation_space, action_space)
         vars(self).update(vars(self.to(device)))
@@ -231,11 +234,12 @@ class OfflineDataset:
         What returns differ by, the scale by which D4RL's locomotion rewards are usually divided.
 
         :return: the best return of an episode minus the worst
-        :raises ValueError: if there are no two whole episodes with different returns
+        :raises ValueError: if there are no two whole episodes whose returns differ by a thousandth or more
         """
         returns = self.episode_returns()
         width = float(np.ptp(returns)) if len(returns) else 0.0
-        if width <= 0:
+        # Returns that differ by rounding, or by next to nothing, would blow rewards up without limit.
+        if width <= 1e-3 * float(np.abs(returns).max(initial=0.0)):
             raise ValueError(
                 f"the data set {self.name!r} has {len(returns)} whole episodes, whose returns do not differ; a range of "
                 "returns needs two that do, so do not scale the rewards by it"
@@ -478,6 +482,19 @@ class OfflineDataset:
         arrays = {key: np.concatenate(parts) for key, parts in columns.items()}
         recording = Recording(columns=Columns(**arrays), label=f"the data set {name!r}", name=name)
         return cls._of(recording, first.observation_space, first.action_space)
+
+
+def _as_column(name: str, values: Any) -> npt.NDArray[Any]:
+    """One column of the constructor, whatever it was given as."""
+    try:
+        array = _as_array(values.float() if isinstance(values, th.Tensor) and values.dtype == th.bfloat16 else values)
+    except (TypeError, ValueError, RuntimeError, NotImplementedError) as error:
+        raise ValueError(f"`{name}` cannot be read as an array of numbers: {error}") from error
+    if array.dtype.kind not in "biuf":
+        raise ValueError(f"the data set has `{name}` of {array.dtype}, which are no numbers")
+    if array.ndim == 0:
+        raise ValueError(f"`{name}` must have one entry for each transition, got the single value {array}")
+    return array
 
 
 def _as_array(values: Any) -> npt.NDArray[Any]:

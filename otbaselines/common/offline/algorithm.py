@@ -13,6 +13,7 @@ from stable_baselines3.common.utils import get_device
 from stable_baselines3.common.vec_env import VecEnv
 
 from otbaselines.common.datasets import OfflineDataset
+from otbaselines.common.memory import check_fits
 from otbaselines.common.networks.optimizers import clear_gradients, take_step
 from otbaselines.common.offline.graphs import GraphedStep, make_capturable, set_learning_rate
 from otbaselines.common.offline.loop import OfflineAlgorithm, spaces_only_env
@@ -20,7 +21,7 @@ from otbaselines.common.offline.policies import OfflineActorPolicy
 from otbaselines.common.offline.rows import OfflineBatch, Rows
 from otbaselines.common.seeding import child_seeds
 from otbaselines.common.settings import MANY, Setting, arguments_of
-from otbaselines.common.training import Metrics
+from otbaselines.common.training import Metrics, Snapshot
 
 
 class DatasetAlgorithm(OfflineAlgorithm):
@@ -39,7 +40,7 @@ class DatasetAlgorithm(OfflineAlgorithm):
     :param cuda_graph: capture the whole gradient step as one CUDA graph; on CUDA only
     """
 
-    _json_skip: ClassVar[tuple[str, ...]] = ("dataset",)
+    _json_skip: ClassVar[tuple[str, ...]] = ("dataset", "_scales_are_new")
     setting_ranges: ClassVar[dict[str, Setting]] = {
         "batch_size": Setting("integer", low=1, high=MANY),
         "normalize_observations": Setting("flag"),
@@ -81,6 +82,7 @@ class DatasetAlgorithm(OfflineAlgorithm):
         self.cuda_graph = cuda_graph
         self.minibatches = th.Generator()
         self._rows: Rows | None = None
+        self._scales_are_new = False
         if env is None and _init_setup_model:
             if self.dataset is None:
                 raise ValueError("`env` and `dataset` are both None, but one has to say what the spaces are; give one")
@@ -155,8 +157,14 @@ class DatasetAlgorithm(OfflineAlgorithm):
         if self.dataset is None:
             raise RuntimeError("the model has no data to learn from; call `set_dataset`, or `load` it with `dataset=`")
         result = super()._setup_learn(*args, **kwargs)
-        if self._n_updates == 0:
+        width = int(np.prod(self.observation_space.shape or ()) * 2 + np.prod(self.action_space.shape or ()) + 2)
+        check_fits(
+            4 * int(self.batch_size) * width, f"a minibatch of `batch_size`={self.batch_size} rows", "lower it", self.device
+        )
+        if self._n_updates == 0 or self._scales_are_new:
             self._fit_scales(self.dataset)
+            # Until a first part of the training has been found sound, they may be those of data that nothing can learn from.
+            self._scales_are_new = True
         self._rows = self._make_rows(self.dataset)
         self._drawn = th.zeros(self.batch_size, dtype=th.int64)
         self._index = self._drawn.to(self.device)
@@ -170,6 +178,10 @@ class DatasetAlgorithm(OfflineAlgorithm):
             make_capturable(self._optimizers(), self.device)
             self._step = GraphedStep(self._gradient_step)
         return result
+
+    def _check_and_record(self, metrics: Metrics, snapshot: Snapshot) -> None:
+        super()._check_and_record(metrics, snapshot)
+        self._scales_are_new = False
 
     def _fit_scales(self, dataset: OfflineDataset) -> None:
         """Take over what observations are normalised by; the policy keeps it."""

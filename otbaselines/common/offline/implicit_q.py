@@ -125,22 +125,23 @@ class ImplicitQLearning(DatasetAlgorithm):
         values, next_values = policy.value(batch.observations), self._next_values(batch)
         target_q = policy.target_value(batch.observation_actions)
         value_loss = expectile_loss(target_q - values, self.expectile)
-        critic_loss, q = self._critic_loss(batch, next_values)
+        critic_loss = self._critic_loss(batch, next_values)
         advantages = target_q - values.detach()
         weights = advantage_weights(advantages, self.inverse_temperature, self.max_weight)
         actor_loss = -(weights * policy.log_prob(batch.observations, batch.actions)).mean()
-        scalars = (value_loss, critic_loss, actor_loss, values.mean(), q.mean(), advantages.mean(), weights.mean())
+        scalars = (value_loss, critic_loss, actor_loss, values.mean(), target_q.mean(), advantages.mean(), weights.mean())
         return value_loss + critic_loss + actor_loss, th.stack(scalars).detach()
 
     @th.no_grad()
     def _next_values(self, batch: OfflineBatch) -> th.Tensor:
         return self.policy.value(batch.next_observations)
 
-    def _critic_loss(self, batch: OfflineBatch, next_values: th.Tensor) -> tuple[th.Tensor, th.Tensor]:
-        """Squared errors of all critics, summed (Kostrikov et al. 2022, Eq. 6), and what they said."""
+    def _critic_loss(self, batch: OfflineBatch, next_values: th.Tensor) -> th.Tensor:
+        """Squared errors of all critics, summed (Kostrikov et al. 2022, Eq. 6)."""
         q = self.policy.critic(batch.observation_actions)
         targets = td_targets(batch.rewards, batch.continues, next_values, self.gamma)
-        return (q - targets).square().mean(1).sum(), q
+        loss: th.Tensor = (q - targets).square().mean(1).sum()
+        return loss
 
     def _after_step(self) -> None:
         self.policy.update_target(self.tau)

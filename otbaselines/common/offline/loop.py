@@ -82,7 +82,15 @@ class OfflineAlgorithm(Learner):
         self._setup_lr_schedule()
         self.set_random_seed(self.seed)
         policy_class: Any = self.policy_class
-        settings = {**self._policy_settings(), **self.policy_kwargs}
+        own = self._policy_settings()
+        for name in own.keys() & self.policy_kwargs.keys():
+            # A loaded model says the same twice.
+            if self.policy_kwargs[name] != own[name]:
+                raise ValueError(
+                    f"`policy_kwargs[{name!r}]`={self.policy_kwargs[name]!r} contradicts what {type(self).__name__} tells its "
+                    f"policy, {own[name]!r}; leave it out, and set the algorithm's own parameters"
+                )
+        settings = {**self.policy_kwargs, **own}
         self.policy = policy_class(self.observation_space, self.action_space, self.lr_schedule, **settings)
         self.policy = self.policy.to(self.device)
 

@@ -13,6 +13,7 @@ from torch import nn
 
 from otbaselines.common.networks.layers import StackedLinear, StackedMLP
 from otbaselines.common.saving.policy import JsonPolicyMixin
+from otbaselines.common.settings import Setting
 
 LOG_STD_MIN, LOG_STD_MAX = -5.0, 2.0
 
@@ -187,6 +188,7 @@ class ImplicitQPolicy(OfflineActorPolicy):
         n_critics: int = 2,
         **kwargs: Any,
     ) -> None:
+        Setting("integer", low=1, high=1000).check("policy_kwargs['n_critics']", n_critics)
         self.n_critics = n_critics
         super().__init__(observation_space, action_space, lr_schedule, **kwargs)
 
@@ -241,6 +243,12 @@ def check_spaces(observation_space: Any, action_space: Any) -> None:
         )
     if not isinstance(action_space, spaces.Box):
         raise ValueError(f"learners on data take actions in a Box, but the action space is {action_space}")
+    for name, space in (("observation", observation_space), ("action", action_space)):
+        if not space.shape or 0 in space.shape:
+            raise ValueError(
+                f"learners on data need {name}s of one dimension at least, but the {name} space is {space}; a single number "
+                "is a vector of length 1"
+            )
     if not (np.isfinite(action_space.low).all() and np.isfinite(action_space.high).all()):
         raise ValueError(
             f"learners on data scale actions by their box, but the action space {action_space} is not bounded on all sides; "

@@ -39,6 +39,10 @@ def test_a_run_that_lost_half_of_what_it_gained_has_collapsed() -> None:
     rewards = np.array([-1000.0, -200.0, -500.0])
     assert OfflineResult(rewards=rewards, evaluation=np.array([-700.0]), **common).collapsed
     assert not OfflineResult(rewards=rewards, evaluation=np.array([-500.0]), **common).collapsed
+    # Where nothing was lost but the luck of a few episodes, nothing collapsed.
+    for flat, episodes in (([940.0, 960.0, 950.0], [900.0, 980.0]), ([-540.0, -520.0, -530.0], [-500.0, -580.0])):
+        assert not OfflineResult(rewards=np.array(flat), evaluation=np.array(episodes), **common).collapsed
+    assert OfflineResult(rewards=np.array([100.0, 960.0, 950.0]), evaluation=np.array([300.0, 340.0]), **common).collapsed
 
 
 def test_every_method_can_be_built(data: Path, tmp_path: Path) -> None:

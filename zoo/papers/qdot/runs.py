@@ -100,9 +100,12 @@ class OfflineResult(RunResult):
 
     @property
     def collapsed(self) -> bool:
-        """Whether the return after training is below half of the best on the way, above the worst."""
-        worst, best, last = self.rewards.min(), self.rewards.max(), self.evaluation.mean()
-        return bool(last - worst < 0.5 * (best - worst))
+        """
+        Whether the return after training is below half of the best on the way, both above zero, or above the worst on the way
+        where that is negative, and below it by more than episodes differ.
+        """
+        worst, best, last = min(0.0, float(self.rewards.min())), self.rewards.max(), self.evaluation.mean()
+        return bool(last - worst < 0.5 * (best - worst) and best - last > self.evaluation.std())
 
 
 def displacement(model: Any) -> float:
