@@ -90,7 +90,7 @@ class AdversarialW1(ImplicitQLearning):
         values, next_values = policy.value(batch.observations), self._next_values(batch)
         target_q = policy.target_value(batch.observation_actions)
         value_loss = expectile_loss(target_q - values, self.expectile)
-        critic_loss, q = self._critic_loss(batch, next_values)
+        critic_loss = self._critic_loss(batch, next_values)
         acted = policy.act(batch.observations, th.randn_like(batch.actions))
         beside = th.cat([batch.observations, acted], 1)
         # The actor looks at a copy, so that its loss has no gradient in the discriminator.
@@ -99,7 +99,7 @@ class AdversarialW1(ImplicitQLearning):
         scale = target_q.abs().mean().clamp(min=1e-6)
         actor_loss = self.alpha * w1 - policy.target_value(beside).mean() / scale
         discriminator_loss = self._discriminator_loss(batch, acted.detach())
-        scalars = (value_loss, critic_loss, actor_loss, discriminator_loss, w1, q.mean())
+        scalars = (value_loss, critic_loss, actor_loss, discriminator_loss, w1, target_q.mean())
         return value_loss + critic_loss + actor_loss + discriminator_loss, th.stack(scalars).detach()
 
     def _discriminator_loss(self, batch: OfflineBatch, acted: th.Tensor) -> th.Tensor:
