@@ -1,5 +1,6 @@
 """The agent whose behaviour becomes data: SB3's SAC, with its checkpoints, their returns and everything it has seen."""
 
+import inspect
 import json
 import signal
 import time
@@ -19,9 +20,10 @@ from stable_baselines3.common.utils import set_random_seed
 
 from otbaselines.common.saving.archive import atomic_write
 from otbaselines.common.saving.replay_buffer import load_buffer, save_buffer
+from zoo.datasets.provenance import begin
 from zoo.runs.keeping import Stopped, stop_signals
 
-#: Of the replay buffer, which must never be full: its rows are the agent's whole life, in order.
+#: Of the replay buffer, which must never go round: its rows are the agent's whole life, in order.
 MAX_STEPS = 1_000_000
 BUFFER, _STATE, _RETURNS = "replay_buffer.npz", "state.pt", "returns.json"
 
@@ -64,14 +66,10 @@ def read_checkpoints(folder: Path) -> list[Checkpoint]:
     return [Checkpoint(**row) for row in json.loads(path.read_text(encoding="utf-8"))] if path.is_file() else []
 
 
-def make_agent(env_id: str, seed: int, **settings: Any) -> SAC:
+def agent_settings(settings: dict[str, Any]) -> dict[str, Any]:
     """
-    SAC with SB3's own hyperparameters, on one copy of an environment.
-
-    :param env_id: of Gymnasium
-    :param seed: of everything random
-    :param settings: other hyperparameters
-    :return: the untrained agent
+    :param settings: hyperparameters of SAC that a task asks for
+    :return: all that :func:`make_agent` passes on; where it passes none, SB3's defaults hold
     """
     defaults: dict[str, Any] = {
         "learning_starts": 10_000,
@@ -79,8 +77,31 @@ def make_agent(env_id: str, seed: int, **settings: Any) -> SAC:
         # The same arithmetic as the usual Adam's, in one call.
         "policy_kwargs": {"optimizer_kwargs": {"fused": True}},
     }
+    return {**defaults, **settings}
+
+
+def unusual_settings(settings: dict[str, Any]) -> dict[str, tuple[Any, Any]]:
+    """
+    :param settings: as for :func:`agent_settings`
+    :return: ours and SB3's of each hyperparameter in which the two differ, by name
+    """
+    parameters = inspect.signature(SAC.__init__).parameters
+    pairs = {name: (value, parameters[name].default) for name, value in agent_settings(settings).items()}
+    return {name: pair for name, pair in pairs.items() if pair[0] != pair[1]}
+
+
+def make_agent(env_id: str, seed: int, **settings: Any) -> SAC:
+    """
+    SAC on one copy of an environment, with SB3's hyperparameters but for those of :func:`unusual_settings`: random actions
+    for the first 10,000 steps where SB3 takes 100, and Adam's fused form.
+
+    :param env_id: of Gymnasium
+    :param seed: of everything random
+    :param settings: other hyperparameters
+    :return: the untrained agent
+    """
     env = Monitor(gym.make(env_id))
-    return SAC("MlpPolicy", env, seed=seed, device="cpu", **{**defaults, **settings})
+    return SAC("MlpPolicy", env, seed=seed, device="cpu", **agent_settings(settings))
 
 
 def load_actor(agent: SAC, folder: Path, timesteps: int) -> None:
@@ -138,7 +159,8 @@ def load_state(agent: SAC, folder: Path) -> float:
     assert buffer is not None
     assert agent.log_ent_coef is not None
     load_buffer(buffer, folder / BUFFER)
-    buffer.pos = state["timesteps"]
+    # Rows behind the state, of a buffer that was saved alone before the process died, are not to be drawn.
+    buffer.pos, buffer.full = state["timesteps"], False
     if buffer.pos > 0 and not buffer.dones[buffer.pos - 1].any():
         buffer.dones[buffer.pos - 1] = buffer.timeouts[buffer.pos - 1] = 1
     agent.set_parameters(state["parameters"])
@@ -243,16 +265,21 @@ def train_behaviour(
     :param keeping: what is kept and how long it may take
     :param settings: other hyperparameters of SAC
     :return: environment steps that it has been trained for
+    :raises ValueError: if the folder's training was begun with another seed, other settings or other checkpoints
     :raises SystemExit: if a signal ended the training, with the shell's exit status for it; the state is saved
     """
     if not 0 < timesteps <= MAX_STEPS:
         raise ValueError(f"`timesteps` must lie between 1 and {MAX_STEPS}, got {timesteps}")
+    keeping = keeping or Keeping()
     folder.mkdir(parents=True, exist_ok=True)
     agent = make_agent(env_id, seed, **settings)
+    asked = {"env": env_id, "seed": seed, "settings": agent_settings(settings)}
+    asked |= {"checkpoint_every": keeping.checkpoint_every, "eval_episodes": keeping.eval_episodes}
+    begin(folder, asked, is_new=not any((folder / name).exists() for name in (_STATE, _RETURNS)))
     before = load_state(agent, folder)
     if agent.num_timesteps >= timesteps:
         return agent.num_timesteps
-    keeper = _Keeper(folder, env_id, before, keeping or Keeping(), report)
+    keeper = _Keeper(folder, env_id, before, keeping, report)
     stopped: Stopped | None = None
     with stop_signals():
         try:

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import gymnasium as gym
 import numpy as np
@@ -10,6 +11,7 @@ import numpy as np
 from otbaselines import OfflineDataset
 from otbaselines.common.datasets.columns import COLUMNS
 from zoo.datasets.behaviour import BUFFER, Checkpoint, load_actor, make_agent
+from zoo.datasets.provenance import begin, made_with
 from zoo.datasets.references import Reference
 from zoo.runs.comparison import Array
 
@@ -80,6 +82,16 @@ def random_return(env_id: str, *, n_episodes: int = 100, seed: int = 0) -> float
     return float(np.mean(returns))
 
 
+def recording_settings(env_id: str, training: Path, seed: int) -> dict[str, Any]:
+    """
+    :param env_id: of Gymnasium
+    :param training: folder of the training
+    :param seed: of the environment and the actions
+    :return: what a recording depends on, but for the checkpoint that acts, by name
+    """
+    return {"env": env_id, "seed": seed, "episodes_of_a_part": EPISODES, "training": made_with(training)}
+
+
 def record(
     env_id: str,
     training: Path,
@@ -99,8 +111,10 @@ def record(
     :param size: transitions, at least
     :param seed: of the environment and the actions
     :return: the recording
+    :raises ValueError: if the folder's recordings are of another seed or training
     """
     folder.mkdir(parents=True, exist_ok=True)
+    begin(folder, recording_settings(env_id, training, seed), is_new=not any(folder.glob("*.npz")))
     agent = make_agent(env_id, seed, buffer_size=1)
     load_actor(agent, training, checkpoint.timesteps)
     parts: list[OfflineDataset] = []

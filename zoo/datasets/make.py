@@ -6,6 +6,7 @@ interrupted goes on when it is given again.
 """
 
 import argparse
+import math
 import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -18,9 +19,10 @@ import numpy as np
 from otbaselines import OfflineDataset
 from otbaselines.common.saving.archive import atomic_write, versions
 from zoo.config import command
-from zoo.datasets.behaviour import MAX_STEPS, Keeping, read_checkpoints, train_behaviour
+from zoo.datasets.behaviour import MAX_STEPS, Keeping, read_checkpoints, train_behaviour, unusual_settings
 from zoo.datasets.export import export_minari
-from zoo.datasets.kinds import KINDS, MEDIUM_SHARE, Choice, choose, make_kind, random_return, spread
+from zoo.datasets.kinds import KINDS, MEDIUM_SHARE, Choice, choose, make_kind, random_return, recording_settings, spread
+from zoo.datasets.provenance import check_made_with, made_with
 from zoo.datasets.references import reference
 
 
@@ -93,6 +95,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             keeping=Keeping(args.checkpoint_every, 5 * args.checkpoint_every, args.eval_episodes, args.max_minutes),
             **usual.settings,
         )
+        check_made_with(args.out / "recordings", recording_settings(args.env, args.out / "behaviour", args.seed))
         checkpoints = [each for each in read_checkpoints(args.out / "behaviour") if each.timesteps <= args.steps]
         choice = choose(checkpoints, random_return(args.env), reference(args.env))
     _say(
@@ -134,7 +137,11 @@ def card(args: argparse.Namespace, kind: str, data: OfflineDataset, choice: Choi
     if kind.endswith("expert"):
         level = "" if scale is None else f" ({scale.normalized(choice.expert.mean_return):.0f} % of the scale)"
         agents.append((f"expert agent, the best that there was{level}", choice.expert))
-    shortened = [f"Shortened: training ended after {trained:,} of {args.steps:,} steps."] if trained < args.steps else []
+    notes = [f"Shortened: training ended after {trained:,} of {args.steps:,} steps."] if trained < args.steps else []
+    # A training may have gone on for longer, in an earlier call; its later checkpoints were not looked at.
+    used = min(trained, args.steps)
+    unusual = unusual_settings(_DEFAULTS.get(args.env, _LOCOMOTION).settings)
+    notes += _unknown(args.out, kind)
     lines = [
         f"# {args.env}, {kind}",
         "",
@@ -148,8 +155,11 @@ def card(args: argparse.Namespace, kind: str, data: OfflineDataset, choice: Choi
             f"{len(each.returns)} episodes of its most probable actions"
             for name, each in agents
         ),
-        f"- trained by SB3's SAC for {trained:,} environment steps, seed {args.seed}",
-        *(f"- {line}" for line in shortened),
+        f"- trained by SB3's SAC for {used:,} environment steps, seed {args.seed}, a checkpoint every "
+        f"{args.checkpoint_every:,} steps",
+        "- settings of SAC that are not SB3's defaults: "
+        + ", ".join(f"{name} {_number(own)} ({_number(theirs)} in SB3)" for name, (own, theirs) in unusual.items()),
+        *(f"- {line}" for line in notes),
         "- versions: " + ", ".join(f"{name} {version}" for name, version in _versions().items()),
         "",
         "```text",
@@ -159,7 +169,7 @@ def card(args: argparse.Namespace, kind: str, data: OfflineDataset, choice: Choi
         "Made by",
         "",
         "```bash",
-        f"python -m zoo.datasets.make {shlex.join(_public(args))}",
+        f"python -m zoo.datasets.make {shlex.join(_public(args, kind))}",
         "```",
         "",
     ]
@@ -174,10 +184,37 @@ _HOW = {
 }
 
 
-def _public(args: argparse.Namespace) -> list[str]:
-    """The command line without the folder, which is the user's business."""
-    options = {"--env": args.env, "--steps": args.steps, "--size": args.size, "--seed": args.seed, "--out": "data"}
+def _public(args: argparse.Namespace, kind: str) -> list[str]:
+    """The command line for one kind, without the folder, which is the user's business."""
+    options = {
+        "--env": args.env,
+        "--steps": args.steps,
+        "--checkpoint-every": args.checkpoint_every,
+        "--eval-episodes": args.eval_episodes,
+        "--size": args.size,
+        "--seed": args.seed,
+        **({"--max-minutes": args.max_minutes} if math.isfinite(args.max_minutes) else {}),
+        "--kinds": kind,
+        "--out": "data",
+    }
     return [str(part) for option in options.items() for part in option]
+
+
+def _unknown(folder: Path, kind: str) -> list[str]:
+    """What is taken from the command line and could not be compared with what is in the folder."""
+    parts = {"training": folder / "behaviour"}
+    if kind != "medium-replay":
+        parts["recordings"] = folder / "recordings"
+    return [
+        f"Unverified: the {name} in this folder, of an earlier version, did not keep seed and settings; those here are the "
+        "command's."
+        for name, part in parts.items()
+        if made_with(part) is None
+    ]
+
+
+def _number(value: Any) -> str:
+    return f"{value:,}" if isinstance(value, (int, float)) else str(value)
 
 
 def _versions() -> dict[str, str]:

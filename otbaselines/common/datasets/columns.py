@@ -270,6 +270,7 @@ def columns_from_d4rl(stored: Mapping[str, Any], label: str) -> Columns:
     :param label: the source, for messages
     :return: the columns, unchecked but for their lengths
     :raises ValueError: if a column is missing, or next observations cannot be rebuilt
+    :warns RuntimeWarning: if there are no ``timeouts``, and rows of different episodes may therefore count as one episode
     """
     for name in ("observations", "actions", "rewards"):
         if name not in stored:
@@ -292,6 +293,8 @@ def columns_from_d4rl(stored: Mapping[str, Any], label: str) -> Columns:
                 "cannot be rebuilt; add one of the columns"
             )
         truncations = np.zeros(n, np.bool_)
+        if doubt := _doubt_without_timeouts(kept["observations"], following, terminations):
+            warnings.warn(f"{label} has no `timeouts`: {doubt}", RuntimeWarning, stacklevel=4)
     if following is not None:
         following = np.asarray(following)
         episodes = number_episodes(terminations | truncations)
@@ -306,6 +309,27 @@ def _flags(stored: Mapping[str, Any], names: tuple[str, ...], n: int, label: str
         if name in stored:
             return as_flags(stored[name], n, name, label)
     return None
+
+
+def _doubt_without_timeouts(observations: Array, following: Any, terminations: Array) -> str | None:
+    """What may be wrong where only terminal rows are known to end an episode, and what to do."""
+    if following is None:
+        return (
+            "every row is taken to go on into the next one until a terminal row, so that rows before a limit of time, if "
+            "there are any, get the first observation of another episode as their next; add `timeouts` or "
+            "`next_observations`, unless no episode was cut short"
+        )
+    following = np.asarray(following)
+    if following.shape != observations.shape:
+        # Refused later, with both shapes.
+        return None
+    jumps = (following[:-1] != observations[1:]).reshape(max(len(observations) - 1, 0), -1).any(1) & ~terminations[:-1]
+    if not jumps.any():
+        return None
+    return (
+        f"row {np.flatnonzero(jumps)[0]} and {jumps.sum() - 1} others do not go on into the next one and are not terminal, so "
+        "that returns are sums over several episodes; the transitions are right. Add `timeouts` to have returns"
+    )
 
 
 def _with_successors(kept: Mapping[str, Array], terminations: Array, truncations: Array) -> Columns:

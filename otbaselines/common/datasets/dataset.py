@@ -253,7 +253,8 @@ class OfflineDataset:
 
     def describe(self) -> str:
         """
-        Say what is inside, for people.
+        Say what is inside, for people. A row that is both terminated and truncated counts as a termination alone, since
+        nothing comes after it.
 
         :return: several lines of text
         """
@@ -364,7 +365,8 @@ class OfflineDataset:
 
         Where there are no ``next_observations``, those of a row are the observations of the following one of the same
         episode. The last row before a timeout has none, since its successor was never written: it is left out, and the row
-        before it becomes the truncated one. So is the last row of a file that ends in the middle of an episode.
+        before it becomes the truncated one. So is the last row of a file that ends in the middle of an episode. Without
+        ``timeouts`` nobody knows where a limit of time ended an episode, and a ``RuntimeWarning`` says what is assumed.
 
         :param path: of the file
         :param observation_space: as for :meth:`load`; the file has none
@@ -412,6 +414,9 @@ class OfflineDataset:
     ) -> Self:
         """
         Take over what an off-policy learner of SB3 has seen, in the order in which it happened in each environment.
+
+        A full buffer does not say whether anything was overwritten, not even where the number of steps was exactly its size.
+        The rows until each environment's first end then count as the rest of an episode: they are data, but of no return.
 
         :param buffer: a ``ReplayBuffer``, or the pickle that SB3's ``save_replay_buffer`` writes
         :param observation_space: as for :meth:`load`

@@ -65,8 +65,12 @@ def columns_from_buffer(
     """
     Unroll a ring of parallel environments into one environment's life after the other's.
 
-    Where the ring has gone round, each life begins in the middle of an episode; each ends in the middle of one. Without
-    ``handle_timeout_termination`` the buffer does not know truncations, and every end is a termination.
+    A full ring does not say whether it has gone round. Its rows would be the same if nothing had been overwritten (as many
+    steps as rows, so that the position is back at zero), or if the row before the oldest had ended an episode. Each life of a
+    full ring is therefore taken to begin in the middle of an episode: the transitions until its first end are kept, but are
+    of no whole episode (-1) and of no return. Likewise those after its last end, of any ring.
+
+    Without ``handle_timeout_termination`` the buffer does not know truncations, and every end is a termination.
 
     :param stored: as :func:`buffer_arrays` returns it
     :param action_space: of the environment
@@ -138,7 +142,7 @@ def _lives(ring: Array, order: Array) -> Array:
 
 
 def _number_lives(ends: Array, *, is_cut: bool) -> Array:
-    """Episodes of several lives, numbered on; ``is_cut`` where the first of each began before the first row."""
+    """Episodes of several lives, numbered on; ``is_cut`` where the first of each may have begun before the first row."""
     numbers, following = [], 0
     for life in ends:
         episodes = number_episodes(life)

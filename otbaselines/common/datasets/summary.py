@@ -34,11 +34,12 @@ def describe_dataset(data: "OfflineDataset") -> str:
             f"lengths         mean {lengths.mean():.1f}, {lengths.min()} to {lengths.max()} steps",
         ]
     rewards, actions = data.rewards, data.actions
+    truncated_alone = data.truncations & ~data.terminations
     edge = f"{share_at_edge(actions, data.action_space):.1%} of entries at the edge of the space"
     return "\n".join(
         [
             *lines,
-            f"ends            {int(data.terminations.sum()):,} terminations, {int(data.truncations.sum()):,} truncations",
+            f"ends            {int(data.terminations.sum()):,} terminations, {int(truncated_alone.sum()):,} truncations",
             f"rewards         mean {rewards.mean():.3f}, {rewards.min():.3f} to {rewards.max():.3f}",
             f"actions         {actions.min():.3f} to {actions.max():.3f}, {edge}",
             f"action space    {_one_line(data.action_space)}",

@@ -10,6 +10,7 @@ from stable_baselines3 import SAC
 from stable_baselines3.common.buffers import DictReplayBuffer, ReplayBuffer
 
 from otbaselines import OfflineDataset
+from otbaselines.common.datasets.replay import buffer_arrays
 from otbaselines.common.saving.replay_buffer import save_buffer
 
 COLUMNS = ("observations", "actions", "rewards", "next_observations", "terminations", "truncations")
@@ -83,6 +84,32 @@ def test_next_observations_that_cannot_be_rebuilt_are_refused(tmp_path):
     np.savez(tmp_path / "a.npz", **columns | {"terminals": np.zeros(8, bool)})
     with pytest.raises(ValueError, match="next observations cannot be rebuilt"):
         OfflineDataset.load(tmp_path / "a.npz")
+
+
+def test_episodes_that_may_be_joined_for_want_of_timeouts_are_warned_of(tmp_path):
+    columns = d4rl(recording((3, 3), (False, True)))
+    del columns["timeouts"]
+    np.savez(tmp_path / "joined.npz", **columns)
+    with pytest.warns(RuntimeWarning, match=r"joined\.npz' has no `timeouts`: every row .* add `timeouts` or") as caught:
+        data = OfflineDataset.from_npz(tmp_path / "joined.npz")
+    # It is told of the line that read the file.
+    assert caught[0].filename == __file__
+    # This is what the warning is about: the last row of the first episode goes on into the second.
+    assert data.next_observations[2].tolist() == [1.0, 0.0]
+
+
+def test_without_timeouts_next_observations_tell_whether_returns_are_joined(tmp_path):
+    columns = d4rl(recording((3, 3), (False, True)), successors=True)
+    del columns["timeouts"]
+    np.savez(tmp_path / "two.npz", **columns)
+    with pytest.warns(RuntimeWarning, match=r"row 2 and 0 others do not go on .* the transitions are right"):
+        data = OfflineDataset.load(tmp_path / "two.npz")
+    assert data.next_observations[2].tolist() == [0.0, 3.0]
+    # Nothing is joined where every row but the terminal ones goes on; a warning would be an error here.
+    whole = d4rl(recording((3, 3), (True, True)), successors=True)
+    del whole["timeouts"]
+    np.savez(tmp_path / "whole.npz", **whole)
+    assert OfflineDataset.load(tmp_path / "whole.npz").episode_returns().tolist() == [3.0, 3.0]
 
 
 def test_an_action_space_that_is_given_must_be_the_files(tmp_path):
@@ -194,6 +221,20 @@ def test_a_ring_that_went_round_starts_with_its_oldest_row():
     assert data.observations[:10, 1].tolist() == [*range(4, 14)]
     assert data.episodes[:10].tolist() == [-1, -1, 1, 1, 1, 2, 2, 2, -1, -1]
     assert data.episode_returns().tolist() == [6 + 7 + 8, 9 + 10 + 11] * 2
+
+
+def test_a_full_ring_does_not_say_whether_it_went_round():
+    # Nine slots: once with nothing overwritten, once with nine transitions below that ended in the middle of an episode.
+    exact = _filled(ReplayBuffer(9, BOX, UNIT, device="cpu"), 9)
+    round_twice = ReplayBuffer(9, BOX, UNIT, device="cpu")
+    _filled(_filled(round_twice, 9, limit=5), 9)
+    stored, other = (buffer_arrays(buffer) for buffer in (exact, round_twice))
+    assert all(np.array_equal(stored[name], other[name]) for name in stored)
+    # So the first three rows may be the rest of a longer episode, and have no return; they are data all the same.
+    for buffer in (exact, round_twice):
+        data = OfflineDataset.load(buffer)
+        assert data.observations[:, 1].tolist() == [*range(9)]
+        assert data.episode_returns().tolist() == [3 + 4 + 5, 6 + 7 + 8]
 
 
 def test_a_memory_optimised_ring_takes_successors_from_the_next_row():

@@ -148,7 +148,15 @@ def test_the_description_says_what_is_inside(data):
 def test_actions_at_the_edge_are_counted():
     columns = recording()
     columns["actions"][:2] = [[1.0], [-0.9995]]
+    # A two-hundredth of the range away is not at the edge.
+    columns["actions"][2] = 0.99
     assert "25.0% of entries at the edge" in OfflineDataset(**columns).describe()
+
+
+def test_an_end_is_counted_once_and_a_termination_at_the_limit_is_one():
+    columns = recording()
+    columns["truncations"][2] = True
+    assert "1 terminations, 2 truncations" in OfflineDataset(**columns).describe()
 
 
 # ------------------------------------------------------------------ what is refused

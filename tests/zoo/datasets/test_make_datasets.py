@@ -2,20 +2,32 @@
 
 import json
 import os
+import shlex
 import shutil
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch as th
 from recordings import recording
+from stable_baselines3 import SAC
 
 from otbaselines import OfflineDataset
 from otbaselines.common.datasets.columns import COLUMNS
 from zoo.datasets import make
-from zoo.datasets.behaviour import BUFFER, Checkpoint, Keeping, read_checkpoints, train_behaviour
+from zoo.datasets.behaviour import (
+    BUFFER,
+    Checkpoint,
+    Keeping,
+    load_state,
+    make_agent,
+    read_checkpoints,
+    train_behaviour,
+    unusual_settings,
+)
 from zoo.datasets.export import episode_slices, export_minari, minari_root
-from zoo.datasets.kinds import choose, random_return, record, replay
+from zoo.datasets.kinds import Choice, choose, random_return, record, replay
 from zoo.datasets.references import Reference, reference
 
 ENV = "Pendulum-v1"
@@ -29,10 +41,11 @@ def _short_recordings(monkeypatch: pytest.MonkeyPatch) -> None:
 OFTEN = Keeping(checkpoint_every=50, save_every=100, eval_episodes=1)
 
 
-def _train(folder: Path, timesteps: int, keeping: Keeping = OFTEN) -> int:
+def _train(folder: Path, timesteps: int, keeping: Keeping = OFTEN, **settings: Any) -> int:
     # All actions are random, and no network is trained.
     said: list[str] = []
-    return train_behaviour(ENV, timesteps, folder, report=said.append, keeping=keeping, learning_starts=10_000)
+    settings = {"learning_starts": 10_000, **settings}
+    return train_behaviour(ENV, timesteps, folder, report=said.append, keeping=keeping, **settings)
 
 
 @pytest.fixture(scope="module")
@@ -55,6 +68,58 @@ def test_checkpoints_are_kept_with_the_returns_of_their_evaluation(training: Pat
     assert [each.timesteps for each in checkpoints] == [50, 100, 150, 200, 250, 300]
     assert all(len(each.returns) == 1 for each in checkpoints)
     assert {path.name for path in (training / "actors").iterdir()} == {f"{n:08d}.pt" for n in range(50, 301, 50)}
+
+
+def test_every_checkpoint_plays_the_same_starts(training: Path) -> None:
+    # No network was trained, and the most probable actions are no accident: returns differ only if the starts do.
+    assert len({tuple(each.returns) for each in read_checkpoints(training)}) == 1
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"seed": 7}, "was begun with seed 0, not 7; give what it was begun with, or another --out"),
+        ({"learning_rate": 1e-3}, 'settings {.*}, not {.*"learning_rate": 0.001}'),
+        ({"keeping": Keeping(70, 100, 1)}, "checkpoint_every 50, not 70"),
+        ({"keeping": Keeping(50, 100, 2)}, "eval_episodes 1, not 2"),
+    ],
+)
+def test_a_training_is_not_gone_on_with_as_another(training: Path, change: dict[str, Any], message: str) -> None:
+    before = (training / BUFFER).read_bytes()
+    with pytest.raises(ValueError, match=message):
+        _train(training, 400, **change)
+    assert (training / BUFFER).read_bytes() == before
+
+
+def test_recordings_of_another_seed_or_training_are_not_taken(training: Path, tmp_path: Path) -> None:
+    checkpoint = read_checkpoints(training)[0]
+    record(ENV, training, checkpoint, tmp_path, size=1, seed=0)
+    with pytest.raises(ValueError, match="was begun with seed 0, not 1"):
+        record(ENV, training, checkpoint, tmp_path, size=1, seed=1)
+    other = tmp_path / "other"
+    _train(other, 50, seed=3)
+    with pytest.raises(ValueError, match=r'training {.*"seed": 0.*}, not {.*"seed": 3'):
+        record(ENV, other, checkpoint, tmp_path, size=1, seed=0)
+
+
+def test_settings_that_are_not_sb3s_are_listed_with_sb3s_own() -> None:
+    agent = SAC("MlpPolicy", ENV, device="cpu")
+    ours = make_agent(ENV, 0, learning_rate=1e-3)
+    listed = unusual_settings({"learning_rate": 1e-3})
+    assert listed.keys() == {"learning_starts", "learning_rate", "policy_kwargs"}
+    for name in ("learning_starts", "learning_rate"):
+        assert listed[name] == (getattr(ours, name), getattr(agent, name))
+
+
+def test_a_buffer_ahead_of_its_state_is_cut_even_when_full(tmp_path: Path) -> None:
+    _train(tmp_path, 100, buffer_size=150)
+    state = (tmp_path / "state.pt").read_bytes()
+    _train(tmp_path, 150, buffer_size=150)
+    (tmp_path / "state.pt").write_bytes(state)
+    agent = make_agent(ENV, 0, buffer_size=150)
+    load_state(agent, tmp_path)
+    assert agent.replay_buffer is not None
+    assert agent.replay_buffer.size() == 100
 
 
 def test_the_replay_is_everything_that_was_seen_until_a_checkpoint(training: Path) -> None:
@@ -188,9 +253,59 @@ def test_the_command_makes_all_kinds_with_cards_and_makes_none_twice(
     assert "seed 0" in card
     assert str(tmp_path) not in card
     assert "Shortened" not in card
+    assert "Unverified" not in card
+    assert "learning_starts 500 (100 in SB3), " in card
+    assert "learning_rate 0.001 (0.0003 in SB3)" in card
     capsys.readouterr()
     make.main([*arguments, "--kinds", "medium"])
     assert "medium is there already" in capsys.readouterr().out
+    with pytest.raises(SystemExit, match="2"):
+        make.main([*arguments, "--kinds", "medium", "--seed", "7"])
+    assert "was begun with seed 0, not 7" in capsys.readouterr().err
+    # Of a longer training, the first 110 steps are all that a shorter command looks at.
+    (tmp_path / "medium-replay.md").unlink()
+    arguments[3] = "110"
+    make.main([*arguments, "--kinds", "medium-replay", "--no-minari"])
+    card = (tmp_path / "medium-replay.md").read_text()
+    assert "trained by SB3's SAC for 110 environment steps" in card
+    assert "--steps 110 " in card
+
+
+def test_a_folder_that_does_not_say_its_seed_is_taken_and_the_card_tells(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(make, "random_return", lambda env_id: -1e9)
+    arguments = ["--env", ENV, "--steps", "60", "--checkpoint-every", "60", "--eval-episodes", "1", "--size", "1"]
+    arguments += ["--no-minari", "--out", str(tmp_path), "--kinds"]
+    make.main([*arguments, "medium"])
+    for part in ("behaviour", "recordings"):
+        (tmp_path / part / "made_with.json").unlink()
+    make.main([*arguments, "expert", "medium-replay", "--seed", "7"])
+    assert "Unverified: the training in this folder" in (tmp_path / "medium-replay.md").read_text()
+    assert "Unverified: the recordings" not in (tmp_path / "medium-replay.md").read_text()
+    assert "Unverified: the recordings in this folder" in (tmp_path / "expert.md").read_text()
+
+
+def _card(arguments: str, trained: int) -> str:
+    """A card of agents between random actions at -1000 and an expert at 0."""
+    args = make.make_parser().parse_args(shlex.split(arguments))
+    medium, expert = Checkpoint(100, [-700.0, -600.0], 0.0), Checkpoint(200, [-110.0, -90.0], 0.0)
+    choice = Choice(medium, expert, Reference(-1000.0, 0.0, "toy"))
+    return make.card(args, "medium", OfflineDataset(**recording()), choice, trained)
+
+
+def test_the_share_on_a_card_is_the_medium_agents() -> None:
+    # From -1000 to 0, -650 is 35 %; the expert's -100 would be 90 %.
+    assert "from -1000.0 to 0.0 (toy), at 35.0 %" in _card("--steps 200 --checkpoint-every 100 --size 9 --out x", 200)
+
+
+@pytest.mark.parametrize("limit", ["", " --max-minutes 2.5"])
+def test_the_command_on_a_card_is_the_one_that_made_it(limit: str) -> None:
+    given = f"--env {ENV} --steps 300 --checkpoint-every 100 --eval-episodes 3 --size 9 --seed 4 --out x --kinds medium{limit}"
+    (printed,) = [line for line in _card(given, 300).splitlines() if line.startswith("python -m zoo.datasets.make ")]
+    parse = make.make_parser().parse_args
+    again = parse(shlex.split(printed)[3:])
+    assert vars(again) == vars(parse(shlex.split(given))) | {"out": Path("data")}
 
 
 def test_a_shortened_training_is_called_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
