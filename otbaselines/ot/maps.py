@@ -10,7 +10,7 @@ import torch as th
 import torch.nn.functional as F
 from torch import nn
 
-from otbaselines.ot._validation import check_alike
+from otbaselines.ot._validation import check_alike, check_tensor, finite
 
 
 def squareplus(x: th.Tensor) -> th.Tensor:
@@ -190,7 +190,7 @@ def _apply_twice(matrix: th.Tensor, x: th.Tensor) -> th.Tensor:
     return (matrix * inner).sum(-1)
 
 
-def displacement_cost(x: th.Tensor, y: th.Tensor, *, order: int = 2) -> th.Tensor:
+def displacement_cost(x: th.Tensor, y: th.Tensor, *, order: int = 2, validate: bool = True) -> th.Tensor:
     r"""
     What it costs to move each point: :math:`|x - y|^{order}`.
 
@@ -200,13 +200,19 @@ def displacement_cost(x: th.Tensor, y: th.Tensor, *, order: int = 2) -> th.Tenso
     :param x: shape ``(..., dim)``
     :param y: of the same shape
     :param order: 1 or 2
+    :param validate: look for NaN and infinities, which a GPU has to be waited for
     :return: shape ``(...)``; its gradient is zero where the points are the same
-    :raises ValueError: if ``order`` is another
+    :raises ValueError: if ``order`` is another, the shapes differ, or numbers are not finite
     """
     if order not in (1, 2):
         raise ValueError(f"`order` must be 1 or 2, got {order!r}")
     check_alike({"x": x, "y": y})
+    check_tensor(x, "x")
+    check_tensor(y, "y")
+    if x.shape != y.shape:
+        raise ValueError(f"`x` and `y` must have the same shape, got {tuple(x.shape)} and {tuple(y.shape)}")
     if order == 2:
-        return (x - y).square().sum(-1)
-    distance: th.Tensor = th.linalg.vector_norm(x - y, dim=-1)
-    return distance
+        cost = (x - y).square().sum(-1)
+    else:
+        cost = th.linalg.vector_norm(x - y, dim=-1)
+    return finite(cost, x=x, y=y) if validate else cost

@@ -35,7 +35,7 @@ def transport_loss(
     :param scale: :math:`c`, shape ``()``
     :return: shape ``()``
     """
-    return alpha * displacement_cost(actions, moved, order=order).mean() - moved_q.mean() / scale
+    return alpha * displacement_cost(actions, moved, order=order, validate=False).mean() - moved_q.mean() / scale
 
 
 class QDOT(ImplicitQLearning):
@@ -174,7 +174,7 @@ class QDOT(ImplicitQLearning):
         weights = self._weights(advantages)
         followed = inside if self.extraction in ("regression", "weighted_map") else batch.actions
         actor_loss = -(weights * policy.log_prob(batch.observations, followed)).mean()
-        displacement = displacement_cost(batch.actions, moved.detach(), order=1).mean()
+        displacement = displacement_cost(batch.actions, moved.detach(), order=1, validate=False).mean()
         scalars = (
             *(value_loss, critic_loss, actor_loss, values.mean(), target_q.mean(), advantages.mean(), weights.mean()),
             *(map_loss, moved_q.mean(), displacement),

@@ -291,6 +291,7 @@ FUNCTIONS: dict[str, Case] = {
         {"x": points(2, 5).sort(-1).values, "y": points(2, 5).sort(-1).values, "p": 2.0},
         nothing,
     ),
+    "displacement_cost": (ot.displacement_cost, {"x": points(4, DIM), "y": points(4, DIM), "order": 2}, nothing),
     "random_directions": (ot.random_directions, {"dimension": 3, "n_projections": 4, "seed": 0}, unit_columns),
     "gaussian_w1": (
         ot.gaussian_w1,

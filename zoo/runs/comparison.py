@@ -267,6 +267,11 @@ def _train_in_processes(jobs: Sequence[Job], train: Callable[[Job], RunResult], 
             for process in multiprocessing.active_children():
                 if process not in others:
                     process.terminate()
+                    process.join(5.0)
+                    # What it was writing when it was told to stop.
+                    for folder in {job.folder for job in jobs}:
+                        for half in folder.glob(f".*.{process.pid}.*.tmp"):
+                            half.unlink(missing_ok=True)
             raise
 
 
