@@ -115,7 +115,10 @@ def test_sb3s_evaluation_log_and_bar_work(algorithm, tmp_path, capsys):
     evaluation = EvalCallback(_env(), eval_freq=20, n_eval_episodes=1, log_path=str(tmp_path), verbose=0, warn=False)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
+        # Files that loggers of other tests left to the garbage collector.
+        warnings.simplefilter("ignore", ResourceWarning)
         model.learn(40, callback=evaluation, log_interval=10, progress_bar=True)
+    model.logger.close()
     assert "40/40" in capsys.readouterr().err
     assert np.load(tmp_path / "evaluations.npz")["timesteps"].tolist() == [20, 40]
     log = np.genfromtxt(tmp_path / "progress.csv", delimiter=",", names=True, invalid_raise=False)
