@@ -83,23 +83,25 @@ class MarginalAdvantage:
         :return: shape ``(n_states, n_candidates)``
         """
         n_states, per_state = len(self.states), self.joint.shape[1] * candidates.shape[1]
-        if self.later and self._is_enumerable(candidates.shape[1]):
+        # Asked of all states together, and not again of a part of them.
+        tries_all = bool(self.later) and self._is_enumerable(candidates.shape[1])
+        if tries_all:
             per_state *= len(self._answers())
         together = max(1, TOGETHER // per_state)
         if together >= n_states:
-            return self._of_rows(candidates)
+            return self._of_rows(candidates, tries_all)
         parts = []
         for start in range(0, n_states, together):
             rows = slice(start, start + together)
             own = replace(self, states=self.states[rows], weights=self.weights[rows], baseline=self.baseline[rows])
             own = replace(own, joint=self.joint if len(self.joint) == 1 else self.joint[rows])
-            parts.append(own._of_rows(candidates if len(candidates) == 1 else candidates[rows]))
+            parts.append(own._of_rows(candidates if len(candidates) == 1 else candidates[rows], tries_all))
         return th.cat(parts)
 
-    def _of_rows(self, candidates: th.Tensor) -> th.Tensor:
+    def _of_rows(self, candidates: th.Tensor, tries_all: bool) -> th.Tensor:
         if not self.later:
             values = self._judge(self.states, self.joint, self.agent, candidates)
-        elif self._is_enumerable(candidates.shape[1]):
+        elif tries_all:
             values = self._led_by_all(candidates)
         else:
             values = self._led(candidates)

@@ -30,7 +30,7 @@ from otbaselines.wmatrpo.action_metric import ActionMetric, environment_distance
 from otbaselines.wmatrpo.actions import action_sets, check_actions, check_search_size
 from otbaselines.wmatrpo.advantages import JOINT_ROWS, LEADER_ROWS, ActionSet, MarginalAdvantage, optimistic
 from otbaselines.wmatrpo.policies import JointCriticCnnPolicy, JointCriticMultiInputPolicy, JointCriticPolicy
-from otbaselines.wmatrpo.rollout import DRAWN_VECTORS, JointRollout, TeamMates
+from otbaselines.wmatrpo.rollout import DRAWN_CHOICES, DRAWN_VECTORS, JointRollout, TeamMates
 from otbaselines.wmatrpo.transport import BoxSearch, Transport, transport_choices
 
 # An accepted update exceeds its radius by no more than this share of it.
@@ -210,9 +210,9 @@ class WMATRPO(SequentialTrustRegion):
         if self.n_steps is not None:
             candidates = 0 if isinstance(space, spaces.Discrete) else self.n_candidates or N_CANDIDATES
             n_rows = int(self.n_steps) * max(1, self.n_envs // self.layout.n_agents)
-            check_search_size(
-                n_rows, int(candidates), int(self.n_joint or DRAWN_VECTORS), self.layout.n_agents, space, self.device
-            )
+            drawn = DRAWN_CHOICES if isinstance(space, spaces.Discrete) else DRAWN_VECTORS
+            n_joint = int(self.n_joint or drawn)
+            check_search_size(n_rows, int(candidates), n_joint, self.layout.n_agents, space, self.device)
         super()._setup_model()
         self.actor_learning_rate = parse_schedule(self.actor_learning_rate)
         self.trust_radius = parse_schedule(self.trust_radius)

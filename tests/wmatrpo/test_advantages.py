@@ -309,3 +309,16 @@ def test_dimensions_that_an_agent_lacks_stay_where_they_are():
     for points in (box.grid(16), box.draw((16,)), box.near(box.grid(16), 0.5)):
         assert bool((points[:, 1] == 0.25).all())
         assert len(points[:, 0].unique()) > 4
+
+
+def test_whether_all_answers_are_tried_is_asked_of_all_states_together(monkeypatch):
+    table = np.random.default_rng(0).normal(size=(4, 3, 3, 3))
+    joint = np.zeros((4, 1, 3), dtype=int)
+    advantage = _advantage(TableCritics(table[None]), 4, joint, agent=0, n_actions=(3, 3, 3), later=(1, 2))
+    # Four states x three actions x nine answers are 108, of which one state alone has 27.
+    monkeypatch.setattr("otbaselines.wmatrpo.advantages.MOST_ANSWERS", 107)
+    monkeypatch.setattr("otbaselines.wmatrpo.advantages.TOGETHER", 1)
+    tried = []
+    monkeypatch.setattr(MarginalAdvantage, "_led_by_all", lambda self, candidates: tried.append(len(self.states)))
+    _everything(advantage)
+    assert tried == []
