@@ -1,6 +1,7 @@
 """Offline reinforcement learning with Wasserstein regularisation through optimal transport maps."""
 
 import math
+from dataclasses import replace
 from typing import Any, ClassVar
 
 import torch as th
@@ -10,7 +11,7 @@ from stable_baselines3.common.type_aliases import GymEnv, Schedule
 from otbaselines.common.offline.implicit_q import ImplicitQLearning
 from otbaselines.common.offline.losses import advantage_weights, expectile_loss
 from otbaselines.common.offline.rows import OfflineBatch
-from otbaselines.common.settings import MANY, Setting, arguments_of, check_settings, settings_of
+from otbaselines.common.settings import Setting, arguments_of, check_settings, settings_of
 from otbaselines.ot.maps import displacement_cost
 from otbaselines.qdot.policies import ACTS, N_CANDIDATES, TransportPolicy
 
@@ -69,16 +70,10 @@ class QDOT(ImplicitQLearning):
         "v_target": Setting("text", choices=("expectile", "map")),
         "extraction": Setting("text", choices=tuple(ACTS)),
         "normalize_q": Setting("flag"),
-        "expectile": Setting(
-            "number",
-            low=0.0,
-            high=1.0,
-            fits=lambda value: 0.0 < value < 1.0,
-            what="a number inside of (0, 1), within",
-            optional=True,
-        ),
-        "inverse_temperature": Setting("number", low=0.0, optional=True),
-        "max_weight": Setting("number", low=0.0, above="always", high=float(MANY), optional=True),
+        **{
+            name: replace(ImplicitQLearning.setting_ranges[name], optional=True)
+            for name in ("expectile", "inverse_temperature", "max_weight")
+        },
         "n_candidates": Setting("integer", low=1, high=10**6, optional=True),
     }
     metric_names: ClassVar[tuple[str, ...]] = (*ImplicitQLearning.metric_names, "map_loss", "moved_q", "displacement")
