@@ -9,6 +9,7 @@ from typing import Any, Protocol
 import gymnasium as gym
 import numpy as np
 
+from otbaselines.common.datasets.minari import minari_dataset
 from otbaselines.common.tabular import TabularModel
 from otbaselines.common.trajectories import Trajectory
 
@@ -107,13 +108,11 @@ def from_minari(dataset: Any) -> list[Trajectory]:
     :param dataset: the id of a local data set, or the ``MinariDataset`` itself
     :return: the episodes
     :raises ImportError: if Minari is not installed
+    :raises FileNotFoundError: if there is none of this id here
+    :raises ValueError: if it is damaged
     """
     if isinstance(dataset, str):
-        try:
-            import minari
-        except ImportError as error:
-            raise ImportError("data sets by name need Minari: pip install otbaselines[offline]") from error
-        dataset = minari.load_dataset(dataset)
+        dataset = minari_dataset(dataset, f"the Minari data set {dataset!r}")
     return [
         Trajectory(np.asarray(each.observations), np.asarray(each.actions), bool(each.terminations[-1]))
         for each in dataset.iterate_episodes()
