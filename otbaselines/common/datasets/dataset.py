@@ -226,8 +226,9 @@ class OfflineDataset:
         """
         :return: steps of each whole episode, in the data's order
         """
-        counts: npt.NDArray[np.int64] = np.unique(self.episodes[self.episodes >= 0], return_counts=True)[1]
-        return counts
+        numbers = self.episodes[self.episodes >= 0]
+        lengths: npt.NDArray[np.int64] = np.diff(np.flatnonzero(np.diff(numbers, prepend=-1)), append=len(numbers))
+        return lengths
 
     def return_range(self) -> float:
         """

@@ -1,5 +1,6 @@
 """An agent at work in an environment, recorded."""
 
+import inspect
 from typing import Any
 
 import gymnasium as gym
@@ -40,7 +41,8 @@ def roll_out(
     :param name: of the data; from the agent and the environment when omitted
     :return: the content
     :raises TypeError: if the agent cannot predict, or the environment is none of Gymnasium's
-    :raises ValueError: unless exactly one of ``n_steps`` and ``n_episodes`` is given, or if the spaces are no boxes
+    :raises ValueError: unless exactly one of ``n_steps`` and ``n_episodes`` is given, if the spaces are no boxes, or if the
+        agent's actions are of another shape
     """
     check_settings(_SETTINGS, locals())
     if (n_steps is None) == (n_episodes is None):
@@ -73,13 +75,22 @@ def _record(
 ) -> Columns:
     rows: list[tuple[Any, ...]] = []
     episodes = 0
+    # Recurrent agents need what they remember, and are told where an episode begins.
+    remembers = {"state", "episode_start"} <= inspect.signature(model.predict).parameters.keys()
+    state, starts = None, True
     observation, _ = env.reset(seed=seed)
     while (n_steps is None or len(rows) < n_steps) and (n_episodes is None or episodes < n_episodes):
-        action, _ = model.predict(observation, deterministic=deterministic)
+        memory = {"state": state, "episode_start": np.array([starts])} if remembers else {}
+        action, state = model.predict(observation, **memory, deterministic=deterministic)
+        if np.shape(action) != env.action_space.shape or np.asarray(action).dtype.kind not in "biuf":
+            raise ValueError(
+                f"`model` answers {str(action)[:100]!r}, which is no action of {env.action_space}; take an agent that was "
+                "trained for this environment"
+            )
         following, reward, terminated, truncated, _ = env.step(action)
         # Copies: an environment may hand out the same array again and again.
         rows.append((np.array(observation), np.array(action), float(reward), np.array(following), terminated, truncated))
-        observation = following
+        observation, starts = following, bool(terminated or truncated)
         if terminated or truncated:
             episodes += 1
             observation, _ = env.reset()

@@ -8,6 +8,7 @@ import torch as th
 from gymnasium import spaces
 from stable_baselines3.common.base_class import maybe_make_env
 from stable_baselines3.common.callbacks import BaseCallback
+from stable_baselines3.common.preprocessing import is_image_space
 from stable_baselines3.common.type_aliases import GymEnv, Schedule
 from stable_baselines3.common.utils import get_device
 from stable_baselines3.common.vec_env import VecEnv
@@ -263,4 +264,10 @@ def check_cuda_graph(cuda_graph: bool, device: th.device) -> None:
 def _as_dataset(source: Any, env: Any) -> OfflineDataset:
     """Whatever a user passes as ``dataset``; files without spaces take those of the environment."""
     known = {} if env is None else {"observation_space": env.observation_space, "action_space": env.action_space}
-    return OfflineDataset.load(source, **known)
+    found = OfflineDataset.load(source, **known)
+    if is_image_space(found.observation_space):
+        raise ValueError(
+            f"`dataset` {found.name!r} has images of {found.observation_space} for observations, which learners on data have "
+            "no network for; record features of them, or, for small ones, through gymnasium.wrappers.FlattenObservation"
+        )
+    return found

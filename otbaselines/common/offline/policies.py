@@ -89,6 +89,11 @@ class OfflineActorPolicy(JsonPolicyMixin, BasePolicy):
         self.obs_dim, self.action_dim = (int(np.prod(space.shape)) for space in (observation_space, action_space))
         self.register_buffer("observation_mean", th.zeros(self.obs_dim))
         self.register_buffer("observation_std", th.ones(self.obs_dim))
+        if isinstance(self.net_arch, dict) and not {"pi", "qf"} <= self.net_arch.keys():
+            raise ValueError(
+                f"`policy_kwargs['net_arch']`={self.net_arch} must have widths for 'pi', the actor, and for 'qf', the "
+                "critics; a list of widths is for all"
+            )
         self._build_networks(*get_actor_critic_arch(self.net_arch))
         self._build_optimizers(lr_schedule)
 
@@ -151,6 +156,24 @@ class OfflineActorPolicy(JsonPolicyMixin, BasePolicy):
         """
         mean: th.Tensor = self.actor(observations)
         return mean if noise is None else (mean + self._std() * noise).clamp(-1.0, 1.0)
+
+    def predict(
+        self,
+        observation: Any,
+        state: tuple[np.ndarray, ...] | None = None,
+        episode_start: np.ndarray | None = None,
+        deterministic: bool = False,
+    ) -> tuple[np.ndarray, tuple[np.ndarray, ...] | None]:
+        """
+        As SB3's.
+
+        :raises ValueError: if observations are NaN or infinite
+        """
+        if not np.isfinite(observation).all():
+            raise ValueError(
+                f"`observation` is NaN or infinite: {str(observation)[:200]}; look at the environment that made it"
+            )
+        return super().predict(observation, state, episode_start, deterministic)
 
     def _predict(self, observation: Any, deterministic: bool = False) -> th.Tensor:
         seen = self.normalize(observation)
@@ -243,6 +266,11 @@ def check_spaces(observation_space: Any, action_space: Any) -> None:
         )
     if not isinstance(action_space, spaces.Box):
         raise ValueError(f"learners on data take actions in a Box, but the action space is {action_space}")
+    if th.get_default_dtype() not in (th.float32, th.float64):
+        raise ValueError(
+            f"learners on data compute in single precision, but torch makes its tensors of {th.get_default_dtype()}; call "
+            "`torch.set_default_dtype(torch.float32)` first"
+        )
     for name, space in (("observation", observation_space), ("action", action_space)):
         if not space.shape or 0 in space.shape:
             raise ValueError(

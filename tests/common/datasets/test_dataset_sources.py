@@ -328,6 +328,29 @@ def test_what_to_record_must_be_said_once():
         OfflineDataset.from_agent(Swinging(), "CartPole-v1", n_steps=1)
 
 
+class Counting:
+    """Pushes with the number of steps since the episode began, which only it remembers."""
+
+    def predict(self, observation, state=None, episode_start=None, deterministic=False):
+        count = 0 if episode_start[0] else state + 1
+        return np.array([count / 200]), count
+
+
+def test_a_recurrent_agent_remembers_within_an_episode():
+    data = OfflineDataset.from_agent(Counting(), "Pendulum-v1", n_episodes=2, seed=0)
+    np.testing.assert_allclose(data.actions[:, 0], np.tile(np.arange(200) / 200, 2), rtol=1e-6)
+
+
+@pytest.mark.parametrize("answer", ["a", np.zeros(7), np.array([None])])
+def test_an_answer_that_is_no_action_is_named(answer):
+    class Wrong:
+        def predict(self, observation, deterministic=False):
+            return answer, None
+
+    with pytest.raises(ValueError, match=r"`model` answers .*, which is no action of Box"):
+        OfflineDataset.from_agent(Wrong(), "Pendulum-v1", n_steps=3)
+
+
 # ------------------------------------------------------------------ what `dataset=` may be
 def test_a_data_set_is_itself_and_must_fit_the_environment():
     data = OfflineDataset(**recording())

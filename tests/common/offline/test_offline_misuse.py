@@ -110,3 +110,32 @@ def test_a_price_beyond_single_precision_is_refused():
     with pytest.raises(TypeError, match="`expectile`"):
         QDOT("MlpPolicy", dataset=_data(), v_target="map", expectile=0.9)
     assert not QDOT("MlpPolicy", dataset=_data(), alpha=math.inf, policy_kwargs=TINY).uses_map
+
+
+def test_images_have_no_network_here_and_their_error_says_so():
+    seen = np.zeros((60, 4, 4, 3))
+    images = _data(observations=seen, next_observations=seen, observation_space=spaces.Box(0, 255, (4, 4, 3), np.uint8))
+    with pytest.raises(ValueError, match=r"has images of .* which learners on data have no network for"):
+        BC("MlpPolicy", dataset=images)
+
+
+def test_widths_for_half_of_the_networks_are_refused():
+    with pytest.raises(ValueError, match="must have widths for 'pi', the actor, and for 'qf', the critics"):
+        IQL("MlpPolicy", dataset=_data(), policy_kwargs={"net_arch": {"pi": [8], "vf": [8]}})
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_what_is_no_observation_has_no_answer(value):
+    model = BC("MlpPolicy", dataset=_data(), policy_kwargs=TINY)
+    with pytest.raises(ValueError, match="`observation` is NaN or infinite"):
+        model.predict(np.full(3, value, np.float32))
+
+
+def test_half_precision_as_torchs_default_is_refused():
+    data = _data()
+    th.set_default_dtype(th.float16)
+    try:
+        with pytest.raises(ValueError, match=r"torch makes its tensors of torch.float16; call `torch.set_default_dtype"):
+            BC("MlpPolicy", dataset=data, policy_kwargs=TINY)
+    finally:
+        th.set_default_dtype(th.float32)
