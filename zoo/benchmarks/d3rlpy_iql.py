@@ -19,7 +19,18 @@ def read(path: str) -> dict[str, np.ndarray]:
     :return: its columns
     """
     with np.load(path, allow_pickle=False) as stored:
-        return {name: stored[name] for name in ("observations", "actions", "rewards", "terminations", "truncations")}
+        names = ("observations", "actions", "rewards", "terminations", "truncations")
+        return {name: stored[name] for name in names}
+
+
+def scaled(columns: dict[str, np.ndarray], low: np.ndarray, high: np.ndarray) -> dict[str, np.ndarray]:
+    """
+    :param columns: of the data
+    :param low: of the actions' box
+    :param high: of the actions' box
+    :return: the same with actions from -1 to 1
+    """
+    return {**columns, "actions": 2.0 * (columns["actions"] - low) / (high - low) - 1.0}
 
 
 def normalized(columns: dict[str, np.ndarray]) -> tuple[dict[str, np.ndarray], np.ndarray, np.ndarray]:
@@ -35,10 +46,12 @@ def normalized(columns: dict[str, np.ndarray]) -> tuple[dict[str, np.ndarray], n
     return {**columns, "observations": (columns["observations"] - mean) / std, "rewards": rewards}, mean, std
 
 
-def learner(columns: dict[str, np.ndarray], seed: int) -> tuple[Any, Any]:
+def learner(columns: dict[str, np.ndarray], seed: int, layers: list[int], decay: int) -> tuple[Any, Any]:
     """
     :param columns: what to learn from
     :param seed: of everything random
+    :param layers: widths of all networks
+    :param decay: gradient steps after which the actor's rate has gone down to zero, as half a cosine
     :return: d3rlpy's IQL with the settings of this package's, and its data set
     """
     import d3rlpy
@@ -54,29 +67,38 @@ def learner(columns: dict[str, np.ndarray], seed: int) -> tuple[Any, Any]:
         terminals=columns["terminations"].astype(np.float32),
         timeouts=(last & ~columns["terminations"]).astype(np.float32),
     )
-    settings = {"actor_learning_rate": 3e-4, "critic_learning_rate": 3e-4, "batch_size": 256, "gamma": 0.99, "tau": 0.005}
-    config = d3rlpy.algos.IQLConfig(**settings, expectile=0.7, weight_temp=3.0, max_weight=100.0)
+    settings: dict[str, Any] = {
+        "actor_learning_rate": 3e-4,
+        "critic_learning_rate": 3e-4,
+        "batch_size": 256,
+        "gamma": 0.99,
+        "tau": 0.005,
+    }
+    falling = d3rlpy.optimizers.lr_schedulers.CosineAnnealingLRFactory(T_max=decay)
+    settings["actor_optim_factory"] = d3rlpy.optimizers.AdamFactory(lr_scheduler_factory=falling)
+    for network in ("actor", "critic", "value"):
+        settings[f"{network}_encoder_factory"] = d3rlpy.models.VectorEncoderFactory(layers)
+    config = d3rlpy.algos.IQLConfig(**settings)
     return config.create(device="cpu:0"), dataset
 
 
-def play(algo: Any, env_id: str, mean: np.ndarray, std: np.ndarray, episodes: int) -> list[float]:
+def play(algo: Any, env: Any, mean: np.ndarray, std: np.ndarray, episodes: int) -> list[float]:
     """
     :param algo: a trained learner
-    :param env_id: the task
+    :param env: the task
     :param mean: of the observations
     :param std: of the observations
     :param episodes: how many
     :return: their returns
     """
-    import gymnasium as gym
-
-    env, returns = gym.make(env_id), []
+    low, high, returns = env.action_space.low, env.action_space.high, []
     for episode in range(episodes):
         observation, _ = env.reset(seed=1000 + episode)
         total, over = 0.0, False
         while not over:
             action = algo.predict(((observation - mean) / std).astype(np.float32)[None])[0]
-            observation, reward, terminated, truncated, _ = env.step(action)
+            inside = low + (np.clip(action, -1.0, 1.0) + 1.0) * (high - low) / 2.0
+            observation, reward, terminated, truncated, _ = env.step(inside)
             total, over = total + float(reward), terminated or truncated
         returns.append(total)
     return returns
@@ -89,15 +111,22 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=1000, help="gradient steps that are timed")
     parser.add_argument("--warm-up", type=int, default=100, help="gradient steps before")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--env", default=None, help="play there after training")
+    parser.add_argument("--layers", type=int, nargs="+", default=[256, 256], help="widths of all networks")
+    parser.add_argument("--env", default=None, help="play there after training, and take the box of the actions from it")
     parser.add_argument("--episodes", type=int, default=20)
     args = parser.parse_args()
     import d3rlpy
     import torch
 
     torch.set_num_threads(1)
-    columns, mean, std = normalized(read(args.dataset))
-    algo, dataset = learner(columns, args.seed)
+    columns, env = read(args.dataset), None
+    if args.env is not None:
+        import gymnasium as gym
+
+        env = gym.make(args.env)
+        columns = scaled(columns, env.action_space.low, env.action_space.high)
+    columns, mean, std = normalized(columns)
+    algo, dataset = learner(columns, args.seed, args.layers, args.warm_up + args.steps)
     algo.build_with_dataset(dataset)
     buffer = dataset
     for _ in range(args.warm_up):
@@ -108,8 +137,8 @@ def main() -> None:
     seconds, wall = time.process_time() - start, time.perf_counter() - wall
     found: dict[str, Any] = {"version": d3rlpy.__version__, "torch": torch.__version__, "steps": args.steps}
     found |= {"cpu_seconds": seconds, "wall_seconds": wall, "steps_per_cpu_second": args.steps / seconds}
-    if args.env is not None:
-        found["returns"] = play(algo, args.env, mean, std, args.episodes)
+    if env is not None:
+        found["returns"] = play(algo, env, mean, std, args.episodes)
     print(json.dumps(found))
 
 
