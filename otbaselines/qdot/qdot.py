@@ -9,14 +9,14 @@ from stable_baselines3.common.policies import BasePolicy
 from stable_baselines3.common.type_aliases import GymEnv, Schedule
 
 from otbaselines.common.offline.implicit_q import ImplicitQLearning
-from otbaselines.common.offline.losses import advantage_weights, expectile_loss
+from otbaselines.common.offline.losses import advantage_weights, bounded_weights, effective_share, expectile_loss
 from otbaselines.common.offline.rows import OfflineBatch
 from otbaselines.common.settings import Setting, arguments_of, check_settings, settings_of
 from otbaselines.ot.maps import displacement_cost
 from otbaselines.qdot.policies import ACTS, N_CANDIDATES, TransportPolicy
 
 # What is taken where nothing is said.
-EXPECTILE, INVERSE_TEMPERATURE, MAX_WEIGHT = 0.7, 3.0, 100.0
+EXPECTILE, MAX_WEIGHT, WEIGHT_DIVERGENCE = 0.7, 100.0, 0.1
 WEIGHTED = ("awr", "weighted_map")
 LARGEST_PRICE = 1e30
 
@@ -58,9 +58,10 @@ class QDOT(ImplicitQLearning):
         ``"bc_map"``: the map applied to cloned behaviour; ``"best_of"``: of several such actions the one of highest value
     :param normalize_q: divide :math:`Q` by its mean magnitude in the minibatch, so that ``alpha`` means the same in every task
     :param expectile: for ``v_target="expectile"`` only; 0.7 when omitted
-    :param inverse_temperature: :math:`\beta` of the weights :math:`e^{\beta A}`, for extractions with weights only; 3 when
-        omitted
-    :param max_weight: largest weight, likewise; 100 when omitted
+    :param weight_divergence: for extractions with weights only: bound on the Kullback-Leibler divergence, in nats, of the
+        weighted minibatch from the minibatch, from which the temperature of the weights follows; 0.1 when omitted
+    :param inverse_temperature: :math:`\beta` of implicit Q-learning's weights :math:`e^{\beta A}`, in place of this bound
+    :param max_weight: the largest of them; 100 when omitted
     :param n_candidates: for ``extraction="best_of"`` only; 10 when omitted
     """
 
@@ -74,6 +75,7 @@ class QDOT(ImplicitQLearning):
             name: replace(ImplicitQLearning.setting_ranges[name], optional=True)
             for name in ("expectile", "inverse_temperature", "max_weight")
         },
+        "weight_divergence": Setting("number", low=0.0, above="always", high=100.0, optional=True),
         "n_candidates": Setting("integer", low=1, high=10**6, optional=True),
     }
     metric_names: ClassVar[tuple[str, ...]] = (*ImplicitQLearning.metric_names, "map_loss", "moved_q", "displacement")
@@ -96,6 +98,7 @@ class QDOT(ImplicitQLearning):
         gamma: float = 0.99,
         tau: float = 0.005,
         expectile: float | None = None,
+        weight_divergence: float | None = None,
         inverse_temperature: float | None = None,
         max_weight: float | None = None,
         n_candidates: int | None = None,
@@ -116,6 +119,7 @@ class QDOT(ImplicitQLearning):
         self.v_target = v_target
         self.extraction = extraction
         self.normalize_q = normalize_q
+        self.weight_divergence = weight_divergence
         self.n_candidates = n_candidates
         check_settings(settings_of(type(self)), {**vars(self), **locals()})
         self._check_together(expectile, inverse_temperature, max_weight)
@@ -128,17 +132,23 @@ class QDOT(ImplicitQLearning):
             )
         applies = [
             ("expectile", expectile, self.v_target == "expectile", "`v_target='expectile'`"),
+            ("weight_divergence", self.weight_divergence, self.extraction in WEIGHTED, f"`extraction` in {WEIGHTED}"),
             ("inverse_temperature", inverse_temperature, self.extraction in WEIGHTED, f"`extraction` in {WEIGHTED}"),
-            ("max_weight", max_weight, self.extraction in WEIGHTED, f"`extraction` in {WEIGHTED}"),
+            ("max_weight", max_weight, inverse_temperature is not None, "weights of a given `inverse_temperature`"),
             ("n_candidates", self.n_candidates, self.extraction == "best_of", "`extraction='best_of'`"),
         ]
         for name, value, used, where in applies:
             if value is not None and not used:
                 raise TypeError(f"`{name}` applies to {where} only, got {value}; leave it out")
+        if self.weight_divergence is not None and inverse_temperature is not None:
+            raise TypeError(
+                f"`weight_divergence`={self.weight_divergence} and `inverse_temperature`={inverse_temperature} are two ways "
+                "to say how sharply advantages weigh; give one of them"
+            )
         if self.extraction == "awr" and self.v_target == "expectile" and math.isfinite(self.alpha):
             raise ValueError(
                 "`extraction`='awr' with `v_target`='expectile' would train a map that nothing uses; set `alpha` to infinity, "
-                "which is IQL, or choose 'weighted_map'"
+                "which leaves IQL, or choose 'weighted_map'"
             )
 
     # ------------------------------------------------------------------ set-up
@@ -172,7 +182,7 @@ class QDOT(ImplicitQLearning):
         displacement = displacement_cost(batch.actions, moved.detach(), order=1, validate=False).mean()
         scalars = (
             *(value_loss, critic_loss, actor_loss, values.mean(), target_q.mean(), advantages.mean(), weights.mean()),
-            *(map_loss, moved_q.mean(), displacement),
+            *(effective_share(weights), map_loss, moved_q.mean(), displacement),
         )
         return value_loss + critic_loss + actor_loss + map_loss, th.stack(scalars).detach()
 
@@ -195,5 +205,8 @@ class QDOT(ImplicitQLearning):
     def _weights(self, advantages: th.Tensor) -> th.Tensor:
         if self.extraction not in WEIGHTED:
             return th.ones_like(advantages)
-        beta = INVERSE_TEMPERATURE if self.inverse_temperature is None else self.inverse_temperature
-        return advantage_weights(advantages, beta, MAX_WEIGHT if self.max_weight is None else self.max_weight)
+        if self.inverse_temperature is None:
+            divergence = WEIGHT_DIVERGENCE if self.weight_divergence is None else self.weight_divergence
+            return bounded_weights(advantages, float(divergence))
+        largest = MAX_WEIGHT if self.max_weight is None else self.max_weight
+        return advantage_weights(advantages, self.inverse_temperature, largest)

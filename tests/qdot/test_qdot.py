@@ -9,6 +9,7 @@ import torch as th
 from offline_toys import same, state, toy_dataset
 
 from otbaselines import IQL, QDOT
+from otbaselines.common.offline.losses import bounded_weights
 from otbaselines.ot.maps import displacement_cost
 from otbaselines.qdot.qdot import transport_loss
 
@@ -144,7 +145,7 @@ def test_a_price_beyond_all_values_is_the_map_switched_off():
 def test_values_under_a_map_that_stays_are_those_of_the_behaviour():
     """With `v_target="map"` and no map, V is regressed on Q(s, a): the expectile one half, at half the loss in both."""
     mean = _learned(IQL, expectile=0.5)
-    assert same(state(mean), state(_learned(QDOT, alpha=math.inf, v_target="map", extraction="weighted_map")))
+    assert same(state(mean), state(_learned(QDOT, alpha=math.inf, v_target="map", inverse_temperature=3.0)))
 
 
 def test_regression_without_a_map_is_cloning():
@@ -152,8 +153,9 @@ def test_regression_without_a_map_is_cloning():
     assert same(state(cloned), state(_learned(QDOT, alpha=math.inf, extraction="regression")))
 
 
-def test_one_step_weighs_and_follows_the_moved_actions_by_hand():
-    model = _learned(QDOT, alpha=0.1, learning_rate=1e-2, reward_scale=1.0)
+@pytest.mark.parametrize("inverse_temperature", [None, 3.0])
+def test_one_step_weighs_and_follows_the_moved_actions_by_hand(inverse_temperature):
+    model = _learned(QDOT, alpha=0.1, learning_rate=1e-2, reward_scale=1.0, inverse_temperature=inverse_temperature)
     policy, batch = model.policy, model._rows.batch(th.arange(20))
     seen, actions = batch.observations, batch.actions
     with th.no_grad():
@@ -164,6 +166,8 @@ def test_one_step_weighs_and_follows_the_moved_actions_by_hand():
         moved_q = policy.critic_target(th.cat([seen, inside], 1)).amin(0)
         values = policy.value(seen)
         weights = (3.0 * (moved_q - values)).exp().clamp(max=100.0)
+        if inverse_temperature is None:
+            weights = bounded_weights(moved_q - values, 0.1)
         map_loss = 0.1 * (moved - actions).square().sum(1).mean() - moved_q.mean() / q.abs().mean()
         actor_loss = -(weights * policy.log_prob(seen, inside)).mean()
         gap = q - values
@@ -253,7 +257,15 @@ def test_infinite_prices_survive_saving(tmp_path):
         ({"extraction": "awr"}, ValueError, "a map that nothing uses"),
         ({"expectile": 0.9, "v_target": "map"}, TypeError, "`expectile` applies to `v_target='expectile'` only, got 0.9"),
         ({"expectile": 1.0}, ValueError, "`expectile` must be a number inside of"),
-        ({"max_weight": 9.0, "extraction": "regression"}, TypeError, "`max_weight` applies to `extraction` in"),
+        ({"max_weight": 9.0}, TypeError, "`max_weight` applies to weights of a given `inverse_temperature` only, got 9.0"),
+        (
+            {"inverse_temperature": 9.0, "extraction": "regression"},
+            TypeError,
+            "`inverse_temperature` applies to `extraction` in",
+        ),
+        ({"weight_divergence": 0.1, "extraction": "bc_map"}, TypeError, "`weight_divergence` applies to `extraction` in"),
+        ({"weight_divergence": 0.0}, ValueError, r"`weight_divergence` must be a number in \(0, 100\]"),
+        ({"weight_divergence": 0.1, "inverse_temperature": 1.0}, TypeError, "two ways to say how sharply advantages weigh"),
         ({"n_candidates": 3}, TypeError, "`n_candidates` applies to `extraction='best_of'` only, got 3"),
         ({"reward_scale": "range"}, TypeError, "`reward_scale` must be a number above 0, got 'range'; or use 'return_range'"),
     ],

@@ -120,11 +120,13 @@ def main() -> None:
 
     torch.set_num_threads(1)
     columns, env = read(args.dataset), None
+    box: Any
     if args.env is not None:
         import gymnasium as gym
 
         env = gym.make(args.env)
-        columns = scaled(columns, env.action_space.low, env.action_space.high)
+        box = env.action_space
+        columns = scaled(columns, box.low, box.high)
     columns, mean, std = normalized(columns)
     algo, dataset = learner(columns, args.seed, args.layers, args.warm_up + args.steps)
     algo.build_with_dataset(dataset)

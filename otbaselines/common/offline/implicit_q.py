@@ -9,7 +9,7 @@ from stable_baselines3.common.type_aliases import GymEnv, Schedule
 
 from otbaselines.common.datasets import OfflineDataset
 from otbaselines.common.offline.algorithm import DatasetAlgorithm
-from otbaselines.common.offline.losses import advantage_weights, expectile_loss, td_targets
+from otbaselines.common.offline.losses import advantage_weights, effective_share, expectile_loss, td_targets
 from otbaselines.common.offline.policies import ImplicitQPolicy
 from otbaselines.common.offline.rows import OfflineBatch
 from otbaselines.common.schedules import parse_schedule
@@ -45,7 +45,9 @@ class ImplicitQLearning(DatasetAlgorithm):
         "inverse_temperature": Setting("number", low=0.0),
         "max_weight": Setting("number", low=0.0, above="always", high=float(MANY)),
     }
-    metric_names: ClassVar[tuple[str, ...]] = ("value_loss", "critic_loss", "actor_loss", "value", "q", "advantage", "weight")
+    metric_names: ClassVar[tuple[str, ...]] = (
+        *("value_loss", "critic_loss", "actor_loss", "value", "q", "advantage", "weight", "effective_share"),
+    )
     optimizer_names: ClassVar[tuple[str, ...]] = ("optimizer", "critic_optimizer")
     policy_aliases: ClassVar[dict[str, type[BasePolicy]]] = {"MlpPolicy": ImplicitQPolicy}
     policy: ImplicitQPolicy
@@ -129,7 +131,10 @@ class ImplicitQLearning(DatasetAlgorithm):
         advantages = target_q - values.detach()
         weights = advantage_weights(advantages, self.inverse_temperature, self.max_weight)
         actor_loss = -(weights * policy.log_prob(batch.observations, batch.actions)).mean()
-        scalars = (value_loss, critic_loss, actor_loss, values.mean(), target_q.mean(), advantages.mean(), weights.mean())
+        scalars = (
+            *(value_loss, critic_loss, actor_loss, values.mean(), target_q.mean(), advantages.mean(), weights.mean()),
+            effective_share(weights),
+        )
         return value_loss + critic_loss + actor_loss, th.stack(scalars).detach()
 
     @th.no_grad()

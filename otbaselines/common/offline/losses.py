@@ -1,6 +1,11 @@
 """The equations of learning from data: one function each, pure, on tensors of one minibatch."""
 
+import math
+
 import torch as th
+
+# Steps of Newton's method on the logarithm of the temperature, and how far one may go.
+_NEWTON_STEPS, _LONGEST = 8, 1.5
 
 
 def expectile_loss(difference: th.Tensor, expectile: float) -> th.Tensor:
@@ -39,3 +44,46 @@ def advantage_weights(advantages: th.Tensor, inverse_temperature: float, max_wei
     :return: of the shape of ``advantages``
     """
     return (inverse_temperature * advantages).exp().clamp(max=max_weight)
+
+
+def bounded_weights(advantages: th.Tensor, divergence: float) -> th.Tensor:
+    r"""
+    :math:`w_j = n e^{A_j / \eta} / \sum_k e^{A_k / \eta}`, which of all weights of mean one whose Kullback-Leibler divergence
+    from equal ones, :math:`\frac1n \sum_j w_j \log w_j`, is at most ``divergence`` have the largest
+    :math:`\frac1n \sum_j w_j A_j`: relative entropy policy search (Peters et al. 2010) on one minibatch.
+
+    A shift of the advantages or a positive factor on them changes nothing. The temperature :math:`\eta` is found by Newton's
+    method, in a fixed number of steps and without a look at the numbers.
+
+    :param advantages: :math:`A`, shape ``(n,)``
+    :param divergence: in nats, above 0; beyond :math:`\log n` the best row has all of the weight
+    :return: shape ``(n,)``, without a gradient
+    """
+    a = advantages.detach()
+    a = a - a.max()
+    spread = a.std(correction=0)
+    # Equal advantages stay equal whatever they are divided by.
+    a = a / spread.clamp(min=th.finfo(a.dtype).tiny)
+    log_n, target = math.log(len(a)), math.log(divergence)
+    # What the temperature of normal advantages would be.
+    log_eta = a.new_full((), 0.5 * math.log(0.5 / divergence))
+    for _ in range(_NEWTON_STEPS):
+        scaled = a * (-log_eta).exp()
+        log_w = th.log_softmax(scaled, 0)
+        share = log_w.exp()
+        found = (share * log_w).sum() + log_n
+        mean = (share * scaled).sum()
+        slope = (share * (scaled - mean).square()).sum() / found.clamp(min=1e-12)
+        step = (found.clamp(min=1e-12).log() - target) / slope.clamp(min=0.1)
+        log_eta = log_eta + step.clamp(-_LONGEST, _LONGEST)
+    return th.softmax(a * (-log_eta).exp(), 0) * len(a)
+
+
+def effective_share(weights: th.Tensor) -> th.Tensor:
+    r"""
+    :math:`(\sum_j w_j)^2 / (n \sum_j w_j^2)`: how many equally weighted rows would vary as much, as a share of all.
+
+    :param weights: not negative, shape ``(n,)``
+    :return: from :math:`1/n` to 1, shape ``()``
+    """
+    return weights.mean().square() / weights.square().mean()

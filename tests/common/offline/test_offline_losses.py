@@ -3,8 +3,9 @@
 import numpy as np
 import pytest
 import torch as th
+from scipy.optimize import brentq, minimize
 
-from otbaselines.common.offline.losses import advantage_weights, expectile_loss, td_targets
+from otbaselines.common.offline.losses import advantage_weights, bounded_weights, effective_share, expectile_loss, td_targets
 
 
 def _minimiser(sample: th.Tensor, expectile: float) -> float:
@@ -44,3 +45,55 @@ def test_weights_are_exponential_up_to_their_bound():
     weights = advantage_weights(th.tensor([-1.0, 0.0, 0.5, 40.0]), 2.0, 100.0)
     np.testing.assert_allclose(weights, [np.exp(-2.0), 1.0, np.e, 100.0], rtol=1e-6)
     assert th.equal(advantage_weights(th.randn(9), 0.0, 100.0), th.ones(9))
+
+
+def _sample(kind: str, n: int) -> th.Tensor:
+    noise = th.randn(n, generator=th.Generator().manual_seed(n), dtype=th.float64)
+    return {"normal": noise, "heavy": noise**3, "one far": th.cat([noise[1:], noise.new_full((1,), 1e3)])}[kind]
+
+
+@pytest.mark.parametrize("kind", ["normal", "heavy", "one far"])
+@pytest.mark.parametrize("divergence", [0.01, 0.1, 1.0])
+def test_bounded_weights_are_exponential_and_use_up_their_divergence(kind, divergence):
+    a = _sample(kind, 200)
+
+    def weights(log_eta):
+        powers = np.exp((a - a.max()).numpy() / np.exp(log_eta))
+        return len(a) * powers / powers.sum()
+
+    def excess(log_eta):
+        w = weights(log_eta)
+        return np.mean(w * np.log(np.maximum(w, 1e-300))) - divergence
+
+    expected = weights(brentq(excess, -6.0, 9.0))
+    np.testing.assert_allclose(bounded_weights(a, divergence), expected, rtol=1e-5, atol=1e-7 * expected.max())
+    np.testing.assert_allclose(bounded_weights(100 * a + 7, divergence), expected, rtol=1e-5, atol=1e-7 * expected.max())
+
+
+def test_bounded_weights_gain_the_most_that_their_divergence_allows():
+    a = _sample("normal", 6)
+
+    def divergence(w):
+        return np.mean(w * np.log(w))
+
+    constraints = [
+        {"type": "eq", "fun": lambda w: w.mean() - 1},
+        {"type": "ineq", "fun": lambda w: 0.2 - divergence(w)},
+    ]
+    best = minimize(lambda w: -np.mean(w * a.numpy()), np.ones(6), bounds=[(1e-9, 6)] * 6, constraints=constraints, tol=1e-12)
+    np.testing.assert_allclose(bounded_weights(a, 0.2), best.x, atol=1e-4)
+
+
+def test_advantages_that_are_all_the_same_weigh_the_same():
+    for a in (th.zeros(5), th.full((4,), 3.0), th.tensor([7.0])):
+        assert th.equal(bounded_weights(a, 0.1), th.ones(len(a)))
+
+
+def test_a_divergence_beyond_all_leaves_the_best_row_alone():
+    weights = bounded_weights(th.tensor([1.0, 3.0, 2.0]), 50.0)
+    np.testing.assert_allclose(weights, [0.0, 3.0, 0.0], atol=1e-6)
+
+
+def test_the_effective_share_counts_equal_weights():
+    assert float(effective_share(th.tensor([2.0, 2.0, 0.0, 0.0]))) == 0.5
+    assert float(effective_share(th.full((7,), 0.3))) == pytest.approx(1.0)
