@@ -22,7 +22,7 @@ class TransportPolicy(ImplicitQPolicy):
     :param observation_space: a box, which is flattened
     :param action_space: a bounded box
     :param lr_schedule: learning rate by remaining progress
-    :param map_arch: widths of the map's layers
+    :param map_arch: widths of the map's layers; two of 64 when omitted
     :param use_map: without it, the map is the identity and has no parameters
     :param extraction: one of QDOT's, which says how to act
     :param n_candidates: actions among which ``extraction="best_of"`` chooses
@@ -45,7 +45,7 @@ class TransportPolicy(ImplicitQPolicy):
         if extraction not in ACTS:
             raise ValueError(f"`extraction` must be one of {', '.join(map(repr, ACTS))}, got {extraction!r}")
         COUNT.check("n_candidates", n_candidates)
-        self.map_arch = [128, 128] if map_arch is None else list(map_arch)
+        self.map_arch = [64, 64] if map_arch is None else list(map_arch)
         self.use_map, self.extraction, self.n_candidates = use_map, extraction, n_candidates
         super().__init__(observation_space, action_space, lr_schedule, **kwargs)
 

@@ -89,7 +89,7 @@ class QDOT(ImplicitQLearning):
         learning_rate: float | Schedule = 3e-4,
         actor_learning_rate: float | str | Schedule = "cosine_3e-4",
         dataset: Any = None,
-        alpha: float = 1.0,
+        alpha: float = 0.3,
         order: int = 2,
         v_target: str = "expectile",
         extraction: str = "weighted_map",

@@ -24,7 +24,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     add("--env", default=None, help="where agents are evaluated; said by the data when omitted")
     add("--seeds", type=count, default=3, help="seeds 0 .. SEEDS - 1 of every method")
     add("--methods", nargs="+", choices=[*METHODS], default=[*USUAL])
-    add("--alphas", type=float, nargs="+", default=[1.0], help="prices of moving actions")
+    add("--alphas", type=float, nargs="+", default=[0.3], help="prices of moving actions")
     add("-n", "--n-timesteps", type=count_or_default, default=-1, help="gradient steps instead of the YAML entry's")
     params = "changed hyperparameters of every method, such as policy_kwargs.net_arch:[128,128]"
     add("-params", "--hyperparams", nargs="+", action=StoreAssignments, default={}, metavar="KEY:VALUE", help=params)
