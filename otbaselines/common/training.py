@@ -2,6 +2,7 @@
 
 import math
 from collections import defaultdict
+from collections.abc import Callable, Mapping
 from typing import Any, Protocol
 
 import torch as th
@@ -9,12 +10,23 @@ from stable_baselines3.common.callbacks import BaseCallback, ConvertCallback
 from stable_baselines3.common.type_aliases import MaybeCallback
 from tqdm import tqdm
 
+# Elements of the tensors of minibatches that wait to be summed up together.
+_WAITING = 2**20
+
 
 class Metrics:
-    """Scalars of many minibatches, which the host reads once."""
+    """
+    Scalars of many minibatches, which the host reads once.
 
-    def __init__(self) -> None:
+    :param summarize: makes scalars of the tensors that :meth:`add_rows` is given: from stacks of them, one entry a minibatch,
+        to vectors of one scalar a minibatch, by name
+    """
+
+    def __init__(self, summarize: Callable[..., Mapping[str, th.Tensor]] | None = None) -> None:
         self._values: dict[str, list[th.Tensor]] = defaultdict(list)
+        self._summarize = summarize
+        self._waiting: list[tuple[th.Tensor, ...]] = []
+        self._n_waiting = 0
 
     def add(self, name: str, value: th.Tensor) -> None:
         """
@@ -23,13 +35,39 @@ class Metrics:
         """
         self._values[name].append(value)
 
+    def add_rows(self, *tensors: th.Tensor) -> None:
+        """
+        Leave what is to be known of a minibatch for later, when one operation does for many minibatches: next to a gradient
+        step on small networks, a dozen operations for the log are no small thing.
+
+        :param tensors: what ``summarize`` takes, without gradients, and not to be changed afterwards
+        """
+        if self._waiting and any(a.shape != b.shape for a, b in zip(tensors, self._waiting[0], strict=True)):
+            self._flush()
+        self._waiting.append(tensors)
+        self._n_waiting += sum(tensor.numel() for tensor in tensors)
+        if self._n_waiting > _WAITING:
+            self._flush()
+
+    def _flush(self) -> None:
+        if not self._waiting:
+            return
+        assert self._summarize is not None, "rows need somebody who makes scalars of them"
+        stacks = [th.stack(tensors) for tensors in zip(*self._waiting, strict=True)]
+        for name, values in self._summarize(*stacks).items():
+            self._values[name].append(values)
+        self._waiting, self._n_waiting = [], 0
+
     def means(self) -> dict[str, float]:
         """
         :return: the mean of every metric, read from the device at once
         """
+        self._flush()
         if not self._values:
             return {}
-        means = th.stack([th.stack(values).mean().to(th.float32) for values in self._values.values()])
+        means = th.stack(
+            [th.cat([value.view(-1) for value in values]).mean().to(th.float32) for values in self._values.values()]
+        )
         return dict(zip(self._values, means.tolist(), strict=True))
 
 

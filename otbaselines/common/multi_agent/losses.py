@@ -57,6 +57,17 @@ def clipped_surrogate(ratio: th.Tensor, advantages: th.Tensor, clip_range: float
     return th.where(surrogate <= bound, surrogate, bound)
 
 
+def kl_estimates(log_ratio: th.Tensor) -> th.Tensor:
+    r"""
+    :math:`(r - 1) - \log r`, whose mean over the old policy's steps is :math:`\mathrm{KL}(\pi_{old}, \pi_{new})`, with less
+    variance than the mean of :math:`-\log r` (Schulman 2020).
+
+    :param log_ratio: :math:`\log r`, new over old likelihood of each action
+    :return: not negative, of the same shape
+    """
+    return (log_ratio.exp() - 1.0) - log_ratio
+
+
 def squared_value_error(
     values: th.Tensor, old_values: th.Tensor, returns: th.Tensor, clip_range_vf: float | None
 ) -> th.Tensor:

@@ -12,6 +12,7 @@ from otbaselines.common.multi_agent.losses import (
     agent_mean,
     clipped_surrogate,
     explained_variance,
+    kl_estimates,
     normalize_advantages,
     squared_value_error,
 )
@@ -124,7 +125,7 @@ class MultiAgentPPO(MultiAgentOnPolicyAlgorithm):
         self._update_learning_rate(self.policy.optimizer)
         snapshot = Snapshot(self.policy, self.policy.optimizer)
         self._before_updates()
-        metrics = Metrics()
+        metrics = Metrics(self._summarize)
         assert self.batch_size is not None
         rows = self.batch_size // self.layout.n_agents
         self._sets = self._all_sets()
@@ -171,13 +172,12 @@ class MultiAgentPPO(MultiAgentOnPolicyAlgorithm):
             # Weighting an absent agent's row by zero is not enough: where the ratio overflows, 0 * inf is NaN.
             log_ratio = log_ratio.masked_fill(~batch.active, 0.0)
         ratio = log_ratio.exp()
-        with th.no_grad():
-            # Schulman's low-variance estimator of the reverse divergence.
-            divergence = (ratio - 1.0) - log_ratio
-            metrics.add("train/approx_kl", agent_mean(divergence, batch.active, pooled=True))
-            if not self._go_on(divergence, batch.active):
-                return False
-        loss = self._ppo_loss(batch, evaluation, ratio, metrics)
+        if not self._go_on(log_ratio.detach(), batch.active):
+            metrics.add("train/approx_kl", agent_mean(kl_estimates(log_ratio.detach()), batch.active, pooled=True))
+            return False
+        loss, told = self._ppo_loss(batch, evaluation, ratio)
+        of_rows = [log_ratio.detach(), evaluation.entropy.detach(), *told]
+        metrics.add_rows(*of_rows, *([] if batch.active is None else [batch.active]))
         auxiliary = self._auxiliary_loss(evaluation)
         if auxiliary is not None:
             loss = loss + auxiliary
@@ -191,11 +191,30 @@ class MultiAgentPPO(MultiAgentOnPolicyAlgorithm):
             self._sets.step(self.policy.optimizer, *parameter_groups(self.policy))
         return True
 
-    def _go_on(self, divergence: th.Tensor, active: th.Tensor | None) -> bool:
+    def _summarize(
+        self,
+        log_ratio: th.Tensor,
+        entropy: th.Tensor,
+        policy_loss: th.Tensor,
+        value_loss: th.Tensor,
+        active: th.Tensor | None = None,
+    ) -> dict[str, th.Tensor]:
+        """What the log says of minibatches, each one entry of the first axis."""
+        beyond = (log_ratio.exp() - 1.0).abs() > self.schedule_value("clip_range")
+        of_steps = {
+            "train/approx_kl": kl_estimates(log_ratio),
+            "train/entropy_loss": -entropy,
+            "train/clip_fraction": beyond.to(log_ratio.dtype),
+        }
+        pooled = {name: _minibatch_means(values, active) for name, values in of_steps.items()}
+        losses = {"train/policy_gradient_loss": policy_loss, "train/value_loss": value_loss}
+        return {**pooled, **{name: values.view(len(values), -1).mean(1) for name, values in losses.items()}}
+
+    def _go_on(self, log_ratio: th.Tensor, active: th.Tensor | None) -> bool:
         """Stop the parameter sets that have moved too far; whether any goes on. The host reads one small vector."""
         if self.target_kl is None:
             return True
-        of_sets = agent_mean(divergence, active, pooled=self.share_parameters).view(-1)
+        of_sets = agent_mean(kl_estimates(log_ratio), active, pooled=self.share_parameters).view(-1)
         for k in self._sets.stop((of_sets > 1.5 * self.target_kl).tolist()):
             if self.verbose >= 1:
                 who = "" if self.share_parameters else f" of {self.layout.possible_agents[k]}"
@@ -207,9 +226,8 @@ class MultiAgentPPO(MultiAgentOnPolicyAlgorithm):
         batch: AgentRolloutSamples,
         evaluation: TeamActionEvaluation,
         ratio: th.Tensor,
-        metrics: Metrics,
-    ) -> th.Tensor:
-        """SB3's PPO loss: each parameter set's own mean, summed over the sets."""
+    ) -> tuple[th.Tensor, tuple[th.Tensor, th.Tensor]]:
+        """SB3's PPO loss: each parameter set's own mean, summed over the sets; and its two parts for the log."""
         pooled, active = self.share_parameters, batch.active
         clip_range = self.schedule_value("clip_range")
         clip_range_vf = None if self.clip_range_vf is None else self.schedule_value("clip_range_vf")
@@ -224,14 +242,7 @@ class MultiAgentPPO(MultiAgentOnPolicyAlgorithm):
         if self.ent_coef != 0.0:
             entropy_loss = -agent_mean(evaluation.entropy, active, pooled=pooled)
             loss = loss + self.ent_coef * entropy_loss
-        with th.no_grad():
-            entropy = agent_mean(evaluation.entropy, active, pooled=True)
-            clipped = agent_mean(((ratio - 1.0).abs() > clip_range).to(ratio.dtype), active, pooled=True)
-        metrics.add("train/entropy_loss", -entropy)
-        metrics.add("train/policy_gradient_loss", policy_loss.detach().mean())
-        metrics.add("train/value_loss", value_loss.detach().mean())
-        metrics.add("train/clip_fraction", clipped)
-        return loss.sum() + self.vf_coef * value_loss.sum()
+        return loss.sum() + self.vf_coef * value_loss.sum(), (policy_loss.detach(), value_loss.detach())
 
     def _log_training(self, metrics: Metrics, snapshot: Snapshot) -> None:
         """Read every metric from the device at once, and undo the update if one was not finite."""
@@ -252,3 +263,11 @@ class MultiAgentPPO(MultiAgentOnPolicyAlgorithm):
         self.logger.record("train/clip_range", self.schedule_value("clip_range"))
         if self.clip_range_vf is not None:
             self.logger.record("train/clip_range_vf", self.schedule_value("clip_range_vf"))
+
+
+def _minibatch_means(values: th.Tensor, active: th.Tensor | None) -> th.Tensor:
+    """Means over the steps in which an agent acted, shape ``(n_minibatches, rows, n_agents)`` to ``(n_minibatches,)``."""
+    if active is None:
+        return values.flatten(1).mean(1)
+    weights = active.to(values.dtype)
+    return (values * weights).sum((1, 2)) / weights.sum((1, 2)).clamp_min(1.0)

@@ -15,7 +15,6 @@ from toy_teams import RelayEnv
 from otbaselines import IPPO, MAPPO, WBC, ParallelVecEnv
 from otbaselines.common.multi_agent.critics import RunningNormalizer
 from otbaselines.common.multi_agent.policies import MultiAgentActorCriticPolicy
-from otbaselines.common.multi_agent.ppo import Metrics
 from otbaselines.common.vec_env.layout import TeamLayout
 from otbaselines.common.vec_env.subproc import SubprocParallelVecEnv
 from otbaselines.common.vec_env.tensor import TensorVecEnv
@@ -330,7 +329,7 @@ def test_the_critics_loss_is_the_mean_over_all_agents_and_the_actors_losses_are_
     batch = copy.copy(batch)
     object.__setattr__(batch, "active", active if has_left else None)
     evaluation = model.policy.evaluate_team_actions(batch.observations, batch.actions, states=batch.states)
-    model._ppo_loss(batch, evaluation, (evaluation.log_prob - batch.old_log_prob).exp(), Metrics()).backward()
+    model._ppo_loss(batch, evaluation, (evaluation.log_prob - batch.old_log_prob).exp())[0].backward()
     gradients = [parameter.grad.clone() for parameter in model.policy.parameters()]
     policy = copy.deepcopy(model.policy)
     policy.zero_grad()

@@ -73,7 +73,7 @@ def _rows(batch, agents):
 def _update_without_step(model, batch):
     """The loss and, in the parameters, the clipped gradients of the model's own update."""
     model.policy.optimizer.step = lambda: None
-    metrics = Metrics()
+    metrics = Metrics(model._summarize)
     assert model._update(batch, metrics)
     return metrics.means()
 
