@@ -60,6 +60,39 @@ def check_search_size(
     )
 
 
+def check_repeated_state(n_rows: int, n_candidates: int, device: th.device) -> None:
+    """
+    :param n_rows: joint steps of a rollout in which every state is the same, so that every action may go where any other is
+    :param n_candidates: actions that cover the box besides
+    :param device: where all their distances are kept
+    :raises ValueError: if they do not fit there
+    """
+    check_fits(
+        # Distances and scores in single precision, and again in double.
+        24 * n_rows * (n_rows + n_candidates),
+        f"the distances between {n_rows:,} joint steps (`n_steps` times the copies) that all show the same state",
+        "lower `n_steps` or the number of copies",
+        device,
+    )
+
+
+def own_bounds(own: Sequence[spaces.Space[Any]], space: spaces.Space[Any], device: th.device) -> th.Tensor:
+    """
+    The ends of each agent's own box, beyond which every action does what its nearest one inside does.
+
+    :param own: the box of each agent
+    :param space: the team's, which holds them all
+    :param device: where tensors live
+    :return: shape ``(2, n_agents, action_dim)``; zero in dimensions that an agent lacks, as is what it does there
+    """
+    ends = th.zeros(2, len(own), int(np.prod(space.shape or ())), device=device)
+    for agent, each in enumerate(own):
+        assert isinstance(each, spaces.Box)
+        bounds = np.stack([each.low.reshape(-1), each.high.reshape(-1)])
+        ends[:, agent, : bounds.shape[1]] = th.as_tensor(bounds).to(ends)
+    return ends
+
+
 def action_sets(
     own: Sequence[spaces.Space[Any]],
     space: spaces.Space[Any],
@@ -75,13 +108,4 @@ def action_sets(
     """
     if isinstance(space, spaces.Discrete):
         return [Choices(int(each.n), int(space.n), device) for each in own]  # type: ignore[attr-defined]
-    sets: list[ActionSet] = []
-    for each in own:
-        assert isinstance(each, spaces.Box)
-        # Dimensions that the agent lacks are zero in what it does.
-        ends = th.zeros(2, int(np.prod(space.shape or ())), device=device)
-        bounds = np.stack([each.low.reshape(-1), each.high.reshape(-1)])
-        ends[:, : bounds.shape[1]] = th.as_tensor(bounds).to(ends)
-        low, high = encode(ends)
-        sets.append(Box(low, high))
-    return sets
+    return [Box(low, high) for low, high in encode(own_bounds(own, space, device)).unbind(1)]

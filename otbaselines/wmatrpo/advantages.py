@@ -11,7 +11,7 @@ from otbaselines.wmatrpo.joint_critic import JointCritics
 JOINT_DRAWS, JOINT_ROUNDS = 64, 4
 # Actions of a later agent among which its best response is looked for, where they are a continuum.
 RESPONSES = 17
-# Joint actions of a repeated state that are considered: by a leader, and without one.
+# Joint actions of a state that a leader considers where they are draws, and those of a repeated state without a leader.
 LEADER_ROWS, JOINT_ROWS = 4, 64
 # Joint actions that are judged together, so that what they need stays near the processor: 16 MiB with hidden layers of 64.
 TOGETHER = 1 << 16
@@ -52,6 +52,9 @@ class MarginalAdvantage:
     Baheri 2025, Eqs. 8, 11 and 15). Joint actions of the rollout are weighted by the likelihood ratios of those updated
     before, those of the present policies by their probabilities.
 
+    Agents that answer know the state and :math:`a'_i`, and no more than the agent itself of what those before it do:
+    :math:`\max_{a_{later}} E_{a_{earlier}}`, and not a mean of maxima.
+
     :param critics: of the joint action
     :param states: as the critics read them, shape ``(n_states, width)``
     :param joint: actions of the team in each state, as the critics read them, shape
@@ -61,7 +64,7 @@ class MarginalAdvantage:
     :param baseline: of each state, shape ``(n_states,)``
     :param scale: the unit of the advantages
     :param optimism: standard deviations of the ensemble that are added to its mean
-    :param later: agents that answer with their best response, none for the mean over their actions
+    :param later: agents that answer with their best response, whatever they do in ``joint``; none for the mean over it
     :param sets: of every agent's actions
     """
 
@@ -100,13 +103,14 @@ class MarginalAdvantage:
 
     def _of_rows(self, candidates: th.Tensor, tries_all: bool) -> th.Tensor:
         if not self.later:
-            values = self._judge(self.states, self.joint, self.agent, candidates)
-        elif tries_all:
-            values = self._led_by_all(candidates)
-        else:
-            values = self._led(candidates)
-        centred = (values - self.baseline[:, None, None]) / self.scale
-        return (centred * self.weights[:, : values.shape[1], None]).mean(1)
+            return self._mean(self._judge(self.states, self.joint, self.agent, candidates))
+        return self._led_by_all(candidates) if tries_all else self._led(candidates)
+
+    def _mean(self, values: th.Tensor) -> th.Tensor:
+        """Over the joint actions: shape ``(n_states, n_joint, ...)`` to ``(n_states, ...)``, less the baseline."""
+        ones = [1] * (values.dim() - 2)
+        centred = (values - self.baseline.view(-1, 1, *ones)) / self.scale
+        return (centred * self.weights.view(*self.weights.shape, *ones)).mean(1)
 
     def _judge(self, states: th.Tensor, joint: th.Tensor, agent: int, candidates: th.Tensor) -> th.Tensor:
         """The ensemble's judgement, shape ``(n_states, n_joint, n_candidates)``."""
@@ -114,7 +118,7 @@ class MarginalAdvantage:
 
     def _is_enumerable(self, n_candidates: int) -> bool:
         """Whether the later agents' joint actions are few enough to try all of them for every candidate."""
-        number = len(self.states) * min(self.joint.shape[1], LEADER_ROWS) * n_candidates
+        number = len(self.states) * self.joint.shape[1] * n_candidates
         for agent in self.later:
             own = self.sets[agent]
             number *= own.n if isinstance(own, Choices) else MOST_ANSWERS
@@ -127,43 +131,46 @@ class MarginalAdvantage:
         return th.stack([each[numbers[:, k]] for k, each in enumerate(own)], 1)
 
     def _led_by_all(self, candidates: th.Tensor) -> th.Tensor:
-        """Each candidate with the best that later agents can do, shape ``(n_states, n_joint, n_candidates)``."""
-        taken, answers = self.joint[:, :LEADER_ROWS], self._answers()
-        joint = taken.unsqueeze(2).expand(-1, -1, len(answers), -1, -1).clone()
+        """Each candidate with the best that later agents can do, shape ``(n_states, n_candidates)``."""
+        answers, n_joint = self._answers(), self.joint.shape[1]
+        joint = self.joint.unsqueeze(2).expand(-1, -1, len(answers), -1, -1).clone()
         joint[:, :, :, list(self.later)] = answers
         values = self._judge(self.states, joint.flatten(1, 2), self.agent, candidates)
-        best: th.Tensor = values.unflatten(1, (taken.shape[1], len(answers))).amax(2)  # type: ignore[no-untyped-call]
-        return best
+        of_answers: th.Tensor = values.unflatten(1, (n_joint, len(answers)))  # type: ignore[no-untyped-call]
+        return self._mean(of_answers).amax(1)
 
     def _led(self, candidates: th.Tensor) -> th.Tensor:
-        """The same where answers are too many to try: by coordinate ascent from two joint actions."""
-        n_states, n_joint = len(self.states), min(self.joint.shape[1], LEADER_ROWS)
-        n_candidates = candidates.shape[1]
-        taken = self.joint[:, :n_joint]
-        best = self._best_joint().unsqueeze(1).expand_as(taken).clone()
-        later = list(self.later)
-        started = taken.clone()
-        started[:, :, later] = best[:, :, later]
-        values = None
-        for start in (taken, started):
-            joint = start.unsqueeze(2).expand(-1, -1, n_candidates, -1, -1).clone()
+        """The same where answers are too many to try: by coordinate ascent from each row's and a good joint action."""
+        later, values = list(self.later), None
+        taken = self.joint.expand(len(self.states), -1, -1, -1)
+        starts = [*taken[:, :, later].unbind(1), self._best_joint(taken)[:, later]]
+        for answer in starts:
+            joint = taken.unsqueeze(2).expand(-1, -1, candidates.shape[1], -1, -1).clone()
             joint[:, :, :, self.agent] = candidates.unsqueeze(1)
-            reached = self._ascend(joint.flatten(1, 2), later).view(n_states, n_joint, n_candidates)
+            joint[:, :, :, later] = answer[:, None, None]
+            reached = self._ascend(joint, later)
             values = reached if values is None else th.maximum(values, reached)
         assert values is not None
         return values
 
     def _ascend(self, joint: th.Tensor, agents: list[int]) -> th.Tensor:
-        """One pass over the agents, each to its best action; the values reached, shape ``(n_states, n_joint)``."""
-        values = None
+        """
+        One pass over the agents, each to its best action whatever the earlier agents do.
+
+        :param joint: shape ``(n_states, n_joint, n_candidates, n_agents, width)``; is changed
+        :param agents: who answer
+        :return: the values reached, shape ``(n_states, n_candidates)``
+        """
+        values, (n_joint, n_candidates) = None, joint.shape[1:3]
         for agent in agents:
-            options = self.sets[agent].grid(RESPONSES).unsqueeze(0)
-            judged = self._judge(self.states, joint, agent, options)
-            values, index = judged.max(-1)
-            present = self._judge_joint(joint)
-            better = values > present
-            values = th.where(better, values, present)
-            joint[:, :, agent] = th.where(better.unsqueeze(-1), options[0][index], joint[:, :, agent])
+            options, flat = self.sets[agent].grid(RESPONSES), joint.flatten(1, 2)
+            judged = self._judge(self.states, flat, agent, options.unsqueeze(0))
+            of_options: th.Tensor = judged.unflatten(1, (n_joint, n_candidates))  # type: ignore[no-untyped-call]
+            values, index = self._mean(of_options).max(-1)
+            present = self._mean(self._judge_joint(flat).view(-1, n_joint, n_candidates))
+            better = (values > present)[:, None, :, None]
+            values = th.maximum(values, present)
+            joint[:, :, :, agent] = th.where(better, options[index].unsqueeze(1), joint[:, :, :, agent])
         assert values is not None
         return values
 
@@ -172,10 +179,10 @@ class MarginalAdvantage:
         states = self.states.unsqueeze(1).expand(-1, n_joint, -1).flatten(0, 1)
         return optimistic(self.critics(states, joint.flatten(0, 1)), self.optimism).view(n_states, n_joint)
 
-    def _best_joint(self) -> th.Tensor:
+    def _best_joint(self, taken: th.Tensor) -> th.Tensor:
         """The best joint action that a cross-entropy search finds in each state, shape ``(n_states, n_agents, width)``."""
         draws = th.stack([each.draw((len(self.states), JOINT_DRAWS)) for each in self.sets], 2)
-        draws = th.cat([draws, self.joint[:, :LEADER_ROWS]], 1)
+        draws = th.cat([draws, taken], 1)
         rows = th.arange(len(self.states), device=draws.device)
         best = draws[rows, self._judge_joint(draws).argmax(1)]
         for turn in range(1, JOINT_ROUNDS):

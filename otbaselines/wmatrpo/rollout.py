@@ -1,12 +1,13 @@
 """What one rollout says about a team, and what its policies would do in the same states now."""
 
+import math
 from collections.abc import Callable
 from typing import Any
 
 import torch as th
 
 from otbaselines.common.multi_agent.sequential import TeamSteps
-from otbaselines.wmatrpo.advantages import ActionSet, Choices
+from otbaselines.wmatrpo.advantages import LEADER_ROWS, ActionSet, Choices
 
 # Joint actions of the team-mates in each state: all of them up to the first number, else so many draws of choices or vectors.
 ENUMERATED, DRAWN_CHOICES, DRAWN_VECTORS = 32, 16, 8
@@ -58,57 +59,50 @@ class TeamMates:
     :math:`n^2`.
 
     :param policies: of the team, at the states, leading shape ``(n_states, n_agents)``
-    :param encode: turns actions into what the critics read
+    :param encode: turns the actions of some agents, shape ``(..., n_some, ...)``, and their numbers into what the critics read
     :param sets: of every agent's actions
     :param n_joint: joint actions in each state; all up to ``ENUMERATED``, else ``DRAWN_CHOICES`` or ``DRAWN_VECTORS``, when
         omitted
-    :param enumerates: whether all joint actions may be taken, which have no order to take a few from
     """
 
     def __init__(
         self,
         policies: Any,
-        encode: Callable[[th.Tensor], th.Tensor],
+        encode: Callable[[th.Tensor, slice], th.Tensor],
         sets: list[ActionSet],
         n_joint: int | None = None,
-        *,
-        enumerates: bool = True,
     ) -> None:
         self._encode = encode
         self._sets = sets
         are_choices = all(isinstance(each, Choices) for each in sets)
         drawn = DRAWN_CHOICES if are_choices else DRAWN_VECTORS
         self._n_joint = 1 if len(sets) == 1 else drawn if n_joint is None else n_joint
-        limit = ENUMERATED if n_joint is None else n_joint
-        self._enumerates = enumerates and are_choices and all(self._n_others(i) <= limit for i in range(len(sets)))
+        self._enumerates = can_enumerate(sets, n_joint)
         if self._enumerates:
             self._probs: list[th.Tensor] = list(policies.probs.unbind(1))
         else:
-            self._drawn = th.stack([encode(policies.sample()) for _ in range(self._n_joint)], 1)
+            everybody = slice(0, len(sets))
+            self._drawn = th.stack([encode(policies.sample(), everybody) for _ in range(self._n_joint)], 1)
 
-    def _n_others(self, agent: int) -> int:
-        """Joint actions of the others, where they are choices."""
-        number = 1
-        for other, each in enumerate(self._sets):
-            number *= 1 if other == agent else each.n  # type: ignore[attr-defined]
-        return number
-
-    def joint(self, agent: int) -> tuple[th.Tensor, th.Tensor]:
+    def joint(self, agent: int, answering: tuple[int, ...] = ()) -> tuple[th.Tensor, th.Tensor]:
         """
         :param agent: whose own action in them means nothing
+        :param answering: further agents of whom this is so; of draws, ``LEADER_ROWS`` are taken where there are any
         :return: joint actions, shape ``(n_states or 1, n_joint, n_agents, action_width)``, and their weights, of mean one in
             each state, shape ``(n_states, n_joint)``
         """
         if not self._enumerates:
-            return self._drawn, th.ones(self._drawn.shape[:2], device=self._drawn.device)
-        device = self._probs[0].device
-        own = [th.arange(1 if i == agent else each.n, device=device) for i, each in enumerate(self._sets)]  # type: ignore[attr-defined]
+            drawn = self._drawn[:, :LEADER_ROWS] if answering else self._drawn
+            return drawn, th.ones(drawn.shape[:2], device=drawn.device)
+        device, silent = self._probs[0].device, {agent, *answering}
+        own = [th.arange(1 if i in silent else each.n, device=device) for i, each in enumerate(self._sets)]  # type: ignore[attr-defined]
         numbers = th.cartesian_prod(*own).view(-1, len(own))
         weights = th.ones(1, 1, device=device)
         for other, probs in enumerate(self._probs):
-            if other != agent:
+            if other not in silent:
                 weights = weights * probs[:, numbers[:, other]]
-        return self._encode(numbers).unsqueeze(0), weights.expand(len(self._probs[0]), -1) * len(numbers)
+        encoded = self._encode(numbers, slice(0, len(own)))
+        return encoded.unsqueeze(0), weights.expand(len(self._probs[0]), -1) * len(numbers)
 
     def moved(self, agent: int, policies: Any) -> None:
         """
@@ -116,7 +110,21 @@ class TeamMates:
         :param policies: its own, at the states, leading shape ``(n_states, 1)``
         """
         if self._enumerates:
-            self._probs[agent] = policies.probs[:, 0]
+            # Of repeated states the first will do.
+            self._probs[agent] = policies.probs[: len(self._probs[agent]), 0]
         else:
-            drawn = [self._encode(policies.sample())[:, 0] for _ in range(self._n_joint)]
+            own = slice(agent, agent + 1)
+            drawn = [self._encode(policies.sample(), own)[:, 0] for _ in range(self._n_joint)]
             self._drawn[:, :, agent] = th.stack(drawn, 1)
+
+
+def can_enumerate(sets: list[ActionSet], n_joint: int | None = None) -> bool:
+    """
+    :param sets: of every agent's actions
+    :param n_joint: joint actions in each state; ``ENUMERATED`` when omitted
+    :return: whether everybody's team-mates have no more joint actions than that
+    """
+    if not all(isinstance(each, Choices) for each in sets):
+        return False
+    limit, sizes = ENUMERATED if n_joint is None else n_joint, [each.n for each in sets]  # type: ignore[attr-defined]
+    return all(math.prod(sizes[:i] + sizes[i + 1 :]) <= limit for i in range(len(sizes)))

@@ -8,7 +8,7 @@ import torch as th
 from gymnasium import spaces
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.policies import BasePolicy
-from stable_baselines3.common.type_aliases import GymEnv, Schedule
+from stable_baselines3.common.type_aliases import GymEnv, PyTorchObs, Schedule
 from torch.nn.utils import parameters_to_vector
 
 from otbaselines.common.multi_agent.buffers import AgentRolloutSamples
@@ -27,10 +27,16 @@ from otbaselines.common.training import Metrics
 from otbaselines.common.trust_region import backtrack
 from otbaselines.common.vec_env.layout import action_vectors
 from otbaselines.wmatrpo.action_metric import ActionMetric, environment_distances
-from otbaselines.wmatrpo.actions import action_sets, check_actions, check_search_size
+from otbaselines.wmatrpo.actions import (
+    action_sets,
+    check_actions,
+    check_repeated_state,
+    check_search_size,
+    own_bounds,
+)
 from otbaselines.wmatrpo.advantages import JOINT_ROWS, LEADER_ROWS, ActionSet, MarginalAdvantage, optimistic
 from otbaselines.wmatrpo.policies import JointCriticCnnPolicy, JointCriticMultiInputPolicy, JointCriticPolicy
-from otbaselines.wmatrpo.rollout import DRAWN_CHOICES, DRAWN_VECTORS, JointRollout, TeamMates
+from otbaselines.wmatrpo.rollout import DRAWN_CHOICES, DRAWN_VECTORS, JointRollout, TeamMates, can_enumerate
 from otbaselines.wmatrpo.transport import BoxSearch, Transport, transport_choices
 
 # An accepted update exceeds its radius by no more than this share of it.
@@ -71,7 +77,7 @@ class WMATRPO(SequentialTrustRegion):
     :param n_refinements: for a Box: rounds of closer candidates around the best, 1 when omitted
     :param n_joint: joint actions of the team-mates over which the value of an action is averaged in each state: all, if they
         are no more than this, else draws from their policies; when omitted, all up to 32, else 16 draws of choices or 8 of
-        vectors
+        vectors. Where every state of a rollout is the same, so many of its joint actions stand for the draws, 64 when omitted
     """
 
     setting_ranges: ClassVar[dict[str, Setting]] = {
@@ -184,10 +190,11 @@ class WMATRPO(SequentialTrustRegion):
 
     def _setup_learn(self, *args: Any, **kwargs: Any) -> tuple[int, BaseCallback]:
         # As with other settings, what was changed since the constructor counts.
+        result = super()._setup_learn(*args, **kwargs)
         self._ask_for_metric()
         self._metric = ActionMetric(self.ground_metric, self.layout, self.action_space, self.device)
         self._replay = deque(self._replay, maxlen=int(self.replay_rollouts))
-        return super()._setup_learn(*args, **kwargs)
+        return result
 
     def _critic_settings(self) -> dict[str, Any]:
         return {**super()._critic_settings(), "n_joint_critics": self.n_critics, "prior_scale": self.prior_scale}
@@ -238,19 +245,36 @@ class WMATRPO(SequentialTrustRegion):
     def _distance(self, new: TeamDistribution, old: TeamDistribution, agent: int) -> th.Tensor:
         return self._metric.w1(new, old, agent)
 
+    def _own_spaces(self) -> list[spaces.Space[Any]]:
+        return [self.layout.agent_action_spaces[agent] for agent in self.layout.possible_agents]
+
     def action_sets(self) -> list[ActionSet]:
         """:return: every agent's own actions, as the critics read them"""
-        own = [self.layout.agent_action_spaces[agent] for agent in self.layout.possible_agents]
-        return action_sets(own, self.action_space, self.policy.encode_actions, self.device)
+        return action_sets(self._own_spaces(), self.action_space, self.policy.encode_actions, self.device)
+
+    def as_played(self, actions: th.Tensor, agents: slice) -> th.Tensor:
+        """
+        :param actions: of some agents, shape ``(..., n_some, action_dim)``, or numbers of choices ``(..., n_some)``
+        :param agents: their numbers
+        :return: the same, vectors clipped to the agents' own boxes, as environments do
+        """
+        if isinstance(self.action_space, spaces.Discrete):
+            return actions
+        low, high = own_bounds(self._own_spaces(), self.action_space, self.device)[:, agents].to(actions.dtype)
+        return th.minimum(th.maximum(actions, low), high)
+
+    def _encode(self, actions: th.Tensor, agents: slice) -> th.Tensor:
+        encoded: th.Tensor = self.policy.encode_actions(self.as_played(actions, agents))
+        return encoded
 
     # ------------------------------------------------------------------ critics
     def _before_round(self, steps: TeamSteps, metrics: Metrics) -> None:
         """Fit the critics of the joint action, and judge what was done."""
         policy = self.policy
         inputs = policy.critic_inputs(steps.observations, steps.states)
-        actions = policy.encode_actions(steps.actions)
+        actions = self._encode(steps.actions, slice(0, self.layout.n_agents))
+        self._replay_before = list(self._replay)
         self._replay.append((inputs, actions, steps.returns))
-        self._kept = True
         policy.joint_critics.returns.update(steps.returns.unsqueeze(1))
         self._fit_joint_critics(metrics)
         optimism = self.schedule_value("optimism")
@@ -264,7 +288,15 @@ class WMATRPO(SequentialTrustRegion):
             )
         scale = judged.std() + 1e-8 if self.normalize_advantage else th.ones_like(judged[0])
         self._round = JointRollout(steps, inputs, actions, values, judged / scale, scale, optimism, self.action_sets())
-        self._mates = None if self._round.is_one_state else self._present_policies(steps)
+        self._mates = None
+        if not self._round.is_one_state:
+            self._mates = self._present_policies(steps.observations)
+        elif can_enumerate(self._round.sets, self.n_joint):
+            seen = steps.observations
+            first = {key: value[:1] for key, value in seen.items()} if isinstance(seen, dict) else seen[:1]
+            self._mates = self._present_policies(first)
+        if self._round.is_one_state and not isinstance(self.action_space, spaces.Discrete):
+            check_repeated_state(len(inputs), self.n_candidates or N_CANDIDATES, self.device)
 
     def _fit_joint_critics(self, metrics: Metrics) -> None:
         """Squared temporal-difference error (Salgarkar and Baheri 2025, Eq. 19), towards returns of the target critic."""
@@ -280,33 +312,30 @@ class WMATRPO(SequentialTrustRegion):
                 take_step(self.policy.optimizer)
 
     @th.no_grad()
-    def _present_policies(self, steps: TeamSteps) -> TeamMates:
-        policies = self.policy.team_distribution(steps.observations)
-        is_led = self.leader == "best_response"
-        return TeamMates(
-            policies,
-            self.policy.encode_actions,
-            self._round.sets,
-            LEADER_ROWS if is_led else self.n_joint,
-            enumerates=not is_led,
-        )
+    def _present_policies(self, observations: PyTorchObs) -> TeamMates:
+        policies = self.policy.team_distribution(observations)
+        return TeamMates(policies, self._encode, self._round.sets, self.n_joint)
 
     def _critic_values(self, batch: AgentRolloutSamples) -> th.Tensor:
         values: th.Tensor = self.policy.online_values(batch.observations, batch.states)
         return values
 
     def _undo_round(self) -> None:
-        # What critics cannot be fitted to must not stay in their replay.
-        if vars(self).pop("_kept", False):
-            self._replay.pop()
+        # What critics cannot be fitted to must not stay in their replay, nor what it has pushed out be lost.
+        before = vars(self).pop("_replay_before", None)
+        if before is not None:
+            self._replay = deque(before, maxlen=self._replay.maxlen)
         for name in ("_round", "_mates"):
             vars(self).pop(name, None)
 
     def _fit_critics(self, metrics: Metrics) -> None:
         del self._round, self._mates
-        self._kept = False
         super()._fit_critics(metrics)
         self.policy.update_target(self.tau)
+
+    def _log_round(self, *args: Any) -> None:
+        super()._log_round(*args)
+        del self._replay_before
 
     # ------------------------------------------------------------------ actors
     def _update_agent(self, problem: AgentProblem) -> AgentUpdate:
@@ -345,14 +374,16 @@ class WMATRPO(SequentialTrustRegion):
         """Eqs. 8 and 15: what the agent's actions are worth, with what its team-mates do now."""
         now = self._round
         states, baseline = now.inputs, now.values
+        later = problem.later if self.leader == "best_response" else ()
+        if now.is_one_state:
+            states, baseline = states[:1], baseline[:1]
         if self._mates is None:
             # All joint actions were taken in one state, so that each stands for the team-mates' behaviour there.
-            states, baseline = states[:1], baseline[:1]
-            joint, some = now.actions[:JOINT_ROWS].unsqueeze(0), problem.weights[:JOINT_ROWS].T
+            n_joint = LEADER_ROWS if later else self.n_joint or JOINT_ROWS
+            joint, some = now.actions[:n_joint].unsqueeze(0), problem.weights[:n_joint].T
             weights = some / some.mean()
         else:
-            joint, weights = self._mates.joint(problem.index)
-        later = problem.later if self.leader == "best_response" else ()
+            joint, weights = self._mates.joint(problem.index, later)
         return MarginalAdvantage(
             self.policy.joint_critics,
             states,
@@ -380,8 +411,7 @@ class WMATRPO(SequentialTrustRegion):
         low, high = self.policy.box_bounds()
         n_refinements = N_REFINEMENTS if self.n_refinements is None else self.n_refinements
         search = BoxSearch(low, high, self.n_candidates or N_CANDIDATES, n_refinements)
-        # As they are played: beyond the box every action does what its nearest one inside does.
-        sources, weights = problem.actions.clamp(search.low, search.high), rows.unsqueeze(1)
+        sources, weights = self.as_played(problem.actions, slice(problem.index, problem.index + 1)), rows.unsqueeze(1)
         if self._round.is_one_state:
             sources, weights = sources.transpose(0, 1), weights.T
         return search.transport(advantage, sources, self._metric, problem.radius, weights)
@@ -405,7 +435,8 @@ class WMATRPO(SequentialTrustRegion):
             noise = (problem.actions - old.mean) / old.std
             images = transport.targets.view(2, len(problem.actions), 1, -1)
             # What is played beyond the box counts as its edge; where the map leaves that alone, so does the fit.
-            images = th.where(images == problem.actions.clamp(*self.policy.box_bounds()), problem.actions, images)
+            played = self.as_played(problem.actions, slice(problem.index, problem.index + 1))
+            images = th.where(images == played, problem.actions, images)
             means = (transport.shares.view(2, 1, 1, 1) * images).sum(0)
         for _ in range(self.n_actor_updates):
             policies: Any = problem.view.team_distribution(problem.observations)

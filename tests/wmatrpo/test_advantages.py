@@ -184,6 +184,34 @@ def test_a_search_finds_the_leaders_best_action_where_answers_are_too_many(later
     assert (found >= first - 1e-6).all()
 
 
+@pytest.mark.parametrize("most", [1 << 22, 0], ids=["all", "search"])
+@pytest.mark.parametrize("seed", range(6))
+def test_those_who_answer_do_not_know_what_earlier_agents_do(seed, most, monkeypatch):
+    r""":math:`\max_{a_2} E_{a_0}` for the agent in the middle, with the weights of the earlier one's actions."""
+    monkeypatch.setattr("otbaselines.wmatrpo.advantages.MOST_ANSWERS", most)
+    rng = np.random.default_rng(seed)
+    table, weights = rng.normal(size=(2, 3, 4, 5)), rng.uniform(0.2, 2.0, size=(2, 3))
+    weights /= weights.mean(1, keepdims=True)
+    joint = np.array([[[first, 0, 0] for first in range(3)]] * 2)
+    baseline = np.array([0.3, -0.2])
+    critics = TableCritics(np.pad(table, ((0, 0), (0, 2), (0, 1), (0, 0)))[None])
+    advantage = _advantage(
+        critics, 2, joint, agent=1, n_actions=(3, 4, 5), later=(2,), weights=weights, baseline=baseline, scale=2.0
+    )
+    expected = ((table - baseline[:, None, None, None]) * weights[:, :, None, None] / 3 / 2.0).sum(1).max(-1)
+    np.testing.assert_allclose(_everything(advantage), expected, rtol=1e-5)
+
+
+def test_a_mean_of_maxima_is_not_what_a_leader_is_judged_by():
+    # If the second stays, the third should do what the first does, which it does not know; else .25 is certain.
+    table = np.zeros((2, 2, 2))
+    table[:, 0] = [[1.0, -1.0], [-1.0, 1.0]]
+    table[:, 1] = 0.25
+    joint = np.array([[[0, 0, 0], [1, 0, 0]]])
+    found = _everything(_advantage(TableCritics(table[None, None]), 1, joint, agent=1, n_actions=(2, 2, 2), later=(2,)))
+    np.testing.assert_allclose(found, [[0.0, 0.25]], atol=1e-7)
+
+
 def test_what_separates_is_answered_exactly_by_the_search(monkeypatch):
     monkeypatch.setattr("otbaselines.wmatrpo.advantages.MOST_ANSWERS", 0)
     rng = np.random.default_rng(0)
@@ -259,7 +287,7 @@ def _bowl(joint, later=(1,)):
 
 def test_the_search_for_the_best_joint_action_draws_closer_in_rounds():
     advantage = _bowl(2 * th.rand(200, 4, 2, 1) - 1)
-    shortfall = -Bowl()(None, advantage._best_joint())
+    shortfall = -Bowl()(None, advantage._best_joint(advantage.joint))
     # The best of 68 points in a square of area 4 is off by 4 / (68 pi) = 0.019 in the mean.
     assert float(shortfall.mean()) < 0.019 / 4
 

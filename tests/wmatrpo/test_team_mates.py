@@ -12,6 +12,7 @@ from trust_region_toys import collect
 from otbaselines import WMATRPO, ParallelVecEnv
 from otbaselines.common.multi_agent.distributions import DiagonalGaussian, MaskedCategorical
 from otbaselines.common.multi_agent.sequential import TeamSteps
+from otbaselines.wmatrpo import rollout
 from otbaselines.wmatrpo.advantages import Box, Choices
 from otbaselines.wmatrpo.rollout import JointRollout, TeamMates
 
@@ -19,7 +20,7 @@ CPU = th.device("cpu")
 
 
 def _one_hot(width):
-    return lambda actions: th.nn.functional.one_hot(actions.long(), width).float()
+    return lambda actions, _agents: th.nn.functional.one_hot(actions.long(), width).float()
 
 
 def _choices(sizes, n_states, seed=0):
@@ -55,14 +56,31 @@ def test_the_limit_decides_between_all_joint_actions_and_draws():
         joint, weights = TeamMates(policies, _one_hot(4), sets, n_joint).joint(0)
         assert joint.shape == (1 if expected == 16 else 2, expected, 3, 4)
         assert weights.shape == (2, expected)
-    assert TeamMates(policies, _one_hot(4), sets, 16, enumerates=False).joint(0)[0].shape == (2, 16, 3, 4)
+
+
+def test_unless_it_is_said_there_are_sixteen_draws_of_choices_and_eight_of_vectors():
+    policies, sets = _choices((6, 7, 5), 2)
+    assert TeamMates(policies, _one_hot(7), sets).joint(0)[0].shape[1] == 16
+    normal, box = DiagonalGaussian(th.zeros(4, 2, 1), th.zeros(2, 1)), [Box(-th.ones(1), th.ones(1))] * 2
+    mates = TeamMates(normal, lambda x, _: x, box)
+    assert mates.joint(0)[0].shape[1] == 8
+    # Where others answer whatever they did, a leader considers four.
+    joint, weights = mates.joint(0, (1,))
+    assert (joint.shape[1], weights.tolist()) == (4, [[1.0] * 4] * 4)
+
+
+def test_those_who_answer_are_not_enumerated():
+    policies, sets = _choices((2, 3, 4), 5)
+    joint, weights = TeamMates(policies, _one_hot(4), sets).joint(1, (2,))
+    assert joint.shape == (1, 2, 3, 4)
+    np.testing.assert_allclose(weights / 2, policies.probs[:, 0, :2], rtol=1e-5)
 
 
 def test_an_agent_without_team_mates_needs_one_joint_action():
     box = [Box(-th.ones(1), th.ones(1))]
     for policies, sets, encode in (
         (*_choices((3,), 4), _one_hot(3)),
-        (DiagonalGaussian(th.zeros(4, 1, 1), th.zeros(1, 1)), box, lambda x: x),
+        (DiagonalGaussian(th.zeros(4, 1, 1), th.zeros(1, 1)), box, lambda x, _: x),
     ):
         joint, weights = TeamMates(policies, encode, sets, 64).joint(0)
         assert joint.shape[1] == 1
@@ -70,9 +88,10 @@ def test_an_agent_without_team_mates_needs_one_joint_action():
 
 
 # ---------------------------------------------------------------- draws
-def test_draws_have_the_distribution_of_the_policies():
+def test_draws_have_the_distribution_of_the_policies(monkeypatch):
     policies, sets = _choices((3, 4), 2)
-    joint, weights = TeamMates(policies, _one_hot(4), sets, 4000, enumerates=False).joint(0)
+    monkeypatch.setattr(rollout, "can_enumerate", lambda *_: False)
+    joint, weights = TeamMates(policies, _one_hot(4), sets, 4000).joint(0)
     assert th.equal(weights, th.ones(2, 4000))
     # The standard error of a frequency is at most 1 / (2 sqrt(4000)) = 0.008.
     np.testing.assert_allclose(joint.mean(1), policies.probs, atol=0.035)
@@ -84,15 +103,16 @@ def test_draws_have_the_distribution_of_the_policies():
 def test_vectors_are_drawn_with_their_means_and_deviations():
     means = th.tensor([[[0.5], [-2.0]], [[1.0], [3.0]]])
     policies = DiagonalGaussian(means, th.log(th.tensor([[0.1], [2.0]])))
-    joint, _ = TeamMates(policies, lambda x: x, [Box(-th.ones(1), th.ones(1))] * 2, 4000).joint(1)
+    joint, _ = TeamMates(policies, lambda x, _: x, [Box(-th.ones(1), th.ones(1))] * 2, 4000).joint(1)
     np.testing.assert_allclose(joint.mean(1), means, atol=4 * 2.0 / np.sqrt(4000))
     np.testing.assert_allclose(joint.std(1), [[[0.1], [2.0]]] * 2, rtol=0.06)
 
 
 @pytest.mark.parametrize("enumerates", [True, False])
-def test_only_what_has_moved_is_another(enumerates):
+def test_only_what_has_moved_is_another(enumerates, monkeypatch):
     policies, sets = _choices((3, 3, 3), 2)
-    mates = TeamMates(policies, _one_hot(3), sets, 600, enumerates=enumerates)
+    monkeypatch.setattr(rollout, "can_enumerate", lambda *_: enumerates)
+    mates = TeamMates(policies, _one_hot(3), sets, 600)
 
     def marginals():
         joint, weights = mates.joint(0)
@@ -106,11 +126,20 @@ def test_only_what_has_moved_is_another(enumerates):
     np.testing.assert_allclose(after[:, 2], before[:, 2], atol=1e-5)
 
 
+def test_vectors_that_have_moved_are_drawn_anew_and_not_put_to_their_mean():
+    old, new = (DiagonalGaussian(th.full((2, 2, 1), mean), th.log(th.tensor([[0.3], [0.3]]))) for mean in (0.0, 2.0))
+    mates = TeamMates(old, lambda x, _: x, [Box(-th.ones(1), th.ones(1))] * 2, 2000)
+    mates.moved(1, new.select(1))
+    joint, _ = mates.joint(0)
+    np.testing.assert_allclose(joint.mean(1).flatten(), [0.0, 2.0] * 2, atol=0.03)
+    np.testing.assert_allclose(joint.std(1).flatten(), [0.3] * 4, rtol=0.08)
+
+
 @pytest.mark.parametrize("n_joint", [None, 400])
 def test_in_a_round_every_agent_meets_the_policies_of_those_before_it(n_joint, monkeypatch):
     env = ParallelVecEnv([lambda: TwoStatesEnv(3)] * 2)
     if n_joint is not None:
-        monkeypatch.setattr(TeamMates, "_n_others", lambda self, agent: 10**6)
+        monkeypatch.setattr(rollout, "can_enumerate", lambda *_: False)
     model = WMATRPO("MlpPolicy", env, n_steps=8, caatr=False, trust_radius=0.4, seed=0, n_joint=n_joint)
     seen = []
 

@@ -136,6 +136,7 @@ def test_steps_at_which_an_agent_was_absent_are_no_part_of_its_transport(continu
 # ---------------------------------------------------------------- teams that see one state
 @pytest.mark.parametrize("continuous", [False, True])
 def test_in_one_state_every_joint_action_of_the_rollout_stands_for_the_team_mates(continuous, monkeypatch):
+    monkeypatch.setattr("otbaselines.wmatrpo.wmatrpo.can_enumerate", lambda *_: False)
     model = collect(_stage(continuous, trust_radius=0.3))
     seen = []
 
@@ -164,6 +165,149 @@ def test_in_one_state_every_joint_action_of_the_rollout_stands_for_the_team_mate
                 worth = model.policy.joint_critics(now.inputs[:1], joint).squeeze()
                 total += float(weights[row] * (worth - now.values[0]) / now.scale)
             assert float(found[0, number]) == pytest.approx(total / 64, rel=1e-3, abs=1e-3)
+
+
+def test_in_one_state_few_choices_are_all_tried(monkeypatch):
+    """Against sums over the three actions of the other agent, with the policies as they are at each agent's turn."""
+    model = collect(_stage(False, trust_radius=0.3))
+    seen = []
+
+    def watch(problem):
+        judge, now = advantage(problem), model._round
+        other = 1 - problem.index
+        with th.no_grad():
+            probs = model.policy.team_distribution(model.rollout_buffer.observations.flatten(0, 1)[:1]).probs[0, other]
+            expected = []
+            for action in range(3):
+                joint = th.zeros(3, 2, 3)
+                joint[:, problem.index, action] = 1.0
+                joint[:, other] = th.eye(3)
+                worth = model.policy.joint_critics(now.inputs[:1].expand(3, -1), joint).squeeze(0)
+                expected.append(float((probs * (worth - now.values[0]) / now.scale).sum()))
+        seen.append(probs)
+        np.testing.assert_allclose(judge(th.eye(3).unsqueeze(0))[0], expected, atol=1e-5)
+        return judge
+
+    advantage = model._advantage
+    monkeypatch.setattr(model, "_advantage", watch)
+    model.train()
+    assert len(seen) == 2
+
+
+@pytest.mark.parametrize("n_joint", [None, 20])
+def test_in_one_state_so_many_joint_actions_stand_for_all_as_is_said(n_joint, monkeypatch):
+    model = collect(_stage(True, n_joint=n_joint))
+    seen = []
+
+    def watch(problem):
+        seen.append(advantage(problem))
+        return seen[-1]
+
+    advantage = model._advantage
+    monkeypatch.setattr(model, "_advantage", watch)
+    model.train()
+    for judge in seen:
+        assert judge.joint.shape[1] == (n_joint or 64)
+        assert float(judge.weights.mean()) == pytest.approx(1.0, rel=1e-5)
+
+
+def test_a_repeated_state_whose_distances_exceed_the_machine_is_refused(monkeypatch):
+    model = collect(_stage(True))
+    monkeypatch.setattr("otbaselines.common.memory.machine_memory", lambda: 1e5)
+    before = clone(model.policy.parameters())
+    with pytest.raises(ValueError, match=r"the distances between 128 joint steps .* lower `n_steps` or the number of copies"):
+        model.train()
+    assert all(map(th.equal, model.policy.parameters(), before))
+
+
+class NarrowEnv(CustomSpacesEnv):
+    """Two agents that see noise; the second has a fifth of the first one's box, and pays for all that is played."""
+
+    def __init__(self) -> None:
+        agents = ("wide", "narrow")
+        boxes = [spaces.Box(-width, width, (1,), np.float32) for width in (1.0, 0.2)]
+        super().__init__(dict.fromkeys(agents, vector(2)), dict(zip(agents, boxes, strict=True)))
+        self.rng = np.random.default_rng(0)
+
+    def reset(self, seed=None, options=None):
+        if seed is not None:
+            self.rng = np.random.default_rng(seed)
+        return super().reset(seed, options)
+
+    def step(self, actions):
+        result = super().step(actions)
+        seen = {agent: self.rng.normal(size=2).astype(np.float32) for agent in self.possible_agents}
+        reward = float(sum(np.sum(action) for action in self.actions.values()))
+        return (seen, dict.fromkeys(self.actions, reward), *result[2:])
+
+
+def test_an_agents_own_box_is_where_its_actions_end(monkeypatch):
+    env = ParallelVecEnv([NarrowEnv] * 4)
+    model = collect(WMATRPO("MlpPolicy", env, **SMALL, trust_radius=0.2))
+    seen = {}
+
+    def watch(problem, parameters, transport, old):
+        seen[problem.index] = problem, transport
+        return follow(problem, parameters, transport, old)
+
+    follow = model._follow_transport
+    monkeypatch.setattr(model, "_follow_transport", watch)
+    beyond = th.tensor([[[0.1], [0.2]], [[0.1], [0.7]]])
+    first, second = model._encode(beyond, slice(0, 2))
+    assert th.equal(first, second)
+    model.train()
+    actions = model._replay[-1][1]
+    assert float(actions[:, 0].abs().max()) > 0.9
+    assert float(actions[:, 1].abs().max()) == pytest.approx(0.2)
+    problem, transport = seen[1]
+    assert float(problem.actions.abs().max()) > 0.5
+    assert float(transport.targets.abs().max()) <= 0.2 + 1e-6
+
+
+# ---------------------------------------------------------------- rounds that are undone
+@pytest.mark.parametrize("where", ["_critic_values", "_log_round", "_update_agent"])
+@pytest.mark.parametrize("kept", [1, 3])
+def test_an_undone_round_leaves_the_replay_as_it_was(where, kept, monkeypatch):
+    model = _stage(False, replay_rollouts=kept)
+    for _ in range(3):
+        collect(model).train()
+    before = list(model._replay)
+    collect(model)
+
+    def interrupt(*args):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(model, where, interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            model.train()
+    assert len(model._replay) == len(before)
+    pairs = zip(model._replay, before, strict=True)
+    assert all(a is b for one, other in pairs for a, b in zip(one, other, strict=True))
+    assert model._replay.maxlen == kept
+    model.train()
+    assert "_replay_before" not in vars(model)
+
+
+@pytest.mark.parametrize("normalize", [False, True])
+def test_a_lagrangian_is_centred_only_where_advantages_are_normalised(normalize, monkeypatch):
+    """What is added to all advantages alike changes the update where they are taken as they are, and only there."""
+    results = []
+    for offset in (0.0, 3.0):
+        model = collect(_stage(False, update="lagrangian", normalize_advantage=normalize, trust_radius=0.5))
+        descend = model._descend_lagrangian
+
+        def shifted(*args, model=model, descend=descend, offset=offset):
+            if not hasattr(model, "is_shifted"):
+                model.is_shifted = True
+                model._round.judged = model._round.judged + offset
+            return descend(*args)
+
+        monkeypatch.setattr(model, "_descend_lagrangian", shifted)
+        model.train()
+        results.append(th.cat([p.detach().flatten() for p in model.policy.actor_parameters()]))
+    apart = float((results[0] - results[1]).abs().max())
+    assert apart < 1e-5 if normalize else apart > 1e-4
 
 
 @pytest.mark.parametrize("kwargs", [{}, {"update": "lagrangian"}, {"leader": "best_response"}], ids=str)
