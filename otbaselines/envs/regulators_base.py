@@ -88,7 +88,7 @@ class Regulator(ABC):
     @property
     @abstractmethod
     def state_bounds(self) -> tuple[float, ...]:
-        """Largest absolute value of each state variable."""
+        """Largest absolute value of each state variable; of an angle, half its period."""
 
     @property
     @abstractmethod

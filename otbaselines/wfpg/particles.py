@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -234,10 +235,12 @@ class ParticleFlow:
     def _search(self, now: Evaluation, direction: th.Tensor, slope: float) -> tuple[float, float]:
         length = 1.0
         for _ in range(_HALVINGS):
-            moved = self.process.evaluate(self._bounded(now.actions + length * direction))
-            if moved.objective >= now.objective + _ARMIJO * length * slope:
-                self._move_to(moved.actions, moved)
-                return length, moved.objective - now.objective
+            with suppress(ValueError):
+                # What cannot be evaluated is no better than what there is.
+                moved = self.process.evaluate(self._bounded(now.actions + length * direction))
+                if moved.objective >= now.objective + _ARMIJO * length * slope:
+                    self._move_to(moved.actions, moved)
+                    return length, moved.objective - now.objective
             length *= 0.5
         return 0.0, 0.0
 

@@ -30,6 +30,8 @@ from otbaselines.common.settings import Setting
 MAX_STATES = 10_000
 #: States that are visited less than this, relative to the most visited one, have no reliable weights in double precision.
 RARE = 1e-12
+#: Condition of the linear system beyond which the stationary law is rounding: symmetric problems then have lopsided laws.
+MAX_CONDITION = 1e11
 _DISCOUNT = Setting("number", low=0.0, high=1.0, above="always", remedy="1 is the long-run average")
 
 
@@ -170,6 +172,8 @@ class GridProcess:
             raise ValueError("`start` has no effect on the long-run average; omit it, or pass a `discount` below 1")
         uniform = th.full((self.n_states,), 1.0 / self.n_states, dtype=th.float64)
         self.start = uniform if start is None else _weights(start, self.n_states)
+        # The growth of a vector of random signs tells the condition, from below and seldom by far.
+        self._probe = th.from_numpy(np.random.default_rng(0).choice([-1.0, 1.0], self.n_states))
 
     def _check_axes(self) -> None:
         deviations, periods = self.problem.noise_std, self.problem.periods
@@ -244,7 +248,8 @@ class GridProcess:
 
         :param actions: shape ``(S, K, m)``
         :return: the evaluation
-        :raises ValueError: if the result is not finite
+        :raises ValueError: if the result is not finite, or the policy goes so seldom from one class of states to another that
+            the stationary law cannot be told
         """
         chain, rewards = self.kernel(actions).chain(), self.rewards(actions).mean(1)
         eye = th.eye(self.n_states, dtype=th.float64)
@@ -258,6 +263,12 @@ class GridProcess:
             solution: th.Tensor = th.linalg.lu_solve(*factors, right.unsqueeze(1), adjoint=adjoint).squeeze(1)
             return solution
 
+        condition = float(solve(self._probe).abs().max())
+        if averaged and condition > MAX_CONDITION:
+            raise ValueError(
+                f"the stationary law of `actions` cannot be told in double precision (condition {condition:.1g}): the policy "
+                "hardly ever goes between some states; use more noise, other actions, or a `discount` below 1"
+            )
         start = uniform if averaged else (1.0 - self.discount) * self.start
         # Rounding leaves entries of about -1e-18 where nobody goes.
         weights = solve(start, adjoint=True).clamp_min(0.0)

@@ -234,6 +234,26 @@ def test_a_policy_without_a_finite_objective_is_named() -> None:
         process.evaluate(th.full((2, 1, 1), 1e200, dtype=th.float64))
 
 
+@pytest.mark.parametrize("noise", [0.05, 0.1, 0.2])
+def test_a_law_that_rounding_would_decide_is_refused_unless_there_is_a_discount(noise: float) -> None:
+    # Left alone the regulator rests on either side, and with little noise never changes it: how often is either visited?
+    problem, axes = ScalarRegulator(noise=noise, bend=2.0), [np.linspace(-4.0, 4.0, int(8.0 / noise) + 1)]
+    actions = th.zeros(len(axes[0]), 1, 1, dtype=th.float64)
+    with pytest.raises(
+        ValueError, match=r"the stationary law of `actions` cannot be told .* use more noise, other actions, or a"
+    ):
+        GridProcess(problem, axes).evaluate(actions)
+    weights = GridProcess(problem, axes, discount=0.99).evaluate(actions).weights
+    th.testing.assert_close(weights, weights.flip(0), atol=1e-10, rtol=0.0)
+
+
+def test_a_law_that_is_told_is_symmetric_where_the_problem_is() -> None:
+    weights = (
+        GridProcess(ScalarRegulator(), [np.linspace(-4.0, 4.0, 53)]).evaluate(th.zeros(53, 1, 1, dtype=th.float64)).weights
+    )
+    th.testing.assert_close(weights, weights.flip(0), atol=1e-8, rtol=0.0)
+
+
 def test_an_evaluation_knows_its_metric() -> None:
     process = random_process(0)
     evaluation: Evaluation = process.evaluate(random_field(process, 0))
