@@ -22,6 +22,7 @@ from zoo.drawing.tables import write_tables
 from zoo.papers.fedirl import command as fedirl_paper
 from zoo.papers.qdot import command as qdot
 from zoo.papers.wbc.comparisons import ESTIMATORS, NAVIGATION, PAPER
+from zoo.papers.wfpg import command as wfpg_paper
 from zoo.papers.wmatrpo import command as wmatrpo_paper
 from zoo.papers.wmatrpo.metric import METRIC_TASKS
 from zoo.runs.comparison import Comparison, finished_runs, train_jobs
@@ -117,6 +118,8 @@ def parser_of_figures() -> argparse.ArgumentParser:
     qdot.add_options(figures.add_parser("qdot", help=recorded, allow_abbrev=False))
     worlds = "Tables 1 and 2 of the FedIRL paper"
     fedirl_paper.add_options(figures.add_parser("fedirl-paper", help=worlds, allow_abbrev=False))
+    particles = "the policy flow of the Wasserstein formulation, with particles"
+    wfpg_paper.add_options(figures.add_parser("wfpg-paper", help=particles, allow_abbrev=False))
     curve = figures.add_parser("learning-curve", help="evaluations of runs by zoo.train", allow_abbrev=False)
     curve.add_argument("--algo", nargs="+", default=["wbc", "ippo"])
     curve.add_argument("--env", default=NAVIGATION)

@@ -1,6 +1,7 @@
 """
-Team environments, each as a PettingZoo ``ParallelEnv`` and as a batched ``TensorVecEnv`` with the same dynamics; and the
-single-agent environments of federated inverse reinforcement learning, in Gymnasium's register.
+Team environments, each as a PettingZoo ``ParallelEnv`` and as a batched ``TensorVecEnv`` with the same dynamics; regulators,
+in Gymnasium's register and batched; and the single-agent environments of federated inverse reinforcement learning, in
+Gymnasium's register.
 """
 
 import difflib
@@ -16,16 +17,30 @@ from otbaselines.envs.differential_game import DifferentialGameConfig, Different
 from otbaselines.envs.differential_game_tensor import DifferentialGameVecEnv
 from otbaselines.envs.navigation import NavigationConfig, NavigationEnv
 from otbaselines.envs.navigation_tensor import NavigationVecEnv
+from otbaselines.envs.regulators import CoupledOscillators, LQRSolution, PendulumRegulator, Regulator, ScalarRegulator
+from otbaselines.envs.regulators_gym import CoupledOscillatorsEnv, PendulumRegulatorEnv, ScalarRegulatorEnv
+from otbaselines.envs.regulators_tensor import CoupledOscillatorsVecEnv, PendulumRegulatorVecEnv, ScalarRegulatorVecEnv
 from otbaselines.envs.simple_spread import SimpleSpreadConfig, SimpleSpreadEnv
 from otbaselines.envs.simple_spread_tensor import SimpleSpreadVecEnv
 
 __all__ = [
+    "CoupledOscillators",
+    "CoupledOscillatorsEnv",
+    "CoupledOscillatorsVecEnv",
     "DifferentialGameConfig",
     "DifferentialGameEnv",
     "DifferentialGameVecEnv",
+    "LQRSolution",
     "NavigationConfig",
     "NavigationEnv",
     "NavigationVecEnv",
+    "PendulumRegulator",
+    "PendulumRegulatorEnv",
+    "PendulumRegulatorVecEnv",
+    "Regulator",
+    "ScalarRegulator",
+    "ScalarRegulatorEnv",
+    "ScalarRegulatorVecEnv",
     "SimpleSpreadConfig",
     "SimpleSpreadEnv",
     "SimpleSpreadVecEnv",
@@ -45,9 +60,12 @@ def make_parallel(id: str, **env_kwargs: Any) -> ParallelEnv[Any, Any, Any]:
     :param id: a registered name
     :param env_kwargs: the environment's own arguments
     :return: the environment
-    :raises ValueError: if the name is unknown
+    :raises ValueError: if the name is unknown or has no PettingZoo form
     """
-    env: ParallelEnv[Any, Any, Any] = _spec(id).parallel(**env_kwargs)
+    parallel = _spec(id).parallel
+    if parallel is None:
+        raise ValueError(f"`id` {id!r} is a single agent's; use `gymnasium.make`, or `make_tensor` for its batched version")
+    env: ParallelEnv[Any, Any, Any] = parallel(**env_kwargs)
     return env
 
 
@@ -84,3 +102,6 @@ def _spec(id: str) -> TeamEnvSpec:
 register("otbaselines/Navigation-v0", NavigationEnv, NavigationVecEnv)
 register("otbaselines/SimpleSpread-v0", SimpleSpreadEnv, SimpleSpreadVecEnv)
 register("otbaselines/DifferentialGame-v0", DifferentialGameEnv, DifferentialGameVecEnv)
+register("otbaselines/ScalarRegulator-v0", None, ScalarRegulatorVecEnv)
+register("otbaselines/PendulumRegulator-v0", None, PendulumRegulatorVecEnv)
+register("otbaselines/CoupledOscillators-v0", None, CoupledOscillatorsVecEnv)

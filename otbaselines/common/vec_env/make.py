@@ -141,6 +141,7 @@ def _from_id(
         return venv
     if backend == "tensor":
         raise ValueError(f"`backend='tensor'`: {env_id!r} has no batched version; use 'auto', 'parallel' or 'subproc'")
+    # What has no PettingZoo form is a single agent's, and as such in Gymnasium's register.
     create = spec.parallel if spec is not None else _find_parallel(env_id)
     if create is not None:
         return _parallel(_Factory(create, kwargs, env_id), n_copies, seed, backend)
