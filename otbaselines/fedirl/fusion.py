@@ -199,7 +199,8 @@ def project(rewards: th.Tensor, features: th.Tensor) -> tuple[th.Tensor, float]:
     :param features: shape ``(n, k)``, of full column rank
     :return: parameters ``(k,)``, and the root mean square that is left over the standard deviation of the rewards
     """
-    theta = th.linalg.lstsq(features, rewards.unsqueeze(-1)).solution.squeeze(-1)
+    # The default driver's pivoting depends on where in memory the matrix happens to be: its last bits differ from run to run.
+    theta = th.linalg.lstsq(features, rewards.unsqueeze(-1), driver="gels").solution.squeeze(-1)
     left = (rewards - features @ theta).square().mean().sqrt()
     # The reward of a single pair has no spread.
     spread = rewards.std(correction=0).clamp_min(th.finfo(rewards.dtype).tiny)
