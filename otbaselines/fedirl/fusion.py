@@ -15,6 +15,7 @@ from dataclasses import dataclass
 import torch as th
 
 from otbaselines import ot
+from otbaselines.fedirl.multigrid import barycenter
 
 FUSIONS = ("barycenter", "mean_params", "mean_measure", "mean_matched")
 
@@ -144,7 +145,7 @@ def aggregate(
     if fusion == "mean_measure":
         fused = shares @ measures
     else:
-        solved = ot.barycenter(measures, support.cost, reg=reg, weights=weights, debiased=debiased, tol=tol, max_iter=max_iter)
+        solved = barycenter(measures, support.cost, reg=reg, weights=weights, debiased=debiased, tol=tol, max_iter=max_iter)
         fused, n_iter, converged, error = solved.weights, solved.n_iter, bool(solved.converged), float(solved.error)
         if not converged:
             warnings.warn(
