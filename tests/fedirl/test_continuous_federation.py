@@ -1,5 +1,6 @@
 """FedIRL where states are vectors: rewards, policies and files of a federation whose policies a learner of SB3 finds."""
 
+import inspect
 import re
 import zipfile
 
@@ -15,6 +16,7 @@ from stable_baselines3.common.monitor import Monitor
 from stable_baselines3.common.vec_env import DummyVecEnv, VecNormalize
 
 from otbaselines import Client, FedIRL
+from otbaselines.common.settings import settings_of
 from otbaselines.common.trajectories import Trajectory
 from otbaselines.envs import client_variants, gridworld
 from otbaselines.fedirl.continuous import feature_average
@@ -291,3 +293,26 @@ def test_demonstrations_outside_of_the_box_are_warned_of_with_their_share():
     outside = Trajectory(np.full((3, 1), 5.0), np.zeros((2, 1)), True)
     with pytest.warns(UserWarning, match=r"misses 100.0% of the steps that clients\[0\] demonstrates"):
         _model(clients=[Client(Line(), [outside])])
+
+
+NONSENSE = [object(), [1], {1}, b"1", th.tensor([1.0]), np.array([1.0, 2.0])]
+NUMBERS = ("discount", "l2", "irl_tol", "reg", "margin", "irl_learning_rate")
+INTEGERS = ("n_rounds", "horizon", "irl_iterations", "quorum", "irl_timesteps")
+
+
+@pytest.mark.parametrize("name", [*NUMBERS, *INTEGERS, "debiased", "normalize_reward", "fusion", "learner", "policy_features"])
+def test_bad_settings_of_every_kind_are_named_with_their_values(name):
+    env = Line()
+    clients = [Client(env, _expert(env, 1))]
+    bad = [*NONSENSE, "never"]
+    bad += [-1, -0.5, float("nan"), float("inf"), True] if name in NUMBERS + INTEGERS else [0, 1.5]
+    bad += [1.5, 2.0] if name in INTEGERS else []
+    for value in bad:
+        with pytest.raises((TypeError, ValueError)) as error:
+            FedIRL("MlpPolicy", env, clients=clients, **{name: value})
+        assert f"`{name}`" in str(error.value)
+        assert repr(value)[:60] in str(error.value)
+
+
+def test_every_parameter_has_an_entry_in_the_table():
+    assert set(inspect.signature(FedIRL).parameters) - {"env"} <= settings_of(FedIRL).keys()

@@ -9,7 +9,7 @@ from otbaselines.fedirl.flower import client_app
 app = ClientApp()
 
 
-@app.train()
+@app.train()  # type: ignore[untyped-decorator,unused-ignore]
 def train(message: Message, context: Context) -> Message:
     """One round of one client, with the sizes of the run's configuration."""
     size, n_episodes = int(context.run_config["size"]), int(context.run_config["n-episodes"])

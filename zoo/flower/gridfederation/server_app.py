@@ -13,7 +13,7 @@ from otbaselines.fedirl.flower import FusionStrategy, from_record, to_record
 app = ServerApp()
 
 
-@app.main()
+@app.main()  # type: ignore[untyped-decorator,unused-ignore]
 def main(grid: Grid, context: Context) -> None:
     """All rounds; the fused parameters are written as JSON."""
     config = context.run_config
