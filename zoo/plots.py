@@ -116,7 +116,7 @@ def parser_of_figures() -> argparse.ArgumentParser:
     wmatrpo_paper.add_options(figures.add_parser("wmatrpo-paper", help=game, allow_abbrev=False))
     recorded = "table and learning curves of QDOT, IQL and BC on recorded data"
     qdot.add_options(figures.add_parser("qdot", help=recorded, allow_abbrev=False))
-    worlds = "Tables 1 and 2 of the FedIRL paper"
+    worlds = "Tables 1 and 2, Figure 1 and control tasks of the FedIRL paper"
     fedirl_paper.add_options(figures.add_parser("fedirl-paper", help=worlds, allow_abbrev=False))
     particles = "the policy flow of the Wasserstein formulation, with particles"
     wfpg_paper.add_options(figures.add_parser("wfpg-paper", help=particles, allow_abbrev=False))

@@ -118,6 +118,15 @@ CLIENTS: dict[str, Callable[[int, str | None], gym.Env[Any, Any]]] = {
 }
 
 
+#: Smallest and largest observations that demonstrators come to, where those of the space are infinite or too wide for a grid.
+BOUNDS: dict[str, tuple[list[float], list[float]]] = {
+    "Pendulum-v1": ([-1.0, -1.0, -8.0], [1.0, 1.0, 8.0]),
+    "CartPole-v1": ([-2.4, -3.0, -0.25, -3.0], [2.4, 3.0, 0.25, 3.0]),
+    "Acrobot-v1": ([-1.0] * 4 + [-12.6, -28.3], [1.0] * 4 + [12.6, 28.3]),
+    "LunarLanderContinuous-v3": ([-1.5, -0.5, -2.0, -2.0, -1.6, -2.0, 0.0, 0.0], [1.5, 1.6, 2.0, 1.0, 1.6, 2.0, 1.0, 1.0]),
+}
+
+
 def make(env_id: str, index: int, *, render_mode: str | None = None) -> gym.Env[Any, Any]:
     """
     The environment of one client. Client 0 of CartPole and Acrobot is Gymnasium's own environment.

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 import torch as th
 
 from otbaselines import ot
+from otbaselines.fedirl.multigrid import barycenter
 
 FUSIONS = ("barycenter", "mean_params", "mean_measure", "mean_matched")
 
@@ -144,7 +145,7 @@ def aggregate(
     if fusion == "mean_measure":
         fused = shares @ measures
     else:
-        solved = ot.barycenter(measures, support.cost, reg=reg, weights=weights, debiased=debiased, tol=tol, max_iter=max_iter)
+        solved = barycenter(measures, support.cost, reg=reg, weights=weights, debiased=debiased, tol=tol, max_iter=max_iter)
         fused, n_iter, converged, error = solved.weights, solved.n_iter, bool(solved.converged), float(solved.error)
         if not converged:
             warnings.warn(
@@ -199,7 +200,8 @@ def project(rewards: th.Tensor, features: th.Tensor) -> tuple[th.Tensor, float]:
     :param features: shape ``(n, k)``, of full column rank
     :return: parameters ``(k,)``, and the root mean square that is left over the standard deviation of the rewards
     """
-    theta = th.linalg.lstsq(features, rewards.unsqueeze(-1)).solution.squeeze(-1)
+    # The default driver's pivoting depends on where in memory the matrix happens to be: its last bits differ from run to run.
+    theta = th.linalg.lstsq(features, rewards.unsqueeze(-1), driver="gels").solution.squeeze(-1)
     left = (rewards - features @ theta).square().mean().sqrt()
     # The reward of a single pair has no spread.
     spread = rewards.std(correction=0).clamp_min(th.finfo(rewards.dtype).tiny)

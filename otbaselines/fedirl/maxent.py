@@ -163,19 +163,33 @@ def _discounted(model: TabularModel, trajectory: Trajectory, horizon: Horizon) -
     seen = model.features[states[:-1], actions]
     n_steps, last = horizon.n_steps, int(states[-1])
     stays = trajectory.terminated and float(model.transition[last, 0, last]) == 1.0
-    if n_steps is not None:
-        if stays and len(seen) < n_steps:
-            seen = th.cat((seen, model.features[last, 0].expand(n_steps - len(seen), -1)))
-        seen = seen[:n_steps]
-        weights = horizon.discount ** th.arange(len(seen), dtype=seen.dtype)
-        whole = float((horizon.discount ** th.arange(n_steps, dtype=seen.dtype)).sum())
-        norm = n_steps if trajectory.terminated else n_steps * float(weights.sum()) / whole
-        return (weights @ seen) / norm
-    weights = (1 - horizon.discount) * horizon.discount ** th.arange(len(seen), dtype=seen.dtype)
-    remaining = horizon.discount ** len(seen)
-    if stays:
-        return weights @ seen + remaining * model.features[last, 0]
-    return (weights @ seen) / (1.0 if trajectory.terminated else 1.0 - remaining)
+    if stays and n_steps is None:
+        own = discounted_average(seen, horizon, terminated=True)
+        return own + horizon.discount ** len(seen) * model.features[last, 0]
+    if stays and n_steps is not None and len(seen) < n_steps:
+        seen = th.cat((seen, model.features[last, 0].expand(n_steps - len(seen), -1)))
+    return discounted_average(seen, horizon, terminated=trajectory.terminated)
+
+
+def discounted_average(seen: th.Tensor, horizon: Horizon, *, terminated: bool) -> th.Tensor:
+    r"""
+    :math:`(1 - \gamma) \sum_t \gamma^t \phi_t` of one episode, or :math:`\frac1T \sum_{t < T} \gamma^t \phi_t` with a horizon.
+
+    After an episode that ended nothing counts. The unseen rest of one that was cut off is taken to be like what was seen.
+
+    :param seen: features of its steps, shape ``(n_steps, k)``
+    :param horizon: discount and length
+    :param terminated: whether the episode ended by itself
+    :return: shape ``(k,)``
+    """
+    if horizon.n_steps is not None:
+        seen = seen[: horizon.n_steps]
+    weights = horizon.discount ** th.arange(len(seen), dtype=seen.dtype)
+    if horizon.n_steps is None:
+        weights = (1 - horizon.discount) * weights
+        return (weights @ seen) / (1.0 if terminated else 1.0 - horizon.discount ** len(seen))
+    whole = float((horizon.discount ** th.arange(horizon.n_steps, dtype=seen.dtype)).sum())
+    return (weights @ seen) / (horizon.n_steps if terminated else horizon.n_steps * float(weights.sum()) / whole)
 
 
 def _numbers(array: object, limit: int, name: str) -> th.Tensor:

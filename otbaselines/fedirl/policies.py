@@ -9,6 +9,7 @@ from gymnasium import spaces
 from stable_baselines3.common.policies import BasePolicy
 
 from otbaselines.common.saving.policy import JsonPolicyMixin
+from otbaselines.fedirl.features import RBFFeatures
 
 
 class TabularPolicy(JsonPolicyMixin, BasePolicy):
@@ -44,7 +45,7 @@ class TabularPolicy(JsonPolicyMixin, BasePolicy):
         return self.forward(observation, deterministic)
 
 
-class RewardModel(th.nn.Module):
+class TableReward(th.nn.Module):
     """
     Linear rewards on a table of features.
 
@@ -71,3 +72,46 @@ class RewardModel(th.nn.Module):
         :return: fused rewards, shape ``(n,)``
         """
         return self.features[states, actions] @ self.theta
+
+
+class FeatureReward(th.nn.Module):
+    """
+    Linear rewards on features of vectors. Radial basis functions are stored with it; functions of the user's are not.
+
+    :param n_features: number of features
+    :param n_clients: whose parameters are kept
+    :param centers: the shape of the radial basis functions' centers, None where there are none
+    :param n_coordinates: of their box
+    :param n_actions: discrete ones, None for vectors
+    """
+
+    theta: th.Tensor
+    thetas: th.Tensor
+
+    def __init__(
+        self, n_features: int, n_clients: int, centers: tuple[int, int] | None, n_coordinates: int, n_actions: int | None
+    ) -> None:
+        super().__init__()
+        self.register_buffer("theta", th.zeros(n_features, dtype=th.float64))
+        self.register_buffer("thetas", th.zeros(n_clients, n_features, dtype=th.float64))
+        self.n_actions = n_actions
+        self.has_rbf = centers is not None
+        if centers is not None:
+            shapes = {"low": (n_coordinates,), "high": (n_coordinates,), "centers": centers, "bandwidth": ()}
+            for name, shape in shapes.items():
+                self.register_buffer(name, th.zeros(shape, dtype=th.float64))
+
+    def keep(self, features: RBFFeatures) -> None:
+        """
+        :param features: those to be stored
+        """
+        for name in ("low", "high", "centers"):
+            setattr(self, name, getattr(features, name).to(self.theta))
+        self.bandwidth = th.tensor(features.bandwidth, dtype=th.float64).to(self.theta)
+
+    def rbf(self) -> RBFFeatures:
+        """
+        :return: those that are stored, on the CPU
+        """
+        low, high, centers = (getattr(self, name).cpu() for name in ("low", "high", "centers"))
+        return RBFFeatures(low, high, self.n_actions, centers, float(self.bandwidth))

@@ -13,15 +13,8 @@ from otbaselines.common.tabular import TabularModel, stack_models
 from otbaselines.common.trajectories import Trajectory
 from otbaselines.envs import client_variants
 from otbaselines.fedirl import demonstrate
-from otbaselines.fedirl.continuous import (
-    FusedRewardEnv,
-    feature_average,
-    fit_sampled,
-    lattice_support,
-    rbf_features,
-    sampled_likelihood,
-    warn_of_missed_points,
-)
+from otbaselines.fedirl.continuous import FusedRewardEnv, feature_average, fit_sampled, sampled_likelihood
+from otbaselines.fedirl.features import lattice_support, rbf_features, warn_of_missed_points
 from otbaselines.fedirl.fusion import aggregate
 from otbaselines.fedirl.maxent import Horizon, fit
 

@@ -171,7 +171,7 @@ def test_bad_clients_are_named():
     with pytest.raises(ValueError, match="`weight` of a must be positive, got 0"):
         Client(clients[0].env, clients[0].demonstrations, name="a", weight=0)
     with pytest.raises(ValueError, match="must have an attribute `tabular_model`"):
-        FedIRL("MlpPolicy", gym.make("CartPole-v1"), clients=[Client(gym.make("CartPole-v1"), clients[0].demonstrations)])
+        FedIRL("MlpPolicy", gym.make("Taxi-v4"), clients=[Client(gym.make("Taxi-v4"), clients[0].demonstrations)])
     jump = Trajectory(np.array([0, 24]), np.array([0]), True)
     with pytest.warns(UserWarning, match=r"of the steps that clients\[0\] demonstrates are impossible"):
         FedIRL("MlpPolicy", gridworld.make(5, 100), clients=[Client(clients[0].env, [jump])])
@@ -184,7 +184,7 @@ def test_bad_clients_are_named():
         ({"reg": 0.0}, "`reg` must be a number above 0, got 0.0"),
         ({"discount": 1.0}, "`discount` must be in [0, 1), or up to 1 with a number of steps, got 1.0"),
         ({"n_rounds": 0}, "`n_rounds` must be an integer of at least 1, got 0"),
-        ({"ends": "never"}, "`ends` must be one of 'absorbing', 'terminal', got 'never'"),
+        ({"ends": "never"}, "`ends` must be one of 'absorbing', 'terminal' or None, got 'never'"),
         ({"l2": -1.0}, "`l2` must be a number of at least 0, got -1.0"),
     ],
 )

@@ -23,8 +23,10 @@ PRINTED = {5: (84.2, 85.1, 90.5, 78.4, 82.6), 10: (80.9, 81.6, 89.1, 76.1, 80.3)
 N_EPISODES = 50
 #: Worlds that no client has seen.
 N_HELD_OUT = 20
-#: Steps of inverse reinforcement learning that a weak client makes.
-WEAK_STEPS = 1
+#: Steps of inverse reinforcement learning of a client and of a weak one: of BFGS, and of gradient ascent.
+BFGS_STEPS, ASCENT_STEPS = (200, 1), (100, 5)
+#: Of gradient ascent: that of the paper, and one that comes further in as many steps.
+ASCENT_RATES = (0.005, 0.1)
 #: Which action is taken: drawn from the soft-optimal policy, or its most probable one.
 MODES = ("sampled", "most probable")
 
@@ -37,18 +39,21 @@ class WorldsJob:
     :param size: cells along an edge
     :param n_clients: how many worlds take part
     :param seed: of worlds, demonstrations, and of who is weak
-    :param weak_share: share of the clients whose learning is cut off after one step
+    :param weak_share: share of the clients whose learning is cut off after few steps
+    :param learning_rate: of gradient ascent, as in the paper; BFGS, one step of which a weak client makes, when omitted
     """
 
     size: int
     n_clients: int
     seed: int
     weak_share: float = 0.0
+    learning_rate: float | None = None
 
     @property
     def name(self) -> str:
         """Of its file."""
-        return f"size{self.size}_clients{self.n_clients}_weak{self.weak_share:g}_seed{self.seed}"
+        ascent = "" if self.learning_rate is None else f"_ascent{self.learning_rate:g}"
+        return f"size{self.size}_clients{self.n_clients}_weak{self.weak_share:g}{ascent}_seed{self.seed}"
 
 
 @dataclass(frozen=True)
@@ -117,9 +122,11 @@ def run_worlds(job: WorldsJob) -> WorldsResult:
             for world, episodes in zip(worlds, demonstrations, strict=True)
         ]
     )
-    steps = th.full((job.n_clients,), 200)
-    steps[rng.permutation(job.n_clients)[: round(job.weak_share * job.n_clients)]] = WEAK_STEPS
-    theta = fit(models, expert, horizon=horizon, l2=float(entry["l2"]), n_iterations=steps).theta
+    usual, few = BFGS_STEPS if job.learning_rate is None else ASCENT_STEPS
+    steps = th.full((job.n_clients,), usual)
+    steps[rng.permutation(job.n_clients)[: round(job.weak_share * job.n_clients)]] = few
+    ridge, rate = float(entry["l2"]), job.learning_rate
+    theta = fit(models, expert, horizon=horizon, l2=ridge, n_iterations=steps, learning_rate=rate).theta
     support = support_of(probe)
     result = WorldsResult(
         local=success_by_mode(models, theta, horizon.discount, worlds[0].max_steps),

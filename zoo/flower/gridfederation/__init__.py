@@ -1,0 +1,1 @@
+"""Clients and server of a federation of grid worlds."""

@@ -1,0 +1,212 @@
+"""The Gymnasium part of the FedIRL paper: the true return of the policy that is trained on each fused reward."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch as th
+from stable_baselines3 import PPO
+from stable_baselines3.common.evaluation import evaluate_policy
+from stable_baselines3.common.logger import Logger
+from stable_baselines3.common.monitor import Monitor
+from stable_baselines3.common.vec_env import DummyVecEnv
+
+from otbaselines.common.saving.archive import atomic_write
+from otbaselines.common.trajectories import Trajectory
+from otbaselines.envs import client_variants
+from otbaselines.fedirl import Client, demonstrate
+from otbaselines.fedirl.features import RBFFeatures, lattice_support, rbf_features
+from otbaselines.fedirl.fusion import FUSIONS, aggregate
+from otbaselines.fedirl.learners import PayingVecEnv, make_learner, normalizing
+from otbaselines.fedirl.maxent import Horizon
+from otbaselines.fedirl.sampled import LearningClients
+from zoo.config.entries import read_entry
+from zoo.drawing.tables import Table, mean_and_interval
+
+N_CLIENTS, N_EVALUATIONS = 6, 20
+#: What stands beside the fusions: the reward of the client in whose environment policies are judged, alone.
+METHODS = ("local", *FUSIONS)
+TASKS = ("CartPole-v1", "Pendulum-v1")
+
+
+@dataclass(frozen=True)
+class ControlJob:
+    """
+    One seed of one task.
+
+    :param task: id of the environment
+    :param seed: of demonstrations, learning and policies; demonstrators are the same for all seeds
+    """
+
+    task: str
+    seed: int
+
+    @property
+    def name(self) -> str:
+        """Of its file."""
+        return f"{self.task}_seed{self.seed}"
+
+
+@dataclass(frozen=True)
+class ControlResult:
+    """
+    True returns in the environment of client 0.
+
+    :param returns: of the policies, by method
+    :param demonstrations: mean return of the clients' demonstrations, each in its own environment
+    :param feature_gap: largest gap between demonstrator and learner after the last iteration, over clients and features
+    """
+
+    returns: dict[str, float] = field(default_factory=dict)
+    demonstrations: float = 0.0
+    feature_gap: float = 0.0
+
+
+def entry_of(task: str) -> dict[str, Any]:
+    """
+    :param task: id of the environment
+    :return: its settings
+    """
+    return read_entry("fedirl", task)
+
+
+def demonstrator(task: str, index: int, folder: Path) -> PPO:
+    """
+    The demonstrator of one client, trained once on its environment's own reward.
+
+    :param task: id of the environment
+    :param index: of the client
+    :param folder: where its parameters are kept
+    :return: the agent
+    """
+    settings = entry_of(task)["expert"]
+    env = client_variants.make(task, index)
+    agent = PPO("MlpPolicy", env, seed=index, device="cpu", **settings["kwargs"])
+    path = folder / f"{task}_expert{index}.pt"
+    if path.is_file():
+        agent.policy.load_state_dict(th.load(path, weights_only=True))
+        return agent
+    agent.learn(int(settings["n_timesteps"]))
+    with atomic_write(path) as file:
+        th.save(agent.policy.state_dict(), file)
+    return agent
+
+
+def return_of(task: str, index: int, episode: Trajectory, seed: int) -> float:
+    """
+    :param task: id of the environment
+    :param index: of the client
+    :param episode: from a reset with this seed
+    :param seed: of the reset
+    :return: the episode's true return, by playing it again
+    """
+    env = client_variants.make(task, index)
+    env.reset(seed=seed)
+    return float(sum(float(env.step(action[()])[1]) for action in episode.actions))
+
+
+def run_control(job: ControlJob, folder: Path) -> ControlResult:
+    """
+    Demonstrate, learn, fuse, train and judge.
+
+    :param job: the seed
+    :param folder: where demonstrators are kept
+    :return: true returns of all methods
+    """
+    entry = entry_of(job.task)
+    streams = np.random.SeedSequence([job.seed, 17]).generate_state(N_CLIENTS + 2).tolist()
+    clients, returns = [], []
+    for index in range(N_CLIENTS):
+        agent, env = demonstrator(job.task, index, folder), client_variants.make(job.task, index)
+        seed = streams[index] % 2**31
+        episodes = [demonstrate(agent, env, 1, seed + number)[0] for number in range(int(entry["n_demonstrations"]))]
+        clients.append(Client(env, episodes))
+        returns += [return_of(job.task, index, each, seed + number) for number, each in enumerate(episodes)]
+    probe = client_variants.make(job.task, 0)
+    bounds = client_variants.BOUNDS[job.task]
+    features = rbf_features(probe.observation_space, probe.action_space, bounds=bounds, n_centers=int(entry["n_centers"]))
+    horizon, logger = Horizon(float(entry["discount"])), Logger(None, [])
+    federation = LearningClients(
+        clients,
+        features,
+        make=lambda env, seed: make_learner(
+            "ppo", "MlpPolicy", env, discount=horizon.discount, seed=seed, device="cpu", **entry["learner_kwargs"]
+        ),
+        learning_rate=float(entry["irl_learning_rate"]),
+        normalize=True,
+        horizon=horizon,
+        l2=float(entry["l2"]),
+        n_iterations=[int(entry["irl_iterations"])] * N_CLIENTS,
+        tol=0.0,
+        n_timesteps=int(entry["irl_timesteps"]),
+        seeds=[streams[-2] % 2**31 + index for index in range(N_CLIENTS)],
+    )
+    gaps: list[float] = []
+    logger.record = lambda key, value, exclude=None: gaps.append(value) if key == "irl/feature_gap" else None  # type: ignore[method-assign,assignment,misc]
+    thetas = federation.learn(th.zeros(N_CLIENTS, int(entry["n_centers"]), dtype=th.float64), logger)
+    support = lattice_support(features, entry["lattice"])
+    rewards = {name: aggregate(thetas, support, fusion=name, reg=float(entry["reg"])).theta for name in FUSIONS}
+    rewards["local"] = thetas[0]
+    found = {name: _judged(job.task, features, rewards[name], horizon, entry, streams[-1] % 2**31) for name in METHODS}
+    return ControlResult(found, float(np.mean(returns)), gaps[-1])
+
+
+def _judged(task: str, features: RBFFeatures, theta: th.Tensor, horizon: Horizon, entry: dict[str, Any], seed: int) -> float:
+    """The true return of a policy that was trained on a reward, both in the environment of client 0."""
+    paying = PayingVecEnv(DummyVecEnv([lambda: client_variants.make(task, 0)]), features, horizon)
+    paying.theta = theta
+    learner = make_learner(
+        "ppo", "MlpPolicy", normalizing(paying, horizon.discount), discount=horizon.discount, seed=seed, device="cpu",
+        **entry["learner_kwargs"],
+    )  # fmt: skip
+    learner.learn(int(entry["n_timesteps"]))
+    judge = Monitor(client_variants.make(task, 0))
+    judge.reset(seed=seed + 1)
+    mean, _ = evaluate_policy(learner, judge, n_eval_episodes=N_EVALUATIONS)
+    return float(mean)  # type: ignore[arg-type]
+
+
+def finished(job: ControlJob, folder: Path, *, train: bool) -> ControlResult | None:
+    """
+    :param job: the seed
+    :param folder: where results are kept
+    :param train: whether to compute what is not there
+    :return: the result, None where there is none
+    """
+    path = folder / f"{job.name}.json"
+    if path.is_file():
+        return ControlResult(**json.loads(path.read_text()))
+    if not train:
+        return None
+    result = run_control(job, folder)
+    with atomic_write(path) as file:
+        file.write(json.dumps(asdict(result), indent=1).encode())
+    return result
+
+
+def returns_table(results: dict[str, list[ControlResult]]) -> Table:
+    """
+    :param results: of all seeds, by task
+    :return: true returns by method: mean, half of Student's 95 % interval, range
+    """
+    found = Table("True return of the policy of each reward", ("task", "seeds", "demonstrations", *METHODS))
+    for task, seeds in results.items():
+        cells = [mean_and_interval([each.returns[name] for each in seeds], ".0f") for name in METHODS]
+        found.rows.append((task, str(len(seeds)), f"{np.mean([each.demonstrations for each in seeds]):.0f}", *cells))
+    return found
+
+
+def paired_returns(results: dict[str, list[ControlResult]]) -> Table:
+    """
+    :param results: of all seeds, by task
+    :return: by how much the barycenter is ahead of each other method, paired by seed
+    """
+    others: Sequence[str] = [name for name in METHODS if name != "barycenter"]
+    found = Table("Barycenter minus the others, paired by seed, true return", ("task", *(f"- {name}" for name in others)))
+    for task, seeds in results.items():
+        gaps = ([each.returns["barycenter"] - each.returns[name] for each in seeds] for name in others)
+        found.rows.append((task, *(mean_and_interval(each, "+.0f") for each in gaps)))
+    return found
