@@ -278,7 +278,9 @@ class ReplayLearner(Learner, OffPolicyAlgorithm):
         policy: Any = self.policy
         rows = self.replay_buffer.sample(batch_size, env=self._vec_normalize_env)
         rewards = rows.rewards.flatten()
-        discounts = th.full_like(rewards, self.gamma) if rows.discounts is None else rows.discounts.flatten()
+        # Without a discount, the objective is an average.
+        discount = 1.0 if self.gamma is None else self.gamma
+        discounts = th.full_like(rewards, discount) if rows.discounts is None else rows.discounts.flatten()
         return ReplayBatch(
             seen=policy.preprocess(rows.observations),
             actions=rows.actions,
@@ -300,6 +302,14 @@ class ReplayLearner(Learner, OffPolicyAlgorithm):
             pairs = [(own[key], given[key]) for key in own] if isinstance(own, dict) else [(own, given)]
             for tensor, value in pairs:
                 tensor.copy_(value, non_blocking=True)
+
+    def _sample_action(self, *args: Any, **kwargs: Any) -> tuple[Any, Any]:
+        actions, stored = super()._sample_action(*args, **kwargs)
+        if not np.isfinite(actions).all():
+            # Most likely an update went wrong, which is then told and undone.
+            self._check_updates()
+            raise ValueError(f"`actions` became NaN or infinite at step {self.num_timesteps}; check `action_noise`")
+        return actions, stored
 
     def _store_transition(
         self, replay_buffer: ReplayBuffer, buffer_action: Any, new_obs: Any, reward: Any, dones: Any, infos: Any

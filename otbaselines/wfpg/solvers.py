@@ -90,16 +90,18 @@ class Metric:
     """
 
     def __init__(self, images: Images, parameters: tuple[th.Tensor, ...]) -> None:
-        self._images, self._parameters = images, parameters
-        self._pull_back = th.func.vjp(images, parameters)[1]
+        self._parameters = parameters
+        particles, self._pull_back = th.func.vjp(images, parameters)
+        # Pulling back is linear in the velocities, and its transpose pushes forward: two backward passes a product, none of
+        # which computes the images anew, as forward differentiation would.
+        self._push_forward = th.func.vjp(lambda velocities: self._pull_back(velocities)[0], th.zeros_like(particles))[1]
 
     def push_forward(self, direction: th.Tensor) -> th.Tensor:
         """
         :param direction: of the parameters, flat, shape ``(n_parameters,)``
         :return: how it moves the particles, to first order, shape ``(n, action_dim)``
         """
-        tangents = unflatten(direction, self._parameters)
-        moved: th.Tensor = th.func.jvp(self._images, (self._parameters,), (tangents,))[1]
+        moved: th.Tensor = self._push_forward(unflatten(direction, self._parameters))[0]
         return moved
 
     def pull_back(self, velocities: th.Tensor) -> th.Tensor:

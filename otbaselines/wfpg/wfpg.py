@@ -178,7 +178,9 @@ class WassersteinFlowPG(ReplayLearner):
             if value is not None and not used:
                 raise TypeError(f"`{name}` applies to {where} only, got {value}; leave it out")
         if is_langevin and self._learns_temperature:
-            raise TypeError(f"`ent_coef`={self.ent_coef!r} applies to `entropy='bonus'` only; give a number for 'langevin'")
+            raise TypeError(
+                f"`ent_coef` as 'auto' applies to `entropy='bonus'` only, got {self.ent_coef!r}; give a number for 'langevin'"
+            )
         if self.objective == "average" and n_steps != 1:
             raise TypeError(f"`n_steps` applies to `objective='discounted'` only, got {n_steps}; leave it out")
 

@@ -19,8 +19,8 @@ def _check_kind(buffer: Any) -> None:
     # By name: subclasses keep more, such as HerReplayBuffer its environment and its episodes.
     if type(buffer) not in _KINDS:
         raise TypeError(
-            f"a {type(buffer).__name__} cannot be stored without a pickle; use SB3's "
-            f"{', '.join(kind.__name__ for kind in _KINDS)}, or `stable_baselines3.common.save_util.save_to_pkl` for a file of your own"
+            f"a {type(buffer).__name__} cannot be stored without a pickle; use SB3's ReplayBuffer, DictReplayBuffer or "
+            "NStepReplayBuffer, or `stable_baselines3.common.save_util.save_to_pkl` for a file of your own"
         )
 
 

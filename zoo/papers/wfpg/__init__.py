@@ -1,0 +1,1 @@
+"""WassersteinFlowPG: learning curves beside the learners that it is compared with."""
