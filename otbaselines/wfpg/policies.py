@@ -319,7 +319,7 @@ class FlowPolicy(JsonPolicyMixin, BasePolicy):
         """
         rows, n = th.cat([features, actions], 1), self.n_critics
         even = len(rows) // n * n
-        values: th.Tensor = self.critic(rows[:even].view(n, even // n, -1)).flatten()
+        values: th.Tensor = self.critic(rows[:even].view(n, even // n, rows.shape[1])).flatten()
         return values if even == len(rows) else th.cat([values, self.critic(rows[even:]).mean(0)])
 
     def target_value(self, seen: Any, actions: th.Tensor) -> th.Tensor:

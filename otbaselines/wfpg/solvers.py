@@ -14,6 +14,10 @@ import torch as th
 Images = Callable[[tuple[th.Tensor, ...]], th.Tensor]
 # What a curvature is at least, so that a search that has converged divides by no zero.
 _TINY = 1e-30
+# Of a diagonal beside its mean.
+_LEAST = 1e-3
+# Curvature below this part of the largest one is rounding.
+_FLAT = 1e-7
 
 
 @dataclass(frozen=True)
@@ -51,9 +55,14 @@ def conjugate_gradients(
     residual = rhs if start is None else rhs - product(start)
     scaled = inverse_diagonal * residual
     direction, height = scaled, residual @ scaled
+    steepest = th.zeros_like(height)
     for _ in range(n_steps):
         image = product(direction)
-        length = height / (direction @ image).clamp(min=_TINY)
+        # Curvature beside that of the preconditioner. Along what is flat but for rounding, there is nothing to be found.
+        bend, size = direction @ image, (direction * direction / inverse_diagonal).sum()
+        steepness = bend / size.clamp(min=_TINY)
+        steepest = th.maximum(steepest, steepness)
+        length = th.where(steepness > _FLAT * steepest, height / bend.clamp(min=_TINY), 0.0)
         solution = solution + length * direction
         residual = residual - length * image
         scaled = inverse_diagonal * residual
@@ -149,7 +158,10 @@ def natural_direction(
     :param start: first guess
     :return: the direction, and how far it is from solving
     """
-    inverse = th.ones_like(gradient) if diagonal is None else 1.0 / (diagonal + damping).clamp(min=_TINY)
+    inverse = th.ones_like(gradient)
+    if diagonal is not None:
+        # Parameters that have moved nothing so far are not to be flung by what little they move.
+        inverse = 1.0 / (diagonal + damping + _LEAST * diagonal.mean()).clamp(min=_TINY)
     return conjugate_gradients(
         lambda vector: metric.product(vector) + damping * vector,
         gradient,

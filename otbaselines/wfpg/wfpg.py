@@ -1,6 +1,7 @@
 """Policy optimisation as a Wasserstein gradient flow, from a replay buffer."""
 
 import math
+import numbers
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -30,6 +31,8 @@ SOLVERS = ("regression", "cg", "first_order")
 GAMMA, STEP_SIZE, INNER_STEPS, CG_STEPS, CG_DAMPING = 0.99, 0.1, 2, 5, 0.1
 # How much of the running averages of speeds and of the metric a step replaces.
 _FORGETTING = 0.01
+# Temperatures beyond it leave no room for rewards in single precision.
+_HOTTEST = 1e30
 # Slopes below it are none.
 _SLOWEST = 1e-8
 # How much of the last natural direction the next one starts from.
@@ -97,9 +100,9 @@ class WassersteinFlowPG(ReplayLearner):
         "target_entropy": Setting("number", optional=True),
         "gamma": Setting("number", low=0.0, high=1.0, optional=True),
         "ent_coef": Setting(
-            (str, int, float),
+            (str, numbers.Real),
             fits=lambda value: _is_temperature(value),
-            what="a number of at least 0, 'auto' or such as 'auto_0.1'",
+            what="a number of at least 0, 'auto', or 'auto_' with the number to start from",
         ),
     }
     metric_names: ClassVar[tuple[str, ...]] = (
@@ -376,10 +379,10 @@ class WassersteinFlowPG(ReplayLearner):
 
 def _is_temperature(value: Any) -> bool:
     if not isinstance(value, str):
-        return not isinstance(value, bool) and 0.0 <= value < math.inf
+        return not isinstance(value, bool) and 0.0 <= value <= _HOTTEST
     if value == "auto":
         return True
     try:
-        return value.startswith("auto_") and 0.0 < float(value.removeprefix("auto_")) < math.inf
+        return value.startswith("auto_") and 0.0 < float(value.removeprefix("auto_")) <= _HOTTEST
     except ValueError:
         return False
