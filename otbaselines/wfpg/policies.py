@@ -65,7 +65,7 @@ class MapActor(nn.Module):
     ) -> None:
         super().__init__()
         self.action_dim, self.latent_dim = action_dim, latent_dim
-        self.extractor = extractor
+        self.features_extractor = extractor
         self.trunk = StackedMLP(1, extractor.features_dim, net_arch, activation_fn)
         width = self.trunk.out_features
         # Where there is one noise an action, it is stretched as a Gaussian's; else it only passes the layer below.
@@ -90,7 +90,7 @@ class MapActor(nn.Module):
         :param seen: preprocessed observations of a batch
         :return: what the last layers read of them, shape ``(batch, width)``
         """
-        hidden: th.Tensor = self.trunk(self.extractor(seen).unsqueeze(0))
+        hidden: th.Tensor = self.trunk(self.features_extractor(seen).unsqueeze(0))
         return hidden.squeeze(0)
 
     def bend(self, hidden: th.Tensor, noise: th.Tensor) -> th.Tensor:
@@ -156,6 +156,62 @@ def log_abs_det(matrices: th.Tensor) -> th.Tensor:
         det = th.linalg.det(matrices)
     logarithms: th.Tensor = det.abs().clamp(min=_SMALLEST_DETERMINANT).log()
     return logarithms
+
+
+class FlowCritic(nn.Module):
+    """
+    Features of observations, and stacked action values of these.
+
+    :param features_extractor: of preprocessed observations
+    :param action_dim: of a flat action
+    :param net_arch: widths of the hidden layers
+    :param activation_fn: between them
+    :param n_critics: how many values
+    """
+
+    def __init__(
+        self,
+        features_extractor: BaseFeaturesExtractor,
+        action_dim: int,
+        net_arch: list[int],
+        activation_fn: type[nn.Module],
+        *,
+        n_critics: int,
+    ) -> None:
+        super().__init__()
+        self.features_extractor = features_extractor
+        self.head = StackedCritic(n_critics, features_extractor.features_dim + action_dim, net_arch, activation_fn)
+
+    def forward(self, seen: Any, actions: th.Tensor) -> th.Tensor:
+        """
+        :param seen: preprocessed observations
+        :param actions: scaled to [-1, 1], shape ``(batch, action_dim)``
+        :return: of all critics, shape ``(n_critics, batch)``
+        """
+        return self.values(self.features_extractor(seen), actions)
+
+    def values(self, features: th.Tensor, actions: th.Tensor) -> th.Tensor:
+        """
+        :param features: shape ``(batch, n_features)``
+        :param actions: scaled to [-1, 1], shape ``(batch, action_dim)``
+        :return: of all critics, shape ``(n_critics, batch)``
+        """
+        values: th.Tensor = self.head(th.cat([features, actions], 1))
+        return values
+
+    def values_by_parts(self, features: th.Tensor, actions: th.Tensor) -> th.Tensor:
+        """
+        Every critic speaks of a part of the rows, so that all together cost what one would. Over the draw of a minibatch it is
+        the critics' mean.
+
+        :param features: shape ``(batch, n_features)``
+        :param actions: scaled to [-1, 1], shape ``(batch, action_dim)``
+        :return: one value a row, shape ``(batch,)``; rows that cannot be shared out evenly have the mean of all critics
+        """
+        rows, n = th.cat([features, actions], 1), self.head.n_critics
+        even = len(rows) // n * n
+        values: th.Tensor = self.head(rows[:even].view(n, even // n, rows.shape[1])).flatten()
+        return values if even == len(rows) else th.cat([values, self.head(rows[even:]).mean(0)])
 
 
 class FlowPolicy(JsonPolicyMixin, BasePolicy):
@@ -235,10 +291,8 @@ class FlowPolicy(JsonPolicyMixin, BasePolicy):
     def _build(self, actor_arch: list[int], critic_arch: list[int]) -> None:
         own = {"policy_form": self.policy_form, "latent_dim": self.latent_dim, "bend_width": self.bend_width}
         self.actor = MapActor(self.make_features_extractor(), self.action_dim, actor_arch, self.activation_fn, **own)  # type: ignore[arg-type]
-        extractor = self.actor.extractor if self.share_features_extractor else self.make_features_extractor()
-        self.critic_extractor = extractor
-        self.critic = StackedCritic(self.n_critics, extractor.features_dim + self.action_dim, critic_arch, self.activation_fn)
-        self.target_extractor = copy.deepcopy(extractor).requires_grad_(False)
+        extractor = self.actor.features_extractor if self.share_features_extractor else self.make_features_extractor()
+        self.critic = FlowCritic(extractor, self.action_dim, critic_arch, self.activation_fn, n_critics=self.n_critics)
         self.critic_target = copy.deepcopy(self.critic).requires_grad_(False)
         self.log_ent_coef = nn.Parameter(th.zeros(()))
         self.register_buffer("average_reward", th.zeros(()))
@@ -254,8 +308,8 @@ class FlowPolicy(JsonPolicyMixin, BasePolicy):
 
     def _build_optimizers(self, lr_schedule: Schedule) -> None:
         self.actor_optimizer = self._optimizer(list(self.actor.parameters()), lr_schedule)
-        critic = [] if self.share_features_extractor else list(self.critic_extractor.parameters())
-        self.critic_optimizer = self._optimizer([*critic, *self.critic.parameters()], lr_schedule)
+        critic = self.critic.head if self.share_features_extractor else self.critic
+        self.critic_optimizer = self._optimizer(list(critic.parameters()), lr_schedule)
         self.ent_coef_optimizer = self._optimizer([self.log_ent_coef], lr_schedule)
 
     def _optimizer(self, parameters: list[nn.Parameter], lr_schedule: Schedule) -> th.optim.Optimizer:
@@ -288,39 +342,16 @@ class FlowPolicy(JsonPolicyMixin, BasePolicy):
         :param actions: scaled to [-1, 1], shape ``(batch, action_dim)``
         :return: of all critics, shape ``(n_critics, batch)``
         """
-        return self.values_at(self.critic_features(seen), actions)
+        return self.critic.values(self.critic_features(seen), actions)
 
     def critic_features(self, seen: Any) -> th.Tensor:
         """
         :param seen: preprocessed observations
-        :return: what the critics read of them, shape ``(batch, n_features)``
+        :return: what the critics read of them, shape ``(batch, n_features)``; shared features are the actor's to learn
         """
         with th.set_grad_enabled(th.is_grad_enabled() and not self.share_features_extractor):
-            features: th.Tensor = self.critic_extractor(seen)
+            features: th.Tensor = self.critic.features_extractor(seen)
         return features
-
-    def values_at(self, features: th.Tensor, actions: th.Tensor) -> th.Tensor:
-        """
-        :param features: what the critics read
-        :param actions: scaled to [-1, 1], shape ``(batch, action_dim)``
-        :return: of all critics, shape ``(n_critics, batch)``
-        """
-        values: th.Tensor = self.critic(th.cat([features, actions], 1))
-        return values
-
-    def values_by_parts(self, features: th.Tensor, actions: th.Tensor) -> th.Tensor:
-        """
-        Every critic speaks of a part of the rows, so that all together cost what one would. Over the draw of a minibatch it is
-        the critics' mean.
-
-        :param features: what the critics read
-        :param actions: scaled to [-1, 1], shape ``(batch, action_dim)``
-        :return: one value a row, shape ``(batch,)``; rows that cannot be shared out evenly have the mean of all critics
-        """
-        rows, n = th.cat([features, actions], 1), self.n_critics
-        even = len(rows) // n * n
-        values: th.Tensor = self.critic(rows[:even].view(n, even // n, rows.shape[1])).flatten()
-        return values if even == len(rows) else th.cat([values, self.critic(rows[even:]).mean(0)])
 
     def target_value(self, seen: Any, actions: th.Tensor) -> th.Tensor:
         """
@@ -328,7 +359,7 @@ class FlowPolicy(JsonPolicyMixin, BasePolicy):
         :param actions: scaled to [-1, 1], shape ``(batch, action_dim)``
         :return: the smallest of the slow copies' values, shape ``(batch,)``
         """
-        values: th.Tensor = self.critic_target(th.cat([self.target_extractor(seen), actions], 1))
+        values: th.Tensor = self.critic_target(seen, actions)
         return values.amin(0)
 
     @th.no_grad()
@@ -336,12 +367,17 @@ class FlowPolicy(JsonPolicyMixin, BasePolicy):
         """
         :param tau: how far the slow copies go towards the critics; running statistics are copied
         """
-        pairs = ((self.critic_extractor, self.target_extractor), (self.critic, self.critic_target))
-        fast, slow = ([p.detach() for pair in pairs for p in pair[k].parameters()] for k in (0, 1))
+        fast, slow = ([p.detach() for p in module.parameters()] for module in (self.critic, self.critic_target))
         th._foreach_lerp_(slow, fast, tau)
-        for one, other in pairs:
-            for own, given in zip(other.buffers(), one.buffers(), strict=True):
-                own.copy_(given)
+        for own, given in zip(self.critic_target.buffers(), self.critic.buffers(), strict=True):
+            own.copy_(given)
+
+    def set_training_mode(self, mode: bool) -> None:
+        """
+        :param mode: whether the actor and the critics are to be trained; slow copies never are
+        """
+        super().set_training_mode(mode)
+        self.critic_target.train(False)
 
     # ------------------------------------------------------------ acting
     def _predict(self, observation: PyTorchObs, deterministic: bool = False) -> th.Tensor:

@@ -24,6 +24,7 @@ from otbaselines.common.offline.graphs import GraphedStep, make_capturable, set_
 from otbaselines.common.settings import LEARN_SETTINGS, MANY, Setting, arguments_of, check_settings, settings_of
 from otbaselines.common.training import Snapshot, check_finite, parameter_sum
 
+_ALIASES = ("actor", "critic", "critic_target")
 # Gradient steps between looks at the losses where no episode ends.
 _UNLOGGED = 1000
 
@@ -186,6 +187,9 @@ class ReplayLearner(Learner, OffPolicyAlgorithm):
         super()._setup_model()
         for name in own:
             del self.policy_kwargs[name]
+        # SB3's names; they are saved as parts of the policy.
+        for name in _ALIASES:
+            setattr(self, name, getattr(self.policy, name))
         # What was chosen for the user is chosen again after `load`.
         self.replay_buffer_class, self.replay_buffer_kwargs = chosen, settings
 
@@ -195,6 +199,9 @@ class ReplayLearner(Learner, OffPolicyAlgorithm):
 
     def _get_torch_save_params(self) -> tuple[list[str], list[str]]:
         return ["policy", *(f"policy.{name}" for name in self.optimizer_names)], []
+
+    def _excluded_save_params(self) -> list[str]:
+        return [*super()._excluded_save_params(), *_ALIASES]
 
     def _optimizers(self) -> list[th.optim.Optimizer]:
         return [getattr(self.policy, name) for name in self.optimizer_names]

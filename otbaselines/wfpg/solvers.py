@@ -100,7 +100,8 @@ class Metric:
 
     def __init__(self, images: Images, parameters: tuple[th.Tensor, ...]) -> None:
         self._parameters = parameters
-        particles, self._pull_back = th.func.vjp(images, parameters)
+        found = th.func.vjp(images, parameters)
+        particles, self._pull_back = found[0], found[1]
         # Pulling back is linear in the velocities, and its transpose pushes forward: two backward passes a product, none of
         # which computes the images anew, as forward differentiation would.
         self._push_forward = th.func.vjp(lambda velocities: self._pull_back(velocities)[0], th.zeros_like(particles))[1]

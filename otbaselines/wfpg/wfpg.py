@@ -289,7 +289,7 @@ class WassersteinFlowPG(ReplayLearner):
             return th.addcmul(velocities, ent_coef, actions, value=-2.0) if self._has_bonus else velocities
 
     def _summed_values(self, features: th.Tensor, actions: th.Tensor) -> th.Tensor:
-        return self.policy.values_by_parts(features, actions).sum()
+        return self.policy.critic.values_by_parts(features, actions).sum()
 
     def _move_policy(self, batch: ReplayBatch, ent_coef: th.Tensor) -> FlowStep:
         """One step of the flow, and of the map after it."""
