@@ -28,7 +28,9 @@ from otbaselines.wfpg.solvers import (
 
 SOLVERS = ("regression", "cg", "first_order")
 # What is taken where nothing is said.
-GAMMA, STEP_SIZE, INNER_STEPS, CG_STEPS, CG_DAMPING = 0.99, 0.1, 2, 5, 0.1
+GAMMA, INNER_STEPS, CG_STEPS, CG_DAMPING = 0.99, 2, 5, 0.1
+# A regression is pulled to its targets by an optimizer with a rate of its own; a natural step takes its particles there.
+STEP_SIZES = {"regression": 1.0, "cg": 0.1, "first_order": 0.1}
 # How much of the running averages of speeds and of the metric a step replaces.
 _FORGETTING = 0.01
 # Temperatures beyond it leave no room for rewards in single precision.
@@ -72,8 +74,8 @@ class WassersteinFlowPG(ReplayLearner):
         ``"cg"``: by the natural step :math:`G^{-1} \nabla_\theta J` of the metric :math:`G = E[\partial T^\top \partial T]`,
         found by conjugate gradients; ``"first_order"``: by a step of the optimizer along :math:`\nabla_\theta J`
     :param step_size: :math:`\eta`, how far the particles go in a step, for slopes of unit root mean square, to which they are
-        scaled by a running average; 0.1 when omitted. Not for ``"first_order"`` without Langevin noise, whose optimizer has a
-        scale of its own
+        scaled by a running average; when omitted 1 for ``"regression"`` and 0.1 else. Not for ``"first_order"`` without
+        Langevin noise, whose optimizer has a scale of its own
     :param n_inner_steps: optimizer steps of a regression; 2 when omitted
     :param cg_max_steps: of conjugate gradients, for ``"cg"``; 5 when omitted
     :param cg_damping: what is added to the metric's diagonal, in units of its mean, for ``"cg"``; 0.1 when omitted
@@ -220,7 +222,7 @@ class WassersteinFlowPG(ReplayLearner):
                 self.policy.log_ent_coef.fill_(math.log(start))
         self._fixed_ent_coef = None if isinstance(self.ent_coef, str) else th.tensor(float(self.ent_coef), device=self.device)
         self._wanted_entropy = -float(self.policy.action_dim) if self.target_entropy is None else float(self.target_entropy)
-        self._step_size = STEP_SIZE if self.step_size is None else float(self.step_size)
+        self._step_size = STEP_SIZES[self.solver] if self.step_size is None else float(self.step_size)
         self._n_inner_steps = INNER_STEPS if self.n_inner_steps is None else int(self.n_inner_steps)
         self._noise_entropy = noise_entropy(self.policy.action_dim)
 
