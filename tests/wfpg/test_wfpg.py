@@ -9,6 +9,7 @@ import pytest
 import torch as th
 from core_toys import AnySpacesEnv, assert_same_parameters
 from gymnasium import spaces
+from stable_baselines3 import SAC
 from stable_baselines3.common.callbacks import EvalCallback
 from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.logger import configure
@@ -349,3 +350,34 @@ def test_the_average_objective_finds_the_regulator():
     assert gain == pytest.approx(-1.3624, rel=0.03)
     # The average reward of the policy that the critics are told of.
     assert float(-model.policy.average_reward) == pytest.approx(0.11207, rel=0.1)
+
+
+# ---------------------------------------------------------------- several modes
+class TwoModes(gym.Env):
+    """One step, and two actions that are best: -0.6 and 0.6."""
+
+    observation_space = spaces.Box(-1.0, 1.0, (1,), np.float32)
+    action_space = spaces.Box(-1.0, 1.0, (1,), np.float32)
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        return np.zeros(1, np.float32), {}
+
+    def step(self, action):
+        return np.zeros(1, np.float32), -10.0 * (float(action[0]) ** 2 - 0.36) ** 2, True, False, {}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", [0, 1])
+def test_a_pushforward_keeps_two_modes_between_which_sacs_gaussian_blurs(seed):
+    settings = {"learning_starts": 200, "batch_size": 128, "learning_rate": 1e-3, "seed": seed, "device": "cpu"}
+    shares = {}
+    for name, algorithm, own in (("flow", WassersteinFlowPG, {"step_size": 0.1}), ("sac", SAC, {})):
+        # Both have the same entropy to spend, by SAC's automatic temperature.
+        model = algorithm("MlpPolicy", TwoModes(), policy_kwargs={"net_arch": [64, 64]}, **settings, **own).learn(2000)
+        actions = model.predict(np.zeros((4000, 1), np.float32))[0]
+        shares[name] = [float(part.mean()) for part in (actions > 0.4, actions < -0.4, np.abs(actions) < 0.3)]
+    right, left, middle = shares["flow"]
+    assert min(right, left) > 0.35
+    assert middle < 0.2
+    assert shares["sac"][2] > 2.0 * middle
