@@ -16,6 +16,7 @@ from otbaselines.iql import IQL
 from otbaselines.mappo import MAPPO
 from otbaselines.qdot import QDOT
 from otbaselines.wbc import WBC
+from otbaselines.wfpg import WassersteinFlowPG
 from otbaselines.wmatrpo import WMATRPO
 
 try:
@@ -39,6 +40,7 @@ __all__ = [
     "TeamEvalCallback",
     "TeamEvaluation",
     "TensorVecEnv",
+    "WassersteinFlowPG",
     "envs",
     "evaluate_team",
     "make_vec_env",

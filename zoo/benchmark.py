@@ -2,8 +2,8 @@
 Every speed that the documentation quotes: ``python -m zoo.benchmark`` (``make benchmark``).
 
 Prints Markdown tables: training throughput against Stable-Baselines3's PPO on SuperSuit, its growth with the team and the
-number of copies, the cost of consensus and of trust regions, learners on recorded data, the transport layer against POT, the
-fusion of rewards, and the environments alone.
+number of copies, the cost of consensus and of trust regions, learners on recorded data and from replay buffers, the
+transport layer against POT, the fusion of rewards, and the environments alone.
 All are medians over rounds in which the contenders take turns, in CPU seconds of one thread. ``--device cuda`` measures
 training on a GPU instead, in wall time.
 """
@@ -21,6 +21,7 @@ from pathlib import Path
 from zoo.benchmarks import transport
 from zoo.benchmarks.device import device_table
 from zoo.benchmarks.fusion import fusion_table
+from zoo.benchmarks.off_policy import off_policy_table
 from zoo.benchmarks.offline import offline_table
 from zoo.benchmarks.rounds import rounds_table
 from zoo.benchmarks.throughput import consensus_tables, environment_table, growth_table, throughput_table
@@ -35,6 +36,7 @@ SECTIONS: dict[str, Callable[[bool], list[Table]]] = {
     "consensus": lambda quick: consensus_tables(quick=quick),
     "rounds": lambda quick: [rounds_table(quick=quick)],
     "offline": lambda quick: [offline_table(quick=quick)],
+    "off-policy": lambda quick: [off_policy_table(quick=quick)],
     "transport": lambda quick: transport.run(quick),
     "fusion": lambda quick: [fusion_table(quick=quick)],
     "env": lambda quick: [environment_table(quick=quick)],

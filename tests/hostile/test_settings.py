@@ -13,10 +13,10 @@ from core_toys import AnySpacesEnv, WanderersEnv
 from gymnasium import spaces
 from toy_teams import vector
 
-from otbaselines import HATRPO, IPPO, WBC, WMATRPO, ParallelVecEnv
+from otbaselines import HATRPO, IPPO, WBC, WMATRPO, ParallelVecEnv, WassersteinFlowPG
 from otbaselines.common.settings import check_settings, settings_of
 
-ALGORITHMS = [HATRPO, IPPO, WBC, WMATRPO]
+ALGORITHMS = [HATRPO, IPPO, WBC, WMATRPO, WassersteinFlowPG]
 NAN, INF = math.nan, math.inf
 # No number, no integer, no flag, no schedule, no table of anything.
 NONSENSE: list[Any] = [
@@ -117,9 +117,43 @@ BAD = {
     "n_candidates": [1, *COUNT],
     "n_refinements": [-1, 1001, *NOT_AN_INTEGER],
     "n_joint": [10**4 + 1, *COUNT],
+    "buffer_size": [*COUNT, None],
+    "learning_starts": [-1, 2**40, *NOT_AN_INTEGER, None],
+    "train_freq": [0, -1, 1.5, "1", True, None, (1,), (0, "step"), (1.5, "step"), (1, "day"), ("1", "step"), {1}, object()],
+    "gradient_steps": [-2, 2**40, *NOT_AN_INTEGER, None],
+    "action_noise": [1, 0.1, "normal", [0.1], True, object()],
+    "replay_buffer_class": [1, "ReplayBuffer", int, True],
+    "replay_buffer_kwargs": [1, "n", ["n"], True],
+    "optimize_memory_usage": [*NOT_A_FLAG],
+    "solver": [None, 1, "newton", "", ["cg"], True],
+    "step_size": [*NOT_A_NUMBER, *NOT_FINITE, *FALLING, 0, 0.0],
+    "n_inner_steps": [1001, *COUNT],
+    "objective": [None, 1, "total", "", ["average"], True],
+    "policy_form": [None, 1, "normal", "", ["gaussian"], True],
+    "entropy": [None, 1, 0.1, "none", "", ["bonus"], True],
+    "target_entropy": [*NOT_A_NUMBER, *NOT_FINITE, "auto"],
+    "compile": NOT_A_FLAG,
+    "cuda_graph": NOT_A_FLAG,
 }
 # What is a schedule in one algorithm, and an optional number in others.
 BAD_OF: dict[Any, dict[str, list[Any]]] = {
+    WassersteinFlowPG: {
+        "gamma": [*NOT_A_NUMBER, *NOT_FINITE, *FALLING, 1.0001],
+        "ent_coef": [
+            *NOT_A_NUMBER,
+            *NOT_FINITE,
+            *FALLING,
+            None,
+            "auto_",
+            "auto_x",
+            "auto_-1",
+            "auto_0",
+            "auto_inf",
+            "auto0.1",
+        ],
+        "cg_max_steps": [1001, *COUNT],
+        "cg_damping": [*NOT_A_NUMBER, *NOT_FINITE, *FALLING],
+    },
     HATRPO: {"target_kl": [*NOT_A_SCHEDULE, *FALLING, *BAD_SCHEDULES, 0, 0.0, "lin_0.01"]},
 }
 BAD_POLICY_KWARGS = {
@@ -162,8 +196,8 @@ class Counter(AnySpacesEnv):
         return super().reset(**kwargs)
 
 
-def _env():
-    return Counter(vector(2), spaces.Discrete(2))
+def _env(algorithm=IPPO):
+    return Counter(vector(2), vector(1) if algorithm is WassersteinFlowPG else spaces.Discrete(2))
 
 
 def _own(algorithm):
@@ -189,7 +223,7 @@ def test_every_parameter_has_an_entry_in_the_table(algorithm):
 
 @pytest.mark.parametrize("algorithm", ALGORITHMS, ids=lambda cls: cls.__name__)
 def test_hundreds_of_bad_settings_are_named(algorithm):
-    env, tried, Counter.touched = _env(), 0, 0
+    env, tried, Counter.touched = _env(algorithm), 0, 0
     for name in _own(algorithm):
         for value in {**BAD, **BAD_OF.get(algorithm, {})}[name]:
             settings = {"policy": "MlpPolicy", name: value}
@@ -351,6 +385,43 @@ def test_random_good_settings_of_trust_regions_train():
             }
         model = algorithm("MlpPolicy", teams[continuous], **settings)
         model.learn(2 * model.n_envs * int(settings["n_steps"]))
+        assert all(bool(th.isfinite(parameter).all()) for parameter in model.policy.parameters()), settings
+
+
+def test_random_good_settings_of_the_flow_train():
+    rng = np.random.default_rng(0)
+
+    def pick(*values):
+        return values[rng.integers(len(values))]
+
+    for turn in range(20):
+        solver, entropy = pick("regression", "cg", "first_order"), pick("bonus", "langevin")
+        objective, policy_form = pick("discounted", "average"), pick("pushforward", "gaussian")
+        ent_coef = pick(0, 0.1, np.float32(1.0)) if entropy == "langevin" or turn % 2 else pick("auto", "auto_0.1")
+        settings = {
+            "learning_rate": pick(0.0, 1e-4, np.float32(3e-3), "lin_1e-3", lambda left: 1e-3 * left),
+            "buffer_size": pick(1, np.int64(50)),
+            "learning_starts": pick(0, 3),
+            "batch_size": pick(1, 7),
+            "tau": pick(0, 0.5, 1),
+            "gamma": pick(None, 0, 1.0) if objective == "discounted" else None,
+            "train_freq": pick(1, 3, (2, "step"), (1, "episode")),
+            "gradient_steps": pick(-1, 0, 2),
+            "n_steps": pick(1, 3) if objective == "discounted" else 1,
+            "solver": solver,
+            "step_size": pick(None, 1e-6, 10) if solver != "first_order" else None,
+            "n_inner_steps": pick(None, 1, 4) if solver == "regression" else None,
+            "cg_max_steps": pick(None, 1, 20) if solver == "cg" else None,
+            "cg_damping": pick(None, 0, 5.0) if solver == "cg" else None,
+            "objective": objective,
+            "policy_form": policy_form,
+            "entropy": entropy,
+            "ent_coef": ent_coef,
+            "target_entropy": pick(None, -3, 0.5) if isinstance(ent_coef, str) else None,
+            "policy_kwargs": pick(None, {"net_arch": []}, {"net_arch": {"pi": [4], "qf": [3]}, "n_critics": 3}),
+            "seed": pick(None, 0, 2**63 - 1),
+        }
+        model = WassersteinFlowPG("MlpPolicy", _env(WassersteinFlowPG), **settings).learn(12)
         assert all(bool(th.isfinite(parameter).all()) for parameter in model.policy.parameters()), settings
 
 

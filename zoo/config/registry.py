@@ -3,8 +3,11 @@
 from collections.abc import Callable
 from typing import Any
 
-from stable_baselines3 import PPO
+import numpy as np
+from stable_baselines3 import PPO, SAC, TD3
 from stable_baselines3.common.base_class import BaseAlgorithm
+from stable_baselines3.common.noise import NormalActionNoise
+from stable_baselines3.common.vec_env import VecEnv
 
 from otbaselines.bc import BC
 from otbaselines.common.offline.algorithm import DatasetAlgorithm
@@ -15,6 +18,7 @@ from otbaselines.iql import IQL
 from otbaselines.mappo import MAPPO
 from otbaselines.qdot import QDOT
 from otbaselines.wbc import WBC
+from otbaselines.wfpg import WassersteinFlowPG
 from otbaselines.wmatrpo import WMATRPO
 from zoo.papers.qdot.adversarial import AdversarialW1
 
@@ -27,6 +31,7 @@ ALGOS: dict[str, type[BaseAlgorithm]] = {
     "mappo": MAPPO,
     "qdot": QDOT,
     "wbc": WBC,
+    "wfpg": WassersteinFlowPG,
     "wmatrpo": WMATRPO,
 }
 
@@ -48,5 +53,23 @@ def sb3_ppo(*, share_parameters: bool, learning_rate: Any, **settings: Any) -> P
     return PPO(learning_rate=parse_schedule(learning_rate), **settings)
 
 
+def sb3_td3(*, env: VecEnv, **settings: Any) -> TD3:
+    """
+    SB3's TD3, with the exploration noise of its authors (0.1, in units of half the box), which its default lacks.
+
+    :param env: the environment
+    :param settings: further arguments that WassersteinFlowPG has as well
+    :return: the model
+    """
+    size = env.action_space.shape
+    return TD3(env=env, action_noise=NormalActionNoise(np.zeros(size or ()), np.full(size or (), 0.1)), **settings)
+
+
 #: What comparisons train besides. It is not on the command line: loading what SB3 saved would execute pickles.
-LEARNERS: dict[str, Callable[..., BaseAlgorithm]] = {**ALGOS, "sb3-ppo": sb3_ppo, "adversarial-w1": AdversarialW1}
+LEARNERS: dict[str, Callable[..., BaseAlgorithm]] = {
+    **ALGOS,
+    "sb3-ppo": sb3_ppo,
+    "sb3-sac": SAC,
+    "sb3-td3": sb3_td3,
+    "adversarial-w1": AdversarialW1,
+}

@@ -1,6 +1,8 @@
 """Layers with one set of parameters per agent, stacked so that a whole team costs one kernel."""
 
 import math
+from collections.abc import Callable
+from functools import partial
 
 import torch as th
 from torch import nn
@@ -11,6 +13,8 @@ _MINUS_ONE, _TWO = th.tensor(-1.0), th.tensor(2.0)
 # Below this many outputs, batched products on a CPU go along the batch: those of a head with five outputs take a quarter of
 # the time forwards and 56 % in all. From 16 outputs on they would take longer.
 NARROW = 12
+# From so many inputs on, a single output is a sum of products on a CPU.
+WIDE = 128
 
 
 class StackedLinear(nn.Module):
@@ -58,6 +62,10 @@ class StackedLinear(nn.Module):
         :param x: shape ``(n_sets, batch, in_features)``
         :return: shape ``(n_sets, batch, out_features)``
         """
+        if self.n_sets > 1 and self.out_features == 1 and self.in_features >= WIDE and x.device.type == "cpu":
+            # A sum of products, whose gradient lies in memory as the layer before it expects: the backward pass of twin
+            # critics with two layers of 256 takes four fifths of the time that it takes after either matrix product.
+            return (x * self.weight.mT).sum(-1, keepdim=True) + self.bias
         if self.n_sets > 1 and self.out_features < NARROW and x.device.type == "cpu":
             # The same product with the rows of the batch in the place of the few outputs.
             return th.baddbmm(self.bias.mT, self.weight.mT, x.mT).mT
@@ -93,6 +101,13 @@ class FastTanh(nn.Module):
         return th.tanh(x)
 
 
+# The same functions, which overwrite what they are given.
+IN_PLACE: dict[type[nn.Module], Callable[[], nn.Module]] = {
+    nn.Tanh: partial(FastTanh, inplace=True),
+    nn.ReLU: partial(nn.ReLU, inplace=True),
+}
+
+
 class StackedMLP(nn.Module):
     """
     ``n_sets`` multilayer perceptrons without output layer, evaluated together.
@@ -110,7 +125,7 @@ class StackedMLP(nn.Module):
         width = in_features
         for next_width in net_arch:
             # What a layer returns is nobody else's, and its backward pass does not look at it.
-            activation = FastTanh(inplace=True) if activation_fn is nn.Tanh else activation_fn()
+            activation = IN_PLACE.get(activation_fn, activation_fn)()
             if n_sets > 1 and any(True for _ in activation.parameters()):
                 raise ValueError(
                     f"`activation_fn` {activation_fn.__name__} has parameters, which {n_sets} parameter sets would share; use "

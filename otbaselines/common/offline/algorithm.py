@@ -16,7 +16,7 @@ from stable_baselines3.common.vec_env import VecEnv
 from otbaselines.common.datasets import OfflineDataset
 from otbaselines.common.memory import check_fits
 from otbaselines.common.networks.optimizers import clear_gradients, take_step
-from otbaselines.common.offline.graphs import GraphedStep, make_capturable, set_learning_rate
+from otbaselines.common.offline.graphs import GraphedStep, make_capturable, set_learning_rate, without_capture
 from otbaselines.common.offline.loop import OfflineAlgorithm, spaces_only_env
 from otbaselines.common.offline.policies import OfflineActorPolicy
 from otbaselines.common.offline.rows import OfflineBatch, Rows
@@ -145,13 +145,7 @@ class DatasetAlgorithm(OfflineAlgorithm):
         :return: the state dicts by name, as SB3's. What a CUDA graph needs of an optimizer is left out, so that the model
             loads everywhere
         """
-        states = super().get_parameters()
-        for name, state in states.items():
-            if name.endswith("optimizer"):
-                for group in state["param_groups"]:
-                    if isinstance(group["lr"], th.Tensor):
-                        group.update(lr=float(group["lr"]), capturable=False)
-        return states
+        return without_capture(super().get_parameters())
 
     # ------------------------------------------------------------------ learning
     def _setup_learn(self, *args: Any, **kwargs: Any) -> tuple[int, BaseCallback]:

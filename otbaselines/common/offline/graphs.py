@@ -1,6 +1,7 @@
 """One gradient step as a CUDA graph: hundreds of kernels that the host launches as one."""
 
 from collections.abc import Callable, Iterable
+from typing import Any
 
 import torch as th
 
@@ -41,6 +42,19 @@ def set_learning_rate(optimizer: th.optim.Optimizer, rate: float) -> None:
             group["lr"].fill_(rate)
         else:
             group["lr"] = rate
+
+
+def without_capture(states: dict[str, dict[Any, Any]]) -> dict[str, dict[Any, Any]]:
+    """
+    :param states: state dicts by name, those of optimizers ending so; changed in place
+    :return: the same, in which no optimizer has what only a captured step needs, so that a model loads everywhere
+    """
+    for name, state in states.items():
+        if name.endswith("optimizer"):
+            for group in state["param_groups"]:
+                if isinstance(group["lr"], th.Tensor):
+                    group.update(lr=float(group["lr"]), capturable=False)
+    return states
 
 
 class GraphedStep:

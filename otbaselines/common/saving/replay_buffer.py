@@ -5,21 +5,22 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from stable_baselines3.common.buffers import DictReplayBuffer, ReplayBuffer
+from stable_baselines3.common.buffers import DictReplayBuffer, NStepReplayBuffer, ReplayBuffer
 
 from otbaselines.common.saving.archive import SavePath, describe
 from otbaselines.common.saving.arrays import load_npz, save_npz
 
 _ARRAYS = ("observations", "next_observations", "actions", "rewards", "dones", "timeouts")
 _SETTINGS = ("buffer_size", "n_envs", "optimize_memory_usage", "handle_timeout_termination")
+_KINDS = (ReplayBuffer, DictReplayBuffer, NStepReplayBuffer)
 
 
 def _check_kind(buffer: Any) -> None:
     # By name: subclasses keep more, such as HerReplayBuffer its environment and its episodes.
-    if type(buffer) not in (ReplayBuffer, DictReplayBuffer):
+    if type(buffer) not in _KINDS:
         raise TypeError(
-            f"a {type(buffer).__name__} cannot be stored without a pickle; use SB3's ReplayBuffer or DictReplayBuffer, or "
-            "`stable_baselines3.common.save_util.save_to_pkl` for a file of your own"
+            f"a {type(buffer).__name__} cannot be stored without a pickle; use SB3's ReplayBuffer, DictReplayBuffer or "
+            "NStepReplayBuffer, or `stable_baselines3.common.save_util.save_to_pkl` for a file of your own"
         )
 
 
@@ -37,7 +38,7 @@ def save_buffer(buffer: ReplayBuffer, path: SavePath, *, suffix: str = ".npz") -
     """
     Write the transitions of a replay buffer, whole or not at all.
 
-    :param buffer: exactly a ``ReplayBuffer`` or a ``DictReplayBuffer``
+    :param buffer: exactly a ``ReplayBuffer``, a ``DictReplayBuffer`` or an ``NStepReplayBuffer``
     :param path: a path, or a binary file
     :param suffix: added to a path that does not end so
     :raises TypeError: if it is another buffer

@@ -9,6 +9,7 @@ import torch as th
 from otbaselines import WBC, make_vec_env
 from zoo import benchmark
 from zoo.benchmarks.device import PARTS, Clock, count_syncs, device_table, shares
+from zoo.benchmarks.off_policy import contenders, off_policy_table
 from zoo.benchmarks.offline import D3RLPY, offline_table
 from zoo.benchmarks.throughput import Record, Setting, consensus_tables, growth_table, ratio_cell, throughput_contenders
 
@@ -100,3 +101,10 @@ def test_learners_on_data_are_measured_and_a_missing_one_is_told(
     assert [row[0] for row in table.rows] == ["IQL", "QDOT", "QDOT, map off", "BC"]
     assert table.rows[0][-1] == "1.00"
     assert "d3rlpy's row is left out: 'no-such-python' could not run it" in capsys.readouterr().out
+
+
+def test_learners_from_replay_buffers_are_measured_beside_sb3s() -> None:
+    table = off_policy_table(quick=True)
+    assert [row[0] for row in table.rows] == [*contenders()]
+    assert table.rows[0][0] == "SB3's SAC"
+    assert table.rows[0][-1] == "1.00"

@@ -1,0 +1,63 @@
+"""The critic's equations: one function each, pure, on tensors of one minibatch."""
+
+import math
+
+import torch as th
+
+
+def discounted_targets(rewards: th.Tensor, discounts: th.Tensor, next_values: th.Tensor) -> th.Tensor:
+    r"""
+    :math:`r + \gamma^k c V(s')`.
+
+    :param rewards: of one or several steps, shape ``(batch,)``
+    :param discounts: :math:`\gamma^k c`, zero after a terminal step, shape ``(batch,)``
+    :param next_values: :math:`V(s')`, shape ``(batch,)``
+    :return: shape ``(batch,)``
+    """
+    return rewards + discounts * next_values
+
+
+def differential_targets(
+    rewards: th.Tensor, continues: th.Tensor, next_values: th.Tensor, average_reward: th.Tensor
+) -> th.Tensor:
+    r"""
+    :math:`r - J + c h(s')`, the right-hand side of the Poisson equation :math:`Q = r - J + E[h(s')]`.
+
+    :param rewards: of one step, shape ``(batch,)``
+    :param continues: 0 after a terminal step and 1 elsewhere, shape ``(batch,)``
+    :param next_values: :math:`h(s')`, shape ``(batch,)``
+    :param average_reward: :math:`J`, shape ``()``
+    :return: shape ``(batch,)``
+    """
+    return rewards - average_reward + continues * next_values
+
+
+def critic_loss(values: th.Tensor, targets: th.Tensor) -> th.Tensor:
+    """
+    Half of the squared errors, summed over critics, as in SB3's SAC.
+
+    :param values: shape ``(n_critics, batch)``
+    :param targets: held constant, shape ``(batch,)``
+    :return: shape ``()``
+    """
+    return 0.5 * (values - targets).square().mean(1).sum()
+
+
+def noise_entropy(n: int) -> float:
+    """
+    :param n: dimension
+    :return: the entropy of standard normal noise, in nats
+    """
+    return 0.5 * n * (1.0 + math.log(2.0 * math.pi))
+
+
+def temperature_gradient(entropy: th.Tensor, target_entropy: float) -> th.Tensor:
+    r"""
+    The slope of :math:`\log \alpha \, (H - \bar H)`, which lowers the temperature where the policy has more entropy than
+    wanted (Haarnoja et al. 2018, Eq. 18, on the logarithm).
+
+    :param entropy: :math:`H` of the policy, shape ``()``
+    :param target_entropy: :math:`\bar H`, in nats
+    :return: shape ``()``
+    """
+    return entropy - target_entropy

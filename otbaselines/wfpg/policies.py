@@ -1,0 +1,481 @@
+"""Policies that are images of noise, and the critics beside them."""
+
+import copy
+import math
+from typing import Any
+
+import numpy as np
+import torch as th
+from gymnasium import spaces
+from stable_baselines3.common.policies import BasePolicy
+from stable_baselines3.common.preprocessing import preprocess_obs
+from stable_baselines3.common.torch_layers import (
+    BaseFeaturesExtractor,
+    CombinedExtractor,
+    FlattenExtractor,
+    NatureCNN,
+    get_actor_critic_arch,
+)
+from stable_baselines3.common.type_aliases import PyTorchObs, Schedule
+from torch import nn
+from torch.nn import functional as F
+
+from otbaselines.common.networks.layers import StackedMLP
+from otbaselines.common.offline.policies import StackedCritic
+from otbaselines.common.saving.policy import JsonPolicyMixin
+from otbaselines.common.settings import COUNT, Setting
+
+FORMS = ("pushforward", "gaussian")
+# As in SB3's SAC.
+LOG_STD_MIN, LOG_STD_MAX = -20.0, 2.0
+# Among so many actions a pushforward policy chooses where it is asked for a deterministic one.
+N_CANDIDATES = 10
+# Below it a derivative of the map counts as a fold, whose logarithm would be infinite.
+_SMALLEST_DETERMINANT = 1e-8
+
+
+class MapActor(nn.Module):
+    r"""
+    :math:`u = T_\theta(s, z)`, the map of noise :math:`z \sim N(0, I)` whose images, squashed by :math:`a = \tanh u`, are the
+    policy's actions.
+
+    With the features :math:`h(s)` of the trunk, ``"gaussian"`` is :math:`u = m(h) + \sigma(h) z`, and ``"pushforward"`` adds
+    :math:`W \tanh(A h + B z + c)`, which bends the law: it may have several modes. The noise enters behind the trunk, so that
+    a second action in the same state, or a derivative by :math:`z`, costs a small layer only.
+
+    :param extractor: of features from preprocessed observations
+    :param action_dim: of a flat action
+    :param net_arch: widths of the trunk
+    :param activation_fn: in the trunk
+    :param policy_form: one of :data:`FORMS`
+    :param latent_dim: of the noise; a Gaussian's is ``action_dim``
+    :param bend_width: of the layer that the noise passes, for pushforwards
+    """
+
+    def __init__(
+        self,
+        extractor: BaseFeaturesExtractor,
+        action_dim: int,
+        net_arch: list[int],
+        activation_fn: type[nn.Module],
+        *,
+        policy_form: str,
+        latent_dim: int,
+        bend_width: int,
+    ) -> None:
+        super().__init__()
+        self.action_dim, self.latent_dim = action_dim, latent_dim
+        self.features_extractor = extractor
+        self.trunk = StackedMLP(1, extractor.features_dim, net_arch, activation_fn)
+        width = self.trunk.out_features
+        # Where there is one noise an action, it is stretched as a Gaussian's; else it only passes the layer below.
+        self.is_stretched, self.is_bent = latent_dim == action_dim, policy_form == "pushforward"
+        self.parts = [action_dim, action_dim * self.is_stretched, bend_width * self.is_bent]
+        # Means, logarithms of standard deviations and what the state adds to the noise's layer, as one product.
+        self.heads = nn.Linear(width, sum(self.parts))
+        if self.is_bent:
+            self.bend_noise = nn.Linear(latent_dim, bend_width, bias=False)
+            self.bend_out = nn.Linear(bend_width, action_dim, bias=False)
+
+    def forward(self, seen: Any, noise: th.Tensor) -> th.Tensor:
+        """
+        :param seen: preprocessed observations of a batch
+        :param noise: shape ``(batch, latent_dim)``
+        :return: actions before they are squashed, shape ``(batch, action_dim)``
+        """
+        return self.bend(self.hidden(seen), noise)
+
+    def hidden(self, seen: Any) -> th.Tensor:
+        """
+        :param seen: preprocessed observations of a batch
+        :return: what the last layers read of them, shape ``(batch, width)``
+        """
+        hidden: th.Tensor = self.trunk(self.features_extractor(seen).unsqueeze(0))
+        return hidden.squeeze(0)
+
+    def bend(self, hidden: th.Tensor, noise: th.Tensor) -> th.Tensor:
+        """
+        :param hidden: shape ``(batch, width)``
+        :param noise: shape ``(batch, latent_dim)``
+        :return: actions before they are squashed, shape ``(batch, action_dim)``
+        """
+        return self._bend(hidden, noise)[0]
+
+    def with_log_det(self, hidden: th.Tensor, noise: th.Tensor) -> tuple[th.Tensor, th.Tensor]:
+        r"""
+        :param hidden: shape ``(batch, width)``
+        :param noise: shape ``(batch, action_dim)``
+        :return: actions before they are squashed, shape ``(batch, action_dim)``, and
+            :math:`\log |\det \partial T / \partial z|`, shape ``(batch,)``
+        """
+        u, stretch, slope = self._bend(hidden, noise)
+        assert stretch is not None, "there are as many noises as actions"
+        if slope is None:
+            return u, stretch.log().sum(-1)
+        # The Jacobian matrix: diag(stretch) + W diag(slope) B, for all rows by one product.
+        products = th.einsum("ok,kz->koz", self.bend_out.weight, self.bend_noise.weight).flatten(1)
+        jacobian = (slope @ products).view(-1, self.action_dim, self.action_dim) + stretch.diag_embed()
+        return u, log_abs_det(jacobian)
+
+    def _bend(self, hidden: th.Tensor, noise: th.Tensor) -> tuple[th.Tensor, th.Tensor | None, th.Tensor | None]:
+        """The image, the diagonal stretch of the noise, and the slopes of the layer that the noise passes."""
+        u, log_std, shift = self.heads(hidden).split(self.parts, 1)
+        stretch = slope = None
+        if self.is_stretched:
+            stretch = log_std.clamp(LOG_STD_MIN, LOG_STD_MAX).exp()
+            u = th.addcmul(u, stretch, noise)
+        if self.is_bent:
+            bent = (shift + self.bend_noise(noise)).tanh()
+            u, slope = u + self.bend_out(bent), 1.0 - bent * bent
+        return u, stretch, slope
+
+
+def squash_log_det(u: th.Tensor) -> th.Tensor:
+    r"""
+    :math:`\sum_j \log(1 - \tanh^2 u_j)`, by how much squashing stretches volumes, in a form that does not underflow.
+
+    :param u: actions before they are squashed, shape ``(batch, action_dim)``
+    :return: shape ``(batch,)``
+    """
+    return (2.0 * (math.log(2.0) - u - F.softplus(-2.0 * u))).sum(-1)
+
+
+def log_abs_det(matrices: th.Tensor) -> th.Tensor:
+    """
+    :param matrices: square, shape ``(batch, n, n)``
+    :return: logarithms of the absolute determinants, bounded from below, shape ``(batch,)``
+    """
+    n = matrices.shape[-1]
+    if n == 1:
+        det = matrices[:, 0, 0]
+    elif n == 2:
+        det = matrices[:, 0, 0] * matrices[:, 1, 1] - matrices[:, 0, 1] * matrices[:, 1, 0]
+    elif n == 3:
+        det = (matrices[:, 0] * th.linalg.cross(matrices[:, 1], matrices[:, 2])).sum(-1)
+    else:
+        det = th.linalg.det(matrices)
+    logarithms: th.Tensor = det.abs().clamp(min=_SMALLEST_DETERMINANT).log()
+    return logarithms
+
+
+class FlowCritic(nn.Module):
+    """
+    Features of observations, and stacked action values of these.
+
+    :param features_extractor: of preprocessed observations
+    :param action_dim: of a flat action
+    :param net_arch: widths of the hidden layers
+    :param activation_fn: between them
+    :param n_critics: how many values
+    """
+
+    def __init__(
+        self,
+        features_extractor: BaseFeaturesExtractor,
+        action_dim: int,
+        net_arch: list[int],
+        activation_fn: type[nn.Module],
+        *,
+        n_critics: int,
+    ) -> None:
+        super().__init__()
+        self.features_extractor = features_extractor
+        self.head = StackedCritic(n_critics, features_extractor.features_dim + action_dim, net_arch, activation_fn)
+
+    def forward(self, seen: Any, actions: th.Tensor) -> th.Tensor:
+        """
+        :param seen: preprocessed observations
+        :param actions: scaled to [-1, 1], shape ``(batch, action_dim)``
+        :return: of all critics, shape ``(n_critics, batch)``
+        """
+        return self.values(self.features_extractor(seen), actions)
+
+    def values(self, features: th.Tensor, actions: th.Tensor) -> th.Tensor:
+        """
+        :param features: shape ``(batch, n_features)``
+        :param actions: scaled to [-1, 1], shape ``(batch, action_dim)``
+        :return: of all critics, shape ``(n_critics, batch)``
+        """
+        values: th.Tensor = self.head(th.cat([features, actions], 1))
+        return values
+
+    def values_by_parts(self, features: th.Tensor, actions: th.Tensor) -> th.Tensor:
+        """
+        Every critic speaks of a part of the rows, so that all together cost what one would. Over the draw of a minibatch it is
+        the critics' mean.
+
+        :param features: shape ``(batch, n_features)``
+        :param actions: scaled to [-1, 1], shape ``(batch, action_dim)``
+        :return: one value a row, shape ``(batch,)``; rows that cannot be shared out evenly have the mean of all critics
+        """
+        rows, n = th.cat([features, actions], 1), self.head.n_critics
+        even = len(rows) // n * n
+        values: th.Tensor = self.head(rows[:even].view(n, even // n, rows.shape[1])).flatten()
+        return values if even == len(rows) else th.cat([values, self.head(rows[even:]).mean(0)])
+
+
+class FlowPolicy(JsonPolicyMixin, BasePolicy):
+    r"""
+    A policy that is the image of noise, with stacked critics, their slow copies, and the scalars of the flow.
+
+    :param observation_space: whatever SB3's SAC takes
+    :param action_space: a bounded box
+    :param lr_schedule: learning rate by remaining progress
+    :param net_arch: widths for all networks, or a dictionary with ``pi`` (trunk of the actor) and ``qf`` (critics)
+    :param activation_fn: between the layers
+    :param policy_form: ``"pushforward"`` or ``"gaussian"``
+    :param latent_dim: of a pushforward's noise; as many as actions when omitted
+    :param bend_width: of the layer that a pushforward's noise passes
+    :param n_critics: action values, of which the smallest counts
+    :param n_candidates: among how many actions the critics choose the deterministic one; when omitted, 10 for a pushforward,
+        whose modes its mean may miss, and 1 for a Gaussian, which is the image of its mean
+    :param keeps_metric: whether the diagonal of the metric and the last natural direction are part of the state
+    :param features_extractor_class: as in SB3
+    :param features_extractor_kwargs: its settings
+    :param share_features_extractor: let the critics read the actor's features, which then learns them alone
+    :param normalize_images: divide images by 255
+    :param optimizer_class: of all optimizers
+    :param optimizer_kwargs: their settings; a fused Adam when omitted
+    """
+
+    average_reward: th.Tensor
+    velocity_scale: th.Tensor
+    kick_std: th.Tensor
+    candidate_noise: th.Tensor
+    metric_diagonal: th.Tensor
+    last_direction: th.Tensor
+
+    def __init__(
+        self,
+        observation_space: spaces.Space[Any],
+        action_space: spaces.Box,
+        lr_schedule: Schedule,
+        net_arch: list[int] | dict[str, list[int]] | None = None,
+        activation_fn: type[nn.Module] = nn.ReLU,
+        policy_form: str = "pushforward",
+        latent_dim: int | None = None,
+        bend_width: int = 64,
+        n_critics: int = 2,
+        n_candidates: int | None = None,
+        keeps_metric: bool = False,
+        features_extractor_class: type[BaseFeaturesExtractor] = FlattenExtractor,
+        features_extractor_kwargs: dict[str, Any] | None = None,
+        share_features_extractor: bool = False,
+        normalize_images: bool = True,
+        optimizer_class: type[th.optim.Optimizer] = th.optim.Adam,
+        optimizer_kwargs: dict[str, Any] | None = None,
+    ) -> None:
+        check_policy_settings(policy_form, latent_dim, bend_width, n_critics, n_candidates)
+        if optimizer_kwargs is None:
+            optimizer_kwargs = {"fused": True} if optimizer_class is th.optim.Adam else {}
+        super().__init__(
+            observation_space,
+            action_space,
+            features_extractor_class,
+            features_extractor_kwargs,
+            normalize_images=normalize_images,
+            optimizer_class=optimizer_class,
+            optimizer_kwargs=optimizer_kwargs,
+            squash_output=True,
+        )
+        self.net_arch = [256, 256] if net_arch is None else net_arch
+        self.activation_fn, self.policy_form, self.bend_width = activation_fn, policy_form, bend_width
+        self.action_dim = int(np.prod(action_space.shape))
+        self.latent_dim = self.action_dim if latent_dim is None else latent_dim
+        self.n_critics, self.keeps_metric = n_critics, keeps_metric
+        self.n_candidates = (N_CANDIDATES if policy_form == "pushforward" else 1) if n_candidates is None else n_candidates
+        self.share_features_extractor = share_features_extractor
+        self._build(*get_actor_critic_arch(self.net_arch))
+        self._build_optimizers(lr_schedule)
+
+    def _build(self, actor_arch: list[int], critic_arch: list[int]) -> None:
+        own = {"policy_form": self.policy_form, "latent_dim": self.latent_dim, "bend_width": self.bend_width}
+        self.actor = MapActor(self.make_features_extractor(), self.action_dim, actor_arch, self.activation_fn, **own)  # type: ignore[arg-type]
+        extractor = self.actor.features_extractor if self.share_features_extractor else self.make_features_extractor()
+        self.critic = FlowCritic(extractor, self.action_dim, critic_arch, self.activation_fn, n_critics=self.n_critics)
+        self.critic_target = copy.deepcopy(self.critic).requires_grad_(False)
+        self.log_ent_coef = nn.Parameter(th.zeros(()))
+        self.register_buffer("average_reward", th.zeros(()))
+        self.register_buffer("velocity_scale", th.zeros(()))
+        self.register_buffer("kick_std", th.zeros(()))
+        noise = th.randn(self.n_candidates, self.latent_dim)
+        noise[0] = 0.0
+        self.register_buffer("candidate_noise", noise)
+        if self.keeps_metric:
+            n_parameters = sum(parameter.numel() for parameter in self.actor.parameters())
+            self.register_buffer("metric_diagonal", th.zeros(n_parameters))
+            self.register_buffer("last_direction", th.zeros(n_parameters))
+
+    def _build_optimizers(self, lr_schedule: Schedule) -> None:
+        self.actor_optimizer = self._optimizer(list(self.actor.parameters()), lr_schedule)
+        critic = self.critic.head if self.share_features_extractor else self.critic
+        self.critic_optimizer = self._optimizer(list(critic.parameters()), lr_schedule)
+        self.ent_coef_optimizer = self._optimizer([self.log_ent_coef], lr_schedule)
+
+    def _optimizer(self, parameters: list[nn.Parameter], lr_schedule: Schedule) -> th.optim.Optimizer:
+        optimizer_class: Any = self.optimizer_class
+        optimizer: th.optim.Optimizer = optimizer_class(parameters, lr=lr_schedule(1), **self.optimizer_kwargs)
+        return optimizer
+
+    def _get_constructor_parameters(self) -> dict[str, Any]:
+        names = (
+            *("net_arch", "activation_fn", "policy_form", "latent_dim", "bend_width", "n_critics", "n_candidates"),
+            *("keeps_metric", "features_extractor_class", "features_extractor_kwargs", "share_features_extractor"),
+            *("optimizer_class", "optimizer_kwargs"),
+        )
+        parameters = {**super()._get_constructor_parameters(), **{name: getattr(self, name) for name in names}}
+        if self.policy_form == "gaussian":
+            parameters["latent_dim"] = None
+        return parameters
+
+    # ------------------------------------------------------------ reading
+    def preprocess(self, observations: PyTorchObs) -> Any:
+        """
+        :param observations: as the environment gives them
+        :return: as extractors read them
+        """
+        return preprocess_obs(observations, self.observation_space, normalize_images=self.normalize_images)
+
+    def values(self, seen: Any, actions: th.Tensor) -> th.Tensor:
+        """
+        :param seen: preprocessed observations
+        :param actions: scaled to [-1, 1], shape ``(batch, action_dim)``
+        :return: of all critics, shape ``(n_critics, batch)``
+        """
+        return self.critic.values(self.critic_features(seen), actions)
+
+    def critic_features(self, seen: Any) -> th.Tensor:
+        """
+        :param seen: preprocessed observations
+        :return: what the critics read of them, shape ``(batch, n_features)``; shared features are the actor's to learn
+        """
+        with th.set_grad_enabled(th.is_grad_enabled() and not self.share_features_extractor):
+            features: th.Tensor = self.critic.features_extractor(seen)
+        return features
+
+    def target_value(self, seen: Any, actions: th.Tensor) -> th.Tensor:
+        """
+        :param seen: preprocessed observations
+        :param actions: scaled to [-1, 1], shape ``(batch, action_dim)``
+        :return: the smallest of the slow copies' values, shape ``(batch,)``
+        """
+        values: th.Tensor = self.critic_target(seen, actions)
+        return values.amin(0)
+
+    @th.no_grad()
+    def update_target(self, tau: float) -> None:
+        """
+        :param tau: how far the slow copies go towards the critics; running statistics are copied
+        """
+        fast, slow = ([p.detach() for p in module.parameters()] for module in (self.critic, self.critic_target))
+        th._foreach_lerp_(slow, fast, tau)
+        for own, given in zip(self.critic_target.buffers(), self.critic.buffers(), strict=True):
+            own.copy_(given)
+
+    def set_training_mode(self, mode: bool) -> None:
+        """
+        :param mode: whether the actor and the critics are to be trained; slow copies never are
+        """
+        super().set_training_mode(mode)
+        self.critic_target.train(False)
+
+    # ------------------------------------------------------------ acting
+    def _predict(self, observation: PyTorchObs, deterministic: bool = False) -> th.Tensor:
+        seen, shape = self.preprocess(observation), self.action_space.shape
+        n = len(next(iter(seen.values())) if isinstance(seen, dict) else seen)
+        if deterministic:
+            actions = self._best(seen, n)
+        else:
+            noise = th.randn(n, self.latent_dim, device=self.device)
+            u = self.actor(seen, noise)
+            actions = (u + self.kick_std * th.randn_like(u)).tanh()
+        return actions.view(-1, *(shape or ()))
+
+    def _best(self, seen: Any, n: int) -> th.Tensor:
+        """Of the images of the same few noises, the action that the critics think best."""
+        k = self.n_candidates
+        repeated = (
+            {key: value.repeat_interleave(k, 0) for key, value in seen.items()}
+            if isinstance(seen, dict)
+            else seen.repeat_interleave(k, 0)
+        )
+        actions: th.Tensor = self.actor(repeated, self.candidate_noise.repeat(n, 1)).tanh()
+        if k == 1:
+            return actions
+        chosen = self.values(repeated, actions).amin(0).view(n, k).argmax(1)
+        return actions.view(n, k, -1)[th.arange(n, device=chosen.device), chosen]
+
+    def forward(self, observation: PyTorchObs, deterministic: bool = False) -> th.Tensor:
+        """
+        :param observation: as the environment gives it
+        :param deterministic: whether to take the best of the candidates instead of a sample
+        :return: actions scaled to [-1, 1]; ``predict`` brings them to the environment's own scale
+        """
+        return self._predict(observation, deterministic)
+
+
+class FlowCnnPolicy(FlowPolicy):
+    """
+    The same on images.
+
+    :param observation_space: of the environment
+    :param action_space: a bounded box
+    :param lr_schedule: learning rate by remaining progress
+    :param features_extractor_class: a convolutional network by default
+    :param kwargs: of :class:`FlowPolicy`
+    """
+
+    def __init__(
+        self,
+        observation_space: spaces.Space[Any],
+        action_space: spaces.Box,
+        lr_schedule: Schedule,
+        features_extractor_class: type[BaseFeaturesExtractor] = NatureCNN,
+        **kwargs: Any,
+    ) -> None:
+        kwargs["features_extractor_class"] = features_extractor_class
+        super().__init__(observation_space, action_space, lr_schedule, **kwargs)
+
+
+class FlowMultiInputPolicy(FlowPolicy):
+    """
+    The same on dictionaries of observations.
+
+    :param observation_space: of the environment
+    :param action_space: a bounded box
+    :param lr_schedule: learning rate by remaining progress
+    :param features_extractor_class: one network an entry by default
+    :param kwargs: of :class:`FlowPolicy`
+    """
+
+    def __init__(
+        self,
+        observation_space: spaces.Space[Any],
+        action_space: spaces.Box,
+        lr_schedule: Schedule,
+        features_extractor_class: type[BaseFeaturesExtractor] = CombinedExtractor,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(
+            observation_space, action_space, lr_schedule, **kwargs, features_extractor_class=features_extractor_class
+        )
+
+
+def check_policy_settings(policy_form: Any, latent_dim: Any, bend_width: Any, n_critics: Any, n_candidates: Any) -> None:
+    """
+    :param policy_form: as :class:`FlowPolicy` takes it, like the others
+    :param latent_dim: of the noise
+    :param bend_width: of the layer that it passes
+    :param n_critics: of action values
+    :param n_candidates: of deterministic actions
+    :raises TypeError: if one is of the wrong type, or does not apply to the form
+    :raises ValueError: if one is out of range
+    """
+    Setting("text", choices=FORMS).check("policy_form", policy_form)
+    few = Setting("integer", low=1, high=1000, optional=True)
+    few.check("policy_kwargs['latent_dim']", latent_dim)
+    COUNT.check("policy_kwargs['bend_width']", bend_width)
+    Setting("integer", low=1, high=1000).check("policy_kwargs['n_critics']", n_critics)
+    few.check("policy_kwargs['n_candidates']", n_candidates)
+    if policy_form == "gaussian" and latent_dim is not None:
+        raise TypeError(f"`policy_kwargs['latent_dim']` applies to pushforwards only, got {latent_dim}; leave it out")
