@@ -54,7 +54,7 @@ def draw_curves(runs: Runs, path: Path) -> None:
     """
     panels = list(dict.fromkeys(data for data, _ in runs))
     with mpl.rc_context(STYLE):
-        figure = Figure(figsize=(1.0 + 3.4 * len(panels), 3.8), layout="constrained")
+        figure = Figure(figsize=(max(7.0, 1.0 + 3.4 * len(panels)), 4.2), layout="constrained")
         axes = figure.subplots(1, len(panels), squeeze=False)[0]
         methods = list(dict.fromkeys(method for _, method in runs))
         for axis, data in zip(axes, panels, strict=True):
