@@ -7,17 +7,16 @@ def agent_mean(x: th.Tensor, active: th.Tensor | None, *, pooled: bool) -> th.Te
     """
     Mean over the steps in which an agent acted.
 
-    :param x: shape ``(batch, n_agents)``
-    :param active: shape ``(batch, n_agents)``; all when omitted
+    :param x: of one minibatch, or of several of equal size, shape ``(..., batch, n_agents)``
+    :param active: of the same shape; all when omitted
     :param pooled: one mean over all agents (shared parameters) instead of one per agent
-    :return: shape ``()`` when pooled, else ``(n_agents,)``; zero where nobody acted
+    :return: shape ``(...)`` when pooled, else ``(..., n_agents)``; zero where nobody acted
     """
+    over = (-2, -1) if pooled else (-2,)
     if active is None:
-        return x.mean() if pooled else x.mean(0)
+        return x.mean(over)
     weights = active.to(x.dtype)
-    if pooled:
-        return (x * weights).sum() / weights.sum().clamp_min(1.0)
-    return (x * weights).sum(0) / weights.sum(0).clamp_min(1.0)
+    return (x * weights).sum(over) / weights.sum(over).clamp_min(1.0)
 
 
 def normalize_advantages(advantages: th.Tensor, active: th.Tensor | None, *, pooled: bool) -> th.Tensor:

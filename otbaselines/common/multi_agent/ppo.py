@@ -206,7 +206,7 @@ class MultiAgentPPO(MultiAgentOnPolicyAlgorithm):
             "train/entropy_loss": -entropy,
             "train/clip_fraction": beyond.to(log_ratio.dtype),
         }
-        pooled = {name: _minibatch_means(values, active) for name, values in of_steps.items()}
+        pooled = {name: agent_mean(values, active, pooled=True) for name, values in of_steps.items()}
         losses = {"train/policy_gradient_loss": policy_loss, "train/value_loss": value_loss}
         return {**pooled, **{name: values.view(len(values), -1).mean(1) for name, values in losses.items()}}
 
@@ -263,11 +263,3 @@ class MultiAgentPPO(MultiAgentOnPolicyAlgorithm):
         self.logger.record("train/clip_range", self.schedule_value("clip_range"))
         if self.clip_range_vf is not None:
             self.logger.record("train/clip_range_vf", self.schedule_value("clip_range_vf"))
-
-
-def _minibatch_means(values: th.Tensor, active: th.Tensor | None) -> th.Tensor:
-    """Means over the steps in which an agent acted, shape ``(n_minibatches, rows, n_agents)`` to ``(n_minibatches,)``."""
-    if active is None:
-        return values.flatten(1).mean(1)
-    weights = active.to(values.dtype)
-    return (values * weights).sum((1, 2)) / weights.sum((1, 2)).clamp_min(1.0)
