@@ -13,6 +13,7 @@ from torch import nn
 
 from otbaselines.common.memory import check_networks
 from otbaselines.common.multi_agent.policies import MultiAgentActorCriticPolicy
+from otbaselines.wmatrpo.actions import own_bounds
 from otbaselines.wmatrpo.joint_critic import JointCritics
 
 DEFAULT_HIDDEN = [64, 64]
@@ -27,6 +28,7 @@ class JointCriticPolicy(MultiAgentActorCriticPolicy):
     """
 
     belongs_to = "WMATRPO"
+    own_bounds: th.Tensor
 
     def __init__(self, *args: Any, n_joint_critics: int = 1, prior_scale: float = 0.0, **kwargs: Any) -> None:
         self.prior_scale = prior_scale
@@ -53,6 +55,11 @@ class JointCriticPolicy(MultiAgentActorCriticPolicy):
         )
         online = {"extractors": self.vf_extractors, "vf_net": self.vf_net, "value_net": self.value_net}
         self.target = nn.ModuleDict(deepcopy(online)).requires_grad_(False)
+        if isinstance(self.action_space, spaces.Box):
+            own = [self.layout.agent_action_spaces[agent] for agent in self.layout.possible_agents]
+            bounds = own_bounds(own, self.action_space, self.action_net.weight.device)
+            # Of the spaces, which are saved.
+            self.register_buffer("own_bounds", bounds, persistent=False)
         self.optimizer = self.make_optimizer(self.parameters(), lr_schedule(1))
 
     def _action_width(self) -> int:
@@ -110,6 +117,17 @@ class JointCriticPolicy(MultiAgentActorCriticPolicy):
         """:return: the ends of the team's box in the precision of the networks, shape ``(action_dim,)`` each"""
         dtype = self.action_net.weight.dtype
         return self.action_low.flatten().to(dtype), self.action_high.flatten().to(dtype)
+
+    def as_played(self, actions: th.Tensor, agents: slice) -> th.Tensor:
+        """
+        :param actions: of some agents, shape ``(..., n_some, action_dim)``, or numbers of choices ``(..., n_some)``
+        :param agents: their numbers
+        :return: the same, vectors clipped to the agents' own boxes, as environments do
+        """
+        if isinstance(self.action_space, spaces.Discrete):
+            return actions
+        low, high = self.own_bounds[:, agents].to(actions.dtype)
+        return th.minimum(th.maximum(actions, low), high)
 
     def encode_actions(self, actions: th.Tensor) -> th.Tensor:
         """

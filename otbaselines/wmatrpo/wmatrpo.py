@@ -32,7 +32,6 @@ from otbaselines.wmatrpo.actions import (
     check_actions,
     check_repeated_state,
     check_search_size,
-    own_bounds,
 )
 from otbaselines.wmatrpo.advantages import JOINT_ROWS, LEADER_ROWS, ActionSet, MarginalAdvantage, optimistic
 from otbaselines.wmatrpo.policies import JointCriticCnnPolicy, JointCriticMultiInputPolicy, JointCriticPolicy
@@ -245,26 +244,13 @@ class WMATRPO(SequentialTrustRegion):
     def _distance(self, new: TeamDistribution, old: TeamDistribution, agent: int) -> th.Tensor:
         return self._metric.w1(new, old, agent)
 
-    def _own_spaces(self) -> list[spaces.Space[Any]]:
-        return [self.layout.agent_action_spaces[agent] for agent in self.layout.possible_agents]
-
     def action_sets(self) -> list[ActionSet]:
         """:return: every agent's own actions, as the critics read them"""
-        return action_sets(self._own_spaces(), self.action_space, self.policy.encode_actions, self.device)
-
-    def as_played(self, actions: th.Tensor, agents: slice) -> th.Tensor:
-        """
-        :param actions: of some agents, shape ``(..., n_some, action_dim)``, or numbers of choices ``(..., n_some)``
-        :param agents: their numbers
-        :return: the same, vectors clipped to the agents' own boxes, as environments do
-        """
-        if isinstance(self.action_space, spaces.Discrete):
-            return actions
-        low, high = own_bounds(self._own_spaces(), self.action_space, self.device)[:, agents].to(actions.dtype)
-        return th.minimum(th.maximum(actions, low), high)
+        own = [self.layout.agent_action_spaces[agent] for agent in self.layout.possible_agents]
+        return action_sets(own, self.action_space, self.policy.encode_actions, self.device)
 
     def _encode(self, actions: th.Tensor, agents: slice) -> th.Tensor:
-        encoded: th.Tensor = self.policy.encode_actions(self.as_played(actions, agents))
+        encoded: th.Tensor = self.policy.encode_actions(self.policy.as_played(actions, agents))
         return encoded
 
     # ------------------------------------------------------------------ critics
@@ -411,7 +397,7 @@ class WMATRPO(SequentialTrustRegion):
         low, high = self.policy.box_bounds()
         n_refinements = N_REFINEMENTS if self.n_refinements is None else self.n_refinements
         search = BoxSearch(low, high, self.n_candidates or N_CANDIDATES, n_refinements)
-        sources, weights = self.as_played(problem.actions, slice(problem.index, problem.index + 1)), rows.unsqueeze(1)
+        sources, weights = self.policy.as_played(problem.actions, slice(problem.index, problem.index + 1)), rows.unsqueeze(1)
         if self._round.is_one_state:
             sources, weights = sources.transpose(0, 1), weights.T
         return search.transport(advantage, sources, self._metric, problem.radius, weights)
@@ -435,7 +421,7 @@ class WMATRPO(SequentialTrustRegion):
             noise = (problem.actions - old.mean) / old.std
             images = transport.targets.view(2, len(problem.actions), 1, -1)
             # What is played beyond the box counts as its edge; where the map leaves that alone, so does the fit.
-            played = self.as_played(problem.actions, slice(problem.index, problem.index + 1))
+            played = self.policy.as_played(problem.actions, slice(problem.index, problem.index + 1))
             images = th.where(images == played, problem.actions, images)
             means = (transport.shares.view(2, 1, 1, 1) * images).sum(0)
         for _ in range(self.n_actor_updates):
