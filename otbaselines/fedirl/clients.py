@@ -8,6 +8,7 @@ from typing import Any, Protocol
 
 import gymnasium as gym
 import numpy as np
+from stable_baselines3.common.vec_env import VecEnv
 
 from otbaselines.common.datasets.minari import minari_dataset
 from otbaselines.common.tabular import TabularModel
@@ -32,7 +33,8 @@ class Client:
     """
     One member of a federation. Its environment and demonstrations stay with it: only reward parameters leave it.
 
-    :param env: its dynamics, as a Gymnasium environment
+    :param env: its dynamics, as a Gymnasium environment; or several copies in a ``VecEnv``, with which a learner beside it
+        collects faster
     :param demonstrations: episodes of its demonstrator; see :func:`demonstrate` and :func:`from_minari`
     :param name: for messages and the log
     :param weight: of the client in the fusion, positive; weights are divided by their sum
@@ -41,7 +43,7 @@ class Client:
     :raises ValueError: if there is no demonstration, or a number is out of range
     """
 
-    env: gym.Env[Any, Any]
+    env: gym.Env[Any, Any] | VecEnv
     demonstrations: Sequence[Trajectory]
     name: str = ""
     weight: float = 1.0
@@ -49,8 +51,8 @@ class Client:
 
     def __post_init__(self) -> None:
         who = f" of {self.name}" if self.name else ""
-        if not isinstance(self.env, gym.Env):
-            raise TypeError(f"`env`{who} must be a Gymnasium environment, got {type(self.env).__name__}")
+        if not isinstance(self.env, gym.Env | VecEnv):
+            raise TypeError(f"`env`{who} must be a Gymnasium environment or a `VecEnv`, got {type(self.env).__name__}")
         if isinstance(self.demonstrations, Trajectory) or not isinstance(self.demonstrations, Sequence):
             raise TypeError(
                 f"`demonstrations`{who} must be a list of `Trajectory`, got {type(self.demonstrations).__name__}; record an "
@@ -119,9 +121,9 @@ def from_minari(dataset: Any) -> list[Trajectory]:
     ]
 
 
-def tabular_model_of(env: gym.Env[Any, Any], who: str) -> TabularModel:
+def tabular_model_of(env: gym.Env[Any, Any] | VecEnv, who: str) -> TabularModel:
     """
-    :param env: a Gymnasium environment
+    :param env: of a client
     :param who: whose it is, for the message
     :return: its finite decision process
     :raises ValueError: if it has none

@@ -135,10 +135,10 @@ class PayingVecEnv(VecEnvWrapper):
         self._finished.append(discounted_average(th.stack(self._open[copy]), self.horizon, terminated=terminated))
         self._open[copy] = []
 
-    def feature_average(self) -> th.Tensor:
+    def feature_averages(self) -> th.Tensor:
         """
-        :return: discounted feature average of the episodes that ended since the last call, shape ``(k,)``; where none did, of
-            those that are under way
+        :return: discounted feature averages of the episodes that ended since the last call, shape ``(m, k)``; where none
+            did, of those that are under way
         :raises RuntimeError: if there has been no step
         """
         if not self._finished:
@@ -147,9 +147,8 @@ class PayingVecEnv(VecEnvWrapper):
                     self._close(copy, terminated=False)
         if not self._finished:
             raise RuntimeError("there has been no step to take features of; set `remembers` and step the environment")
-        average = th.stack(self._finished).mean(0)
-        self._finished = []
-        return average
+        averages, self._finished = th.stack(self._finished), []
+        return averages
 
 
 def normalizing(paying: PayingVecEnv, discount: float) -> VecNormalize:

@@ -10,7 +10,7 @@ import torch as th
 from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.logger import Logger
 from stable_baselines3.common.monitor import Monitor
-from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv
+from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv, VecMonitor
 from tqdm import tqdm
 
 from otbaselines.fedirl.clients import Client
@@ -29,14 +29,15 @@ IRL_TIMESTEPS = {"learner": 2048, "samples": 20_000}
 LEARNING_RATE = 0.5
 
 
-def watched(env: gym.Env, features: FeatureFunction, horizon: Horizon) -> PayingVecEnv:
+def watched(env: gym.Env | VecEnv, features: FeatureFunction, horizon: Horizon) -> PayingVecEnv:
     """
     :param env: of a client
     :param features: of states and actions
     :param horizon: of feature averages
     :return: the environment as learners take it, which pays and remembers
     """
-    paying = PayingVecEnv(DummyVecEnv([lambda: Monitor(env)]), features, horizon)
+    copies = VecMonitor(env) if isinstance(env, VecEnv) else DummyVecEnv([lambda: Monitor(env)])
+    paying = PayingVecEnv(copies, features, horizon)
     paying.remembers = True
     return paying
 
@@ -155,7 +156,7 @@ class LearningClients(SampledClients):
         assert learner.env is not None
         forget_returns(learner.env)
         learner.learn(self._n_timesteps, reset_num_timesteps=False)
-        return paying.feature_average()
+        return paying.feature_averages().mean(0)
 
 
 class RandomClients(SampledClients):
@@ -196,8 +197,8 @@ class RandomClients(SampledClients):
         env.action_space.seed(self._seeds[place])
         env.reset()
         while n_steps < self._n_timesteps or not averages:
-            _, _, dones, _ = env.step(np.array([env.action_space.sample()]))
-            n_steps += 1
-            if dones[0]:
-                averages.append(env.feature_average())
+            _, _, dones, _ = env.step(np.array([env.action_space.sample() for _ in range(env.num_envs)]))
+            n_steps += env.num_envs
+            if dones.any():
+                averages.extend(env.feature_averages())
         return th.stack(averages)

@@ -24,6 +24,7 @@ from otbaselines.fedirl.features import lattice_support, rbf_features
 from otbaselines.fedirl.fusion import Support, aggregate, lattice_cost
 from otbaselines.fedirl.learners import PayingVecEnv
 from otbaselines.fedirl.maxent import Horizon
+from otbaselines.fedirl.sampled import RandomClients
 
 
 class Line(gym.Env):
@@ -110,6 +111,43 @@ def test_importance_weighted_samples_draw_the_reward_to_the_demonstrator_within_
         assert float(th.as_tensor(theta) @ expert) > 0.0
     again = _model(discrete, irl_iterations=100, **settings).learn(32)
     np.testing.assert_array_equal(again.client_thetas, model.client_thetas)
+
+
+@pytest.mark.parametrize("policy_features", ["learner", "samples"])
+def test_clients_may_bring_several_copies_of_their_environment(policy_features):
+    def clients():
+        for gain in (0.8, 1.2):
+            copies = DummyVecEnv([lambda gain=gain: Line(gain) for _ in range(4)])
+            yield Client(copies, _expert(Line(gain)))
+
+    kwargs = {"irl_timesteps": 120, "irl_iterations": 4, "policy_features": policy_features, "l2": 0.5, "discount": 0.9}
+    model = _model(clients=list(clients()), **kwargs).learn(32)
+    there, away = model.reward([[0.6], [-0.8]], [[0.0], [0.0]])
+    assert there > away
+    again = _model(clients=list(clients()), **kwargs).learn(32)
+    np.testing.assert_array_equal(again.client_thetas, model.client_thetas)
+
+
+def test_every_episode_of_every_copy_counts_once():
+    copies = DummyVecEnv([Line for _ in range(4)])
+    client = Client(copies, _expert(Line()))
+    random = RandomClients(
+        [client], _features(), horizon=Horizon(0.9), l2=0.01, n_iterations=[1], tol=0.0, n_timesteps=80, seeds=[3]
+    )
+    averages = random._episodes(0)
+    # 80 steps of four copies are two episodes of ten steps in each.
+    assert averages.shape == (8, 12)
+    copies.seed(3)
+    copies.action_space.seed(3)
+    seen, actions = [copies.reset()], []
+    for _ in range(10):
+        actions.append(np.array([copies.action_space.sample() for _ in range(4)]))
+        seen.append(copies.step(actions[-1])[0])
+    for copy in range(4):
+        episode = Trajectory(
+            np.array([*(each[copy] for each in seen[:-1]), seen[0][copy]]), np.array([each[copy] for each in actions]), False
+        )
+        np.testing.assert_allclose(averages[copy], feature_average(_features(), episode, Horizon(0.9)))
 
 
 def test_the_fused_parameters_are_the_pure_functions():
@@ -233,8 +271,8 @@ def test_several_copies_are_paid_for_what_each_saw_and_did_also_where_observatio
         assert infos[0]["true_reward"] <= 0
         averages.append(features(raw, actions))
     weights = 0.1 * 0.9 ** th.arange(10.0).double() / (1 - 0.9**10)
-    expected = (weights.view(-1, 1, 1) * th.stack(averages)).sum(0).mean(0)
-    np.testing.assert_allclose(paying.feature_average(), expected)
+    expected = (weights.view(-1, 1, 1) * th.stack(averages)).sum(0)
+    np.testing.assert_allclose(paying.feature_averages(), expected)
 
 
 @pytest.mark.parametrize("env_id", ["Pendulum-v1", "CartPole-v1", "Acrobot-v1"])

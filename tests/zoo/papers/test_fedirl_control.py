@@ -29,7 +29,14 @@ def test_an_episode_played_again_has_the_return_of_its_length(index):
 
 def test_a_seed_is_computed_once_and_all_rewards_are_judged_in_the_same_environment(tmp_path, monkeypatch, capsys):
     tiny = {"n_steps": 32, "batch_size": 32, "n_epochs": 1}
-    changes = {"n_demonstrations": 1, "n_centers": 6, "lattice": [2, 2, 3, 2, 2], "irl_iterations": 1, "irl_timesteps": 32}
+    changes = {
+        "n_copies": 2,
+        "n_demonstrations": 1,
+        "n_centers": 6,
+        "lattice": [2, 2, 3, 2, 2],
+        "irl_iterations": 1,
+        "irl_timesteps": 32,
+    }
     changes |= {"n_timesteps": 32, "learner_kwargs": tiny, "expert": {"n_timesteps": 32, "kwargs": tiny}}
     entry = control.entry_of("CartPole-v1") | changes
     monkeypatch.setattr(control, "entry_of", lambda task: entry)
