@@ -9,10 +9,10 @@ from typing import Any
 import numpy as np
 import torch as th
 from stable_baselines3 import PPO
+from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.evaluation import evaluate_policy
 from stable_baselines3.common.logger import Logger
-from stable_baselines3.common.monitor import Monitor
-from stable_baselines3.common.vec_env import DummyVecEnv
+from stable_baselines3.common.vec_env import DummyVecEnv, VecMonitor
 
 from otbaselines.common.saving.archive import atomic_write
 from otbaselines.common.trajectories import Trajectory
@@ -26,10 +26,11 @@ from otbaselines.fedirl.sampled import LearningClients
 from zoo.config.entries import read_entry
 from zoo.drawing.tables import Table, mean_and_interval
 
-N_CLIENTS, N_EVALUATIONS = 6, 20
+#: Clients, episodes of an evaluation, and parts of a training that a learning curve has one point for.
+N_CLIENTS, N_EVALUATIONS, N_POINTS = 6, 20, 20
 #: What stands beside the fusions: the reward of the client in whose environment policies are judged, alone.
 METHODS = ("local", *FUSIONS)
-TASKS = ("CartPole-v1", "Pendulum-v1")
+TASKS = ("CartPole-v1", "Pendulum-v1", "Acrobot-v1", "LunarLanderContinuous-v3")
 
 
 @dataclass(frozen=True)
@@ -58,11 +59,14 @@ class ControlResult:
     :param returns: of the policies, by method
     :param demonstrations: mean return of the clients' demonstrations, each in its own environment
     :param feature_gap: largest gap between demonstrator and learner after the last iteration, over clients and features
+    :param curves: mean return of the episodes that ended in each of :data:`N_POINTS` parts of a policy's training, by method;
+        None where none did
     """
 
     returns: dict[str, float] = field(default_factory=dict)
     demonstrations: float = 0.0
     feature_gap: float = 0.0
+    curves: dict[str, list[float | None]] = field(default_factory=dict)
 
 
 def entry_of(task: str) -> dict[str, Any]:
@@ -71,6 +75,15 @@ def entry_of(task: str) -> dict[str, Any]:
     :return: its settings
     """
     return read_entry("fedirl", task)
+
+
+def copies(task: str, index: int) -> DummyVecEnv:
+    """
+    :param task: id of the environment
+    :param index: of the client
+    :return: as many copies of a client's environment as the entry has
+    """
+    return DummyVecEnv([lambda: client_variants.make(task, index)] * int(entry_of(task)["n_copies"]))
 
 
 def demonstrator(task: str, index: int, folder: Path) -> PPO:
@@ -83,8 +96,7 @@ def demonstrator(task: str, index: int, folder: Path) -> PPO:
     :return: the agent
     """
     settings = entry_of(task)["expert"]
-    env = client_variants.make(task, index)
-    agent = PPO("MlpPolicy", env, seed=index, device="cpu", **settings["kwargs"])
+    agent = PPO("MlpPolicy", copies(task, index), seed=index, device="cpu", **settings["kwargs"])
     path = folder / f"{task}_expert{index}.pt"
     if path.is_file():
         agent.policy.load_state_dict(th.load(path, weights_only=True))
@@ -123,7 +135,7 @@ def run_control(job: ControlJob, folder: Path) -> ControlResult:
         agent, env = demonstrator(job.task, index, folder), client_variants.make(job.task, index)
         seed = streams[index] % 2**31
         episodes = [demonstrate(agent, env, 1, seed + number)[0] for number in range(int(entry["n_demonstrations"]))]
-        clients.append(Client(env, episodes))
+        clients.append(Client(copies(job.task, index), episodes))
         returns += [return_of(job.task, index, each, seed + number) for number, each in enumerate(episodes)]
     probe = client_variants.make(job.task, 0)
     bounds = client_variants.BOUNDS[job.task]
@@ -150,23 +162,49 @@ def run_control(job: ControlJob, folder: Path) -> ControlResult:
     support = lattice_support(features, entry["lattice"])
     rewards = {name: aggregate(thetas, support, fusion=name, reg=float(entry["reg"])).theta for name in FUSIONS}
     rewards["local"] = thetas[0]
-    found = {name: _judged(job.task, features, rewards[name], horizon, entry, streams[-1] % 2**31) for name in METHODS}
-    return ControlResult(found, float(np.mean(returns)), gaps[-1])
+    found, curves = {}, {}
+    for name in METHODS:
+        found[name], curves[name] = _judged(job.task, features, rewards[name], horizon, entry, streams[-1] % 2**31)
+    return ControlResult(found, float(np.mean(returns)), gaps[-1], curves)
 
 
-def _judged(task: str, features: RBFFeatures, theta: th.Tensor, horizon: Horizon, entry: dict[str, Any], seed: int) -> float:
-    """The true return of a policy that was trained on a reward, both in the environment of client 0."""
-    paying = PayingVecEnv(DummyVecEnv([lambda: client_variants.make(task, 0)]), features, horizon)
+class _Episodes(BaseCallback):
+    """Notes when an episode ended, and its true return."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.ends: list[tuple[int, float]] = []
+
+    def _on_step(self) -> bool:
+        ended = (info["episode"]["r"] for info in self.locals["infos"] if "episode" in info)
+        self.ends += [(self.num_timesteps, float(each)) for each in ended]
+        return True
+
+    def curve(self, n_timesteps: int) -> list[float | None]:
+        """Mean return by part of the training."""
+        parts = [min((step - 1) * N_POINTS // n_timesteps, N_POINTS - 1) for step, _ in self.ends]
+        by_part = (
+            [value for part, (_, value) in zip(parts, self.ends, strict=True) if part == each] for each in range(N_POINTS)
+        )
+        return [float(np.mean(each)) if each else None for each in by_part]
+
+
+def _judged(
+    task: str, features: RBFFeatures, theta: th.Tensor, horizon: Horizon, entry: dict[str, Any], seed: int
+) -> tuple[float, list[float | None]]:
+    """The true return of a policy that was trained on a reward, both in the environment of client 0, and its curve."""
+    paying = PayingVecEnv(VecMonitor(copies(task, 0)), features, horizon)
     paying.theta = theta
     learner = make_learner(
         "ppo", "MlpPolicy", normalizing(paying, horizon.discount), discount=horizon.discount, seed=seed, device="cpu",
         **entry["learner_kwargs"],
     )  # fmt: skip
-    learner.learn(int(entry["n_timesteps"]))
-    judge = Monitor(client_variants.make(task, 0))
-    judge.reset(seed=seed + 1)
+    episodes, n_timesteps = _Episodes(), int(entry["n_timesteps"])
+    learner.learn(n_timesteps, episodes)
+    judge = VecMonitor(copies(task, 0))
+    judge.seed(seed + 1)
     mean, _ = evaluate_policy(learner, judge, n_eval_episodes=N_EVALUATIONS)
-    return float(mean)  # type: ignore[arg-type]
+    return float(mean), episodes.curve(n_timesteps)  # type: ignore[arg-type]
 
 
 def finished(job: ControlJob, folder: Path, *, train: bool) -> ControlResult | None:
