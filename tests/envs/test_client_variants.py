@@ -74,15 +74,21 @@ def test_the_noise_has_the_stated_spread():
     np.testing.assert_allclose(noisy.mean(0), state, atol=5 * 0.02 / np.sqrt(4000))
 
 
-def test_a_missing_box2d_is_named():
-    try:
-        import Box2D  # noqa: F401
-    except ImportError:
-        with pytest.raises(ImportError, match=r"pip install otbaselines\[box2d\]"):
-            client_variants.make("LunarLanderContinuous-v3", 0)
-    else:
-        env = client_variants.make("LunarLanderContinuous-v3", 2).unwrapped
-        assert (env.wind_power, env.turbulence_power) == (12.0, 1.4)
+def test_a_missing_box2d_is_named(monkeypatch):
+    def missing(*args, **kwargs):
+        raise gym.error.DependencyNotInstalled("Box2D is not installed")
+
+    monkeypatch.setattr(client_variants.gym, "make", missing)
+    with pytest.raises(ImportError, match=r"pip install otbaselines\[box2d\]"):
+        client_variants.make("LunarLanderContinuous-v3", 0)
+
+
+def test_the_lunar_lander_has_the_wind_of_its_index():
+    pytest.importorskip("Box2D")
+    env = client_variants.make("LunarLanderContinuous-v3", 2)
+    assert (env.unwrapped.wind_power, env.unwrapped.turbulence_power) == (12.0, 1.4)
+    env.reset(seed=0)
+    assert env.step(np.zeros(2))[0].shape == (8,)
 
 
 def test_bad_arguments_are_named():
