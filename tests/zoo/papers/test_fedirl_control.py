@@ -44,13 +44,16 @@ def test_a_seed_is_computed_once_and_all_rewards_are_judged_in_the_same_environm
     monkeypatch.setattr(control, "N_EVALUATIONS", 2)
     folder = tmp_path / "runs"
     arguments = ["--sizes", "--weak", "--tasks", "CartPole-v1", "--seeds", "1", "--out", str(folder)]
-    plots.main(["fedirl-paper", "--train", *arguments, "--tables", str(tmp_path / "tables.md")])
+    plots.main(
+        ["fedirl-paper", "--train", *arguments, "--tables", str(tmp_path / "tables.md"), "--curves", str(tmp_path / "c.png")]
+    )
     text = (tmp_path / "tables.md").read_text()
     assert text in capsys.readouterr().out
     assert "| CartPole-v1 | 1 |" in text
+    assert (tmp_path / "c.png").stat().st_size > 10_000
     path = folder / "CartPole-v1_seed0.json"
     kept = json.loads(path.read_text())
-    assert set(kept["returns"]) == set(control.METHODS)
+    assert set(kept["returns"]) == set(kept["curves"]) == set(control.METHODS)
     # The demonstrators are there and are not trained again: the same seed gives the same result.
     path.unlink()
     assert finished(ControlJob("CartPole-v1", 0), folder, train=False) is None

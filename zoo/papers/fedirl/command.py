@@ -34,6 +34,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     add("--weak", type=float, nargs="*", default=list(WEAK_SHARES), help="shares of weak clients in Table 2")
     add("--tasks", nargs="*", choices=TASKS, default=[], help="of the Gymnasium part, which takes minutes a seed")
     add("--map", type=Path, default=None, help="draw Figure 1, recovered reward maps, to this PNG")
+    add("--curves", type=Path, default=None, help="draw the learning curves of the control tasks to this PNG")
     add("--out", default=FOLDER, help="folder for results")
     add("--tables", type=Path, default=None, help="write the tables to this file as well")
     parser.set_defaults(draw=compare)
@@ -54,6 +55,10 @@ def compare(args: argparse.Namespace, parser: argparse.ArgumentParser) -> None:
                 draw_maps(args.map)
         if not worlds and not tasks and args.map is None:
             raise ValueError(f"there are no results in {args.out!r}; compute them with --train")
+    if args.curves is not None:
+        if not tasks:
+            parser.error("`--curves` needs `--tasks` with results")
+        control.draw_curves(tasks, args.curves)
     tables: list[Table] = [each(worlds, mode) for mode in MODES for each in (table, paired_table)] if worlds else []
     tables += [returns_table(tasks), paired_returns(tasks)] if tasks else []
     text = "\n\n".join(each.markdown() for each in tables) + ("\n\n" + printed() if worlds else "\n")

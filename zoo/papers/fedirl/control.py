@@ -6,8 +6,10 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+import matplotlib as mpl
 import numpy as np
 import torch as th
+from matplotlib.figure import Figure
 from stable_baselines3 import PPO
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.evaluation import evaluate_policy
@@ -24,6 +26,7 @@ from otbaselines.fedirl.learners import PayingVecEnv, make_learner, normalizing
 from otbaselines.fedirl.maxent import Horizon
 from otbaselines.fedirl.sampled import LearningClients
 from zoo.config.entries import read_entry
+from zoo.drawing.curves import STYLE, save
 from zoo.drawing.tables import Table, mean_and_interval
 
 #: Clients, episodes of an evaluation, and parts of a training that a learning curve has one point for.
@@ -248,3 +251,35 @@ def paired_returns(results: dict[str, list[ControlResult]]) -> Table:
         gaps = ([each.returns["barycenter"] - each.returns[name] for each in seeds] for name in others)
         found.rows.append((task, *(mean_and_interval(each, "+.0f") for each in gaps)))
     return found
+
+
+def draw_curves(results: dict[str, list[ControlResult]], path: Path) -> None:
+    """
+    Learning curves: the true return of the episodes in which each policy was learned.
+
+    :param results: of all seeds, by task
+    :param path: the PNG
+    """
+    columns = min(2, len(results))
+    rows = -(-len(results) // columns)
+    with mpl.rc_context(STYLE):
+        figure = Figure(figsize=(3.6 * columns, 0.5 + 2.6 * rows), layout="constrained")
+        panels = figure.subplots(rows, columns, squeeze=False).flatten()
+        for panel, (task, seeds) in zip(panels, results.items(), strict=False):
+            steps = (np.arange(N_POINTS) + 0.5) / N_POINTS * int(entry_of(task)["n_timesteps"]) / 1000
+            for name in METHODS:
+                curves = np.array([each.curves[name] for each in seeds], dtype=float)
+                known = np.isfinite(curves).any(0)
+                (line,) = panel.plot(steps[known], np.nanmean(curves[:, known], axis=0), label=name, lw=1.4)
+                if len(seeds) > 1:
+                    low, high = np.nanpercentile(curves[:, known], (25, 75), axis=0)
+                    panel.fill_between(steps[known], low, high, alpha=0.12, lw=0, color=line.get_color())
+            demonstrated = float(np.mean([each.demonstrations for each in seeds]))
+            panel.axhline(demonstrated, color="0.4", lw=1, ls="--", label="demonstrations")
+            panel.set(title=f"{task}, {len(seeds)} seeds", xlabel="steps (thousands)", ylabel="true return")
+            panel.grid(alpha=0.25)
+        for panel in panels[len(results) :]:
+            panel.set_axis_off()
+        handles, labels = panels[0].get_legend_handles_labels()
+        figure.legend(handles, labels, loc="outside lower center", ncols=3, frameon=False)
+        save(figure, path)
