@@ -1,19 +1,18 @@
 """What is inside a data set, for people."""
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch as th
 from gymnasium import spaces
 
-if TYPE_CHECKING:
-    from otbaselines.common.datasets.dataset import OfflineDataset
+from otbaselines.common.datasets.transitions import Transitions
 
 # Share of the action range that counts as its edge.
 _EDGE = 1e-3
 
 
-def describe_dataset(data: "OfflineDataset") -> str:
+def describe_dataset(data: Transitions) -> str:
     """
     :param data: any data set
     :return: several lines of text

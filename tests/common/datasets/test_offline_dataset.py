@@ -8,7 +8,7 @@ from recordings import LENGTHS, recording
 
 import otbaselines
 from otbaselines import OfflineDataset
-from otbaselines.common.datasets.dataset import MIN_STD
+from otbaselines.common.datasets.transitions import MIN_STD
 
 COLUMNS = ("observations", "actions", "rewards", "next_observations", "terminations", "truncations")
 
