@@ -24,6 +24,7 @@ from zoo.papers.qdot import command as qdot
 from zoo.papers.wbc.comparisons import ESTIMATORS, NAVIGATION, PAPER
 from zoo.papers.wfpg import command as wfpg_paper
 from zoo.papers.wfpg.curves import CURVE_TASKS
+from zoo.papers.wfpg.oscillators import OSCILLATOR_TASKS
 from zoo.papers.wmatrpo import command as wmatrpo_paper
 from zoo.papers.wmatrpo.metric import METRIC_TASKS
 from zoo.runs.comparison import Comparison, finished_runs, train_jobs
@@ -35,6 +36,7 @@ COMPARISONS: dict[str, Comparison[Any]] = {"wbc-paper": PAPER, "wbc-estimators":
 #: Comparisons on several tasks: their help, and the tasks.
 ON_TASKS: dict[str, tuple[str, Mapping[str, Comparison[Any]]]] = {
     "wmatrpo-metric": ("tables of WMATRPO under two ground metrics on unlike agents", METRIC_TASKS),
+    "wfpg-oscillators": ("cost of chains of oscillators over their optimum, by learner", OSCILLATOR_TASKS),
     "wfpg-curves": ("learning curves of WassersteinFlowPG beside SB3's SAC and TD3", CURVE_TASKS),
 }
 

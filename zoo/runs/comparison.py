@@ -126,6 +126,7 @@ class Comparison(Generic[ResultT]):
     :param seeds: how many are usual
     :param folder: where runs and figures go
     :param teams: variants of every method's entry that say how the agents differ, and what titles say of them
+    :param backend: of the environments, as for :class:`zoo.runs.job.Job`
     """
 
     help: str
@@ -136,6 +137,7 @@ class Comparison(Generic[ResultT]):
     seeds: int = 10
     folder: str
     teams: Mapping[str, str] = field(default_factory=dict)
+    backend: str = "auto"
 
     def job(self, method: str, seed: int, folder: Path, team: str | None = None, **options: Any) -> Job:
         """
@@ -155,6 +157,7 @@ class Comparison(Generic[ResultT]):
             seed=seed,
             folder=folder,
             name=f"{method}-seed{seed}",
+            backend=self.backend,
             **options,
         )
 
