@@ -69,6 +69,14 @@ def test_tables_hold_means_and_paired_differences():
     assert [cell.split(" ")[0] for cell in row[1:]] == ["+10", "-10", "-20", "-30"]
 
 
+def test_the_mean_of_a_learning_curve_leaves_out_parts_in_which_nothing_ended():
+    seeds = [ControlResult({}, 9.0, 0.0, {name: [None, 2.0 * i, 4.0 * i] for i, name in enumerate(control.METHODS)})] * 2
+    (row,) = returns_table({"CartPole-v1": seeds}, training=True).rows
+    assert [cell.split(" ")[0] for cell in row[3:]] == ["0", "3", "6", "9", "12"]
+    (row,) = paired_returns({"CartPole-v1": seeds}, training=True).rows
+    assert [cell.split(" ")[0] for cell in row[1:]] == ["+3", "-3", "-6", "-9"]
+
+
 def test_every_map_is_highest_at_the_goal_and_the_figure_is_written(tmp_path, monkeypatch):
     monkeypatch.setattr(maps, "SIZE", 5)
     monkeypatch.setattr(maps, "N_EPISODES", 10)

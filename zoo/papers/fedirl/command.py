@@ -60,7 +60,8 @@ def compare(args: argparse.Namespace, parser: argparse.ArgumentParser) -> None:
             parser.error("`--curves` needs `--tasks` with results")
         control.draw_curves(tasks, args.curves)
     tables: list[Table] = [each(worlds, mode) for mode in MODES for each in (table, paired_table)] if worlds else []
-    tables += [returns_table(tasks), paired_returns(tasks)] if tasks else []
+    for training in (False, True) if tasks else ():
+        tables += [returns_table(tasks, training=training), paired_returns(tasks, training=training)]
     text = "\n\n".join(each.markdown() for each in tables) + ("\n\n" + printed() if worlds else "\n")
     print(text)
     write_tables(text, args.tables)

@@ -228,27 +228,42 @@ def finished(job: ControlJob, folder: Path, *, train: bool) -> ControlResult | N
     return result
 
 
-def returns_table(results: dict[str, list[ControlResult]]) -> Table:
+def _value(result: ControlResult, name: str, *, training: bool) -> float:
+    """What a table holds of one method: the return after training, or the mean of its curve."""
+    if not training:
+        return result.returns[name]
+    known = [each for each in result.curves[name] if each is not None]
+    return float(np.mean(known))
+
+
+def returns_table(results: dict[str, list[ControlResult]], *, training: bool = False) -> Table:
     """
     :param results: of all seeds, by task
+    :param training: whether to tell the mean of the learning curve, and not what was judged afterwards
     :return: true returns by method: mean, half of Student's 95 % interval, range
     """
-    found = Table("True return of the policy of each reward", ("task", "seeds", "demonstrations", *METHODS))
+    title = "True return of the policy of each reward" + (", mean over its training" if training else "")
+    found = Table(title, ("task", "seeds", "demonstrations", *METHODS))
     for task, seeds in results.items():
-        cells = [mean_and_interval([each.returns[name] for each in seeds], ".0f") for name in METHODS]
+        cells = [mean_and_interval([_value(each, name, training=training) for each in seeds], ".0f") for name in METHODS]
         found.rows.append((task, str(len(seeds)), f"{np.mean([each.demonstrations for each in seeds]):.0f}", *cells))
     return found
 
 
-def paired_returns(results: dict[str, list[ControlResult]]) -> Table:
+def paired_returns(results: dict[str, list[ControlResult]], *, training: bool = False) -> Table:
     """
     :param results: of all seeds, by task
+    :param training: as for :func:`returns_table`
     :return: by how much the barycenter is ahead of each other method, paired by seed
     """
     others: Sequence[str] = [name for name in METHODS if name != "barycenter"]
-    found = Table("Barycenter minus the others, paired by seed, true return", ("task", *(f"- {name}" for name in others)))
+    title = "Barycenter minus the others, paired by seed, true return" + (", mean over training" if training else "")
+    found = Table(title, ("task", *(f"- {name}" for name in others)))
     for task, seeds in results.items():
-        gaps = ([each.returns["barycenter"] - each.returns[name] for each in seeds] for name in others)
+        own = [_value(each, "barycenter", training=training) for each in seeds]
+        gaps = (
+            [mine - _value(each, name, training=training) for mine, each in zip(own, seeds, strict=True)] for name in others
+        )
         found.rows.append((task, *(mean_and_interval(each, "+.0f") for each in gaps)))
     return found
 
