@@ -12,9 +12,10 @@ from stable_baselines3.common.policies import BasePolicy
 from stable_baselines3.common.type_aliases import GymEnv, Schedule
 
 from otbaselines.common.networks.optimizers import clear_gradients, take_step
-from otbaselines.common.settings import Setting, arguments_of, check_settings, settings_of
+from otbaselines.common.settings import Setting, arguments_of
 from otbaselines.wfpg.losses import critic_loss, differential_targets, discounted_targets, noise_entropy, temperature_gradient
-from otbaselines.wfpg.policies import FORMS, FlowCnnPolicy, FlowMultiInputPolicy, FlowPolicy, squash_log_det
+from otbaselines.wfpg.maps import FORMS, squash_log_det
+from otbaselines.wfpg.policies import FlowCnnPolicy, FlowMultiInputPolicy, FlowPolicy
 from otbaselines.wfpg.replay import ReplayBatch, ReplayLearner
 from otbaselines.wfpg.solvers import (
     Metric,
@@ -165,8 +166,6 @@ class WassersteinFlowPG(ReplayLearner):
         self.entropy = entropy
         self.ent_coef = ent_coef
         self.target_entropy = target_entropy
-        check_settings(settings_of(type(self)), {**vars(self), **locals()})
-        self._check_together(gamma, n_steps)
         super().__init__(**arguments_of(super().__init__, locals()))  # type: ignore[arg-type]
 
     def _check_together(self, gamma: float | None, n_steps: int) -> None:

@@ -10,7 +10,7 @@ from scipy.stats import norm
 from stable_baselines3.common.torch_layers import FlattenExtractor
 
 from otbaselines.wfpg.losses import critic_loss, differential_targets, discounted_targets, noise_entropy
-from otbaselines.wfpg.policies import MapActor, log_abs_det, squash_log_det
+from otbaselines.wfpg.maps import MapActor, log_abs_det, squash_log_det
 from otbaselines.wfpg.solvers import (
     Metric,
     ascent_loss,
