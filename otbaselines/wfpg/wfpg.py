@@ -2,7 +2,6 @@
 
 import math
 import numbers
-from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch as th
@@ -25,6 +24,7 @@ from otbaselines.wfpg.maps import FORMS, squash_log_det
 from otbaselines.wfpg.policies import FlowCnnPolicy, FlowMultiInputPolicy, FlowPolicy
 from otbaselines.wfpg.replay import ReplayBatch, ReplayLearner
 from otbaselines.wfpg.solvers import (
+    FlowStep,
     Metric,
     ascent_loss,
     flatten,
@@ -47,23 +47,6 @@ _HOTTEST = 1e30
 _SLOWEST = 1e-8
 # How much of the last natural direction the next one starts from.
 _WARM_START = 0.9
-
-
-@dataclass(frozen=True)
-class FlowStep:
-    """
-    What a step of the flow says of itself; all of shape ``()``.
-
-    :param speed: root mean square of the slopes at the particles
-    :param displacement: how far the particles were to go, root mean square
-    :param entropy: of the policy's squashed actions, in nats; without meaning where there are not as many noises as actions
-    :param residual: what the natural step's equation lacks, over its right-hand side
-    """
-
-    speed: th.Tensor
-    displacement: th.Tensor
-    entropy: th.Tensor
-    residual: th.Tensor
 
 
 class WassersteinFlowPG(ReplayLearner):
