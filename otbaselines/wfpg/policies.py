@@ -1,7 +1,6 @@
-"""Policies that are images of noise, and the critics beside them."""
+"""What is saved and acts: a map of noise, the critics beside it, their slow copies, and the scalars of the flow."""
 
 import copy
-import math
 from typing import Any
 
 import numpy as np
@@ -18,200 +17,14 @@ from stable_baselines3.common.torch_layers import (
 )
 from stable_baselines3.common.type_aliases import PyTorchObs, Schedule
 from torch import nn
-from torch.nn import functional as F
 
-from otbaselines.common.networks.layers import StackedMLP
-from otbaselines.common.offline.policies import StackedCritic
 from otbaselines.common.saving.policy import JsonPolicyMixin
 from otbaselines.common.settings import COUNT, Setting
+from otbaselines.wfpg.critics import FlowCritic
+from otbaselines.wfpg.maps import FORMS, MapActor
 
-FORMS = ("pushforward", "gaussian")
-# As in SB3's SAC.
-LOG_STD_MIN, LOG_STD_MAX = -20.0, 2.0
 # Among so many actions a pushforward policy chooses where it is asked for a deterministic one.
 N_CANDIDATES = 10
-# Below it a derivative of the map counts as a fold, whose logarithm would be infinite.
-_SMALLEST_DETERMINANT = 1e-8
-
-
-class MapActor(nn.Module):
-    r"""
-    :math:`u = T_\theta(s, z)`, the map of noise :math:`z \sim N(0, I)` whose images, squashed by :math:`a = \tanh u`, are the
-    policy's actions.
-
-    With the features :math:`h(s)` of the trunk, ``"gaussian"`` is :math:`u = m(h) + \sigma(h) z`, and ``"pushforward"`` adds
-    :math:`W \tanh(A h + B z + c)`, which bends the law: it may have several modes. The noise enters behind the trunk, so that
-    a second action in the same state, or a derivative by :math:`z`, costs a small layer only.
-
-    :param extractor: of features from preprocessed observations
-    :param action_dim: of a flat action
-    :param net_arch: widths of the trunk
-    :param activation_fn: in the trunk
-    :param policy_form: one of :data:`FORMS`
-    :param latent_dim: of the noise; a Gaussian's is ``action_dim``
-    :param bend_width: of the layer that the noise passes, for pushforwards
-    """
-
-    def __init__(
-        self,
-        extractor: BaseFeaturesExtractor,
-        action_dim: int,
-        net_arch: list[int],
-        activation_fn: type[nn.Module],
-        *,
-        policy_form: str,
-        latent_dim: int,
-        bend_width: int,
-    ) -> None:
-        super().__init__()
-        self.action_dim, self.latent_dim = action_dim, latent_dim
-        self.features_extractor = extractor
-        self.trunk = StackedMLP(1, extractor.features_dim, net_arch, activation_fn)
-        width = self.trunk.out_features
-        # Where there is one noise an action, it is stretched as a Gaussian's; else it only passes the layer below.
-        self.is_stretched, self.is_bent = latent_dim == action_dim, policy_form == "pushforward"
-        self.parts = [action_dim, action_dim * self.is_stretched, bend_width * self.is_bent]
-        # Means, logarithms of standard deviations and what the state adds to the noise's layer, as one product.
-        self.heads = nn.Linear(width, sum(self.parts))
-        if self.is_bent:
-            self.bend_noise = nn.Linear(latent_dim, bend_width, bias=False)
-            self.bend_out = nn.Linear(bend_width, action_dim, bias=False)
-
-    def forward(self, seen: Any, noise: th.Tensor) -> th.Tensor:
-        """
-        :param seen: preprocessed observations of a batch
-        :param noise: shape ``(batch, latent_dim)``
-        :return: actions before they are squashed, shape ``(batch, action_dim)``
-        """
-        return self.bend(self.hidden(seen), noise)
-
-    def hidden(self, seen: Any) -> th.Tensor:
-        """
-        :param seen: preprocessed observations of a batch
-        :return: what the last layers read of them, shape ``(batch, width)``
-        """
-        hidden: th.Tensor = self.trunk(self.features_extractor(seen).unsqueeze(0))
-        return hidden.squeeze(0)
-
-    def bend(self, hidden: th.Tensor, noise: th.Tensor) -> th.Tensor:
-        """
-        :param hidden: shape ``(batch, width)``
-        :param noise: shape ``(batch, latent_dim)``
-        :return: actions before they are squashed, shape ``(batch, action_dim)``
-        """
-        return self._bend(hidden, noise)[0]
-
-    def with_log_det(self, hidden: th.Tensor, noise: th.Tensor) -> tuple[th.Tensor, th.Tensor]:
-        r"""
-        :param hidden: shape ``(batch, width)``
-        :param noise: shape ``(batch, action_dim)``
-        :return: actions before they are squashed, shape ``(batch, action_dim)``, and
-            :math:`\log |\det \partial T / \partial z|`, shape ``(batch,)``
-        """
-        u, stretch, slope = self._bend(hidden, noise)
-        assert stretch is not None, "there are as many noises as actions"
-        if slope is None:
-            return u, stretch.log().sum(-1)
-        # The Jacobian matrix: diag(stretch) + W diag(slope) B, for all rows by one product.
-        products = th.einsum("ok,kz->koz", self.bend_out.weight, self.bend_noise.weight).flatten(1)
-        jacobian = (slope @ products).view(-1, self.action_dim, self.action_dim) + stretch.diag_embed()
-        return u, log_abs_det(jacobian)
-
-    def _bend(self, hidden: th.Tensor, noise: th.Tensor) -> tuple[th.Tensor, th.Tensor | None, th.Tensor | None]:
-        """The image, the diagonal stretch of the noise, and the slopes of the layer that the noise passes."""
-        u, log_std, shift = self.heads(hidden).split(self.parts, 1)
-        stretch = slope = None
-        if self.is_stretched:
-            stretch = log_std.clamp(LOG_STD_MIN, LOG_STD_MAX).exp()
-            u = th.addcmul(u, stretch, noise)
-        if self.is_bent:
-            bent = (shift + self.bend_noise(noise)).tanh()
-            u, slope = u + self.bend_out(bent), 1.0 - bent * bent
-        return u, stretch, slope
-
-
-def squash_log_det(u: th.Tensor) -> th.Tensor:
-    r"""
-    :math:`\sum_j \log(1 - \tanh^2 u_j)`, by how much squashing stretches volumes, in a form that does not underflow.
-
-    :param u: actions before they are squashed, shape ``(batch, action_dim)``
-    :return: shape ``(batch,)``
-    """
-    return (2.0 * (math.log(2.0) - u - F.softplus(-2.0 * u))).sum(-1)
-
-
-def log_abs_det(matrices: th.Tensor) -> th.Tensor:
-    """
-    :param matrices: square, shape ``(batch, n, n)``
-    :return: logarithms of the absolute determinants, bounded from below, shape ``(batch,)``
-    """
-    n = matrices.shape[-1]
-    if n == 1:
-        det = matrices[:, 0, 0]
-    elif n == 2:
-        det = matrices[:, 0, 0] * matrices[:, 1, 1] - matrices[:, 0, 1] * matrices[:, 1, 0]
-    elif n == 3:
-        det = (matrices[:, 0] * th.linalg.cross(matrices[:, 1], matrices[:, 2])).sum(-1)
-    else:
-        det = th.linalg.det(matrices)
-    logarithms: th.Tensor = det.abs().clamp(min=_SMALLEST_DETERMINANT).log()
-    return logarithms
-
-
-class FlowCritic(nn.Module):
-    """
-    Features of observations, and stacked action values of these.
-
-    :param features_extractor: of preprocessed observations
-    :param action_dim: of a flat action
-    :param net_arch: widths of the hidden layers
-    :param activation_fn: between them
-    :param n_critics: how many values
-    """
-
-    def __init__(
-        self,
-        features_extractor: BaseFeaturesExtractor,
-        action_dim: int,
-        net_arch: list[int],
-        activation_fn: type[nn.Module],
-        *,
-        n_critics: int,
-    ) -> None:
-        super().__init__()
-        self.features_extractor = features_extractor
-        self.head = StackedCritic(n_critics, features_extractor.features_dim + action_dim, net_arch, activation_fn)
-
-    def forward(self, seen: Any, actions: th.Tensor) -> th.Tensor:
-        """
-        :param seen: preprocessed observations
-        :param actions: scaled to [-1, 1], shape ``(batch, action_dim)``
-        :return: of all critics, shape ``(n_critics, batch)``
-        """
-        return self.values(self.features_extractor(seen), actions)
-
-    def values(self, features: th.Tensor, actions: th.Tensor) -> th.Tensor:
-        """
-        :param features: shape ``(batch, n_features)``
-        :param actions: scaled to [-1, 1], shape ``(batch, action_dim)``
-        :return: of all critics, shape ``(n_critics, batch)``
-        """
-        values: th.Tensor = self.head(th.cat([features, actions], 1))
-        return values
-
-    def values_by_parts(self, features: th.Tensor, actions: th.Tensor) -> th.Tensor:
-        """
-        Every critic speaks of a part of the rows, so that all together cost what one would. Over the draw of a minibatch it is
-        the critics' mean.
-
-        :param features: shape ``(batch, n_features)``
-        :param actions: scaled to [-1, 1], shape ``(batch, action_dim)``
-        :return: one value a row, shape ``(batch,)``; rows that cannot be shared out evenly have the mean of all critics
-        """
-        rows, n = th.cat([features, actions], 1), self.head.n_critics
-        even = len(rows) // n * n
-        values: th.Tensor = self.head(rows[:even].view(n, even // n, rows.shape[1])).flatten()
-        return values if even == len(rows) else th.cat([values, self.head(rows[even:]).mean(0)])
 
 
 class FlowPolicy(JsonPolicyMixin, BasePolicy):
