@@ -36,8 +36,14 @@ class TabularPolicy(JsonPolicyMixin, BasePolicy):
         :param obs: numbers of states, shape ``(n,)``
         :param deterministic: whether to take the most probable action
         :return: actions, shape ``(n,)``
+        :raises ValueError: if a number is no state
         """
-        logits = self.log_policy[obs.long().flatten()]
+        states = obs.long().flatten()
+        if not bool(((states == obs.flatten()) & (states >= 0) & (states < len(self.log_policy))).all()):
+            raise ValueError(
+                f"`observation` must be integers in [0, {len(self.log_policy)}), got {obs.flatten().tolist()[:10]}"
+            )
+        logits = self.log_policy[states]
         actions: th.Tensor = logits.argmax(-1) if deterministic else th.distributions.Categorical(logits=logits).sample()
         return actions
 

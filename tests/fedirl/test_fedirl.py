@@ -168,7 +168,7 @@ def test_bad_clients_are_named():
         Client(clients[0].env, [])
     with pytest.raises(TypeError, match="must be a list of `Trajectory`, got Trajectory"):
         Client(clients[0].env, clients[0].demonstrations[0])
-    with pytest.raises(ValueError, match="`weight` of a must be positive, got 0"):
+    with pytest.raises(ValueError, match="`weight` must be a number above 0, got 0 as setting of a"):
         Client(clients[0].env, clients[0].demonstrations, name="a", weight=0)
     with pytest.raises(ValueError, match="must have an attribute `tabular_model`"):
         FedIRL("MlpPolicy", gym.make("Taxi-v4"), clients=[Client(gym.make("Taxi-v4"), clients[0].demonstrations)])
@@ -194,9 +194,9 @@ def test_bad_settings_are_named(kwargs, message):
 
 
 def test_bad_pairs_and_a_missed_quorum_are_named():
-    model = _model(quorum=4)
-    with pytest.raises(ValueError, match="`quorum` is 4, but only 3 of 3"):
-        model.learn(1)
+    with pytest.raises(ValueError, match="`quorum` is 4, but there are only 3 clients"):
+        _model(quorum=4)
+    model = _model()
     with pytest.raises(ValueError, match=r"`obs` must be integers in \[0, 25\)"):
         model.reward([25], [0])
     with pytest.raises(ValueError, match=r"`actions` must be integers in \[0, 4\)"):
