@@ -23,8 +23,9 @@ class TabularModel:
     :param features: :math:`\phi(s, a)`, shape ``(..., S, A, k)``
     :param initial: distribution of the first state, shape ``(..., S)``
     :param terminal: where episodes end, shape ``(..., S)``, bool
-    :raises ValueError: if shapes disagree, a probability is negative, a row does not sum to what it should, or an entry is
-        NaN or infinite
+    :raises TypeError: if one of them is no tensor
+    :raises ValueError: if one is not float64 (``terminal``: bool), shapes disagree, a probability is negative, a row does not
+        sum to what it should, or an entry is NaN or infinite
     """
 
     transition: th.Tensor
@@ -34,6 +35,19 @@ class TabularModel:
     terminal: th.Tensor
 
     def __post_init__(self) -> None:
+        for name in ("transition", "rewards", "features", "initial", "terminal"):
+            tensor, wanted = getattr(self, name), th.bool if name == "terminal" else th.float64
+            if not isinstance(tensor, th.Tensor):
+                raise TypeError(
+                    f"`{name}` must be a torch tensor, got {type(tensor).__name__}; convert it with `th.as_tensor`"
+                )
+            if tensor.dtype != wanted:
+                raise ValueError(f"`{name}` must be {wanted}, got {tensor.dtype}; convert it with `.to`")
+        if self.transition.dim() < 3 or 0 in self.transition.shape or self.features.dim() < 3 or 0 in self.features.shape:
+            raise ValueError(
+                "`transition` must have the shape (..., S, A, S) and `features` (..., S, A, k), none of them empty, got "
+                f"{tuple(self.transition.shape)} and {tuple(self.features.shape)}"
+            )
         n_states, n_actions = self.transition.shape[-3:-1]
         shapes = {
             "transition": (n_states, n_actions, n_states),

@@ -8,6 +8,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from otbaselines.common.settings import Setting, check_settings
+
+_SETTINGS = {"terminated": Setting("flag"), "success": Setting("flag", optional=True)}
+
 
 @dataclass(frozen=True)
 class Trajectory:
@@ -18,6 +22,7 @@ class Trajectory:
     :param actions: what was done, shape ``(n_steps, ...)``
     :param terminated: whether the episode ended by itself; False where it was cut off
     :param success: whether it reached its goal, where it has one
+    :raises TypeError: if ``terminated`` or ``success`` is no truth value
     :raises ValueError: if there is no step, the lengths disagree, or an entry is NaN or infinite
     """
 
@@ -28,12 +33,16 @@ class Trajectory:
 
     def __post_init__(self) -> None:
         for name in ("observations", "actions"):
-            array = np.asarray(getattr(self, name))
+            try:
+                array = np.asarray(getattr(self, name))
+            except ValueError as error:
+                raise ValueError(f"`{name}` must be an array of numbers, all steps of one shape: {error}") from None
             if array.dtype.kind not in "iufb":
                 raise ValueError(f"`{name}` must be an array of numbers, got the dtype {array.dtype}")
             if array.dtype.kind == "f" and not np.isfinite(array).all():
                 raise ValueError(f"`{name}` holds NaN or infinite entries; leave out the damaged episode")
             object.__setattr__(self, name, array)
+        check_settings(_SETTINGS, vars(self))
         if self.actions.ndim == 0 or self.observations.ndim == 0 or len(self.actions) == 0:
             raise ValueError("`actions` must have at least one step, got an empty trajectory; leave out empty episodes")
         if len(self.observations) != len(self.actions) + 1:

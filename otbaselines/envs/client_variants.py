@@ -110,6 +110,7 @@ def _lunar_lander(index: int, render_mode: str | None) -> gym.Env[Any, Any]:
 
 #: Largest index of a client: beyond it Gymnasium warns of winds that its lander was not made for.
 MAX_INDEX = 5
+RENDER_MODES = ("human", "rgb_array")
 CLIENTS: dict[str, Callable[[int, str | None], gym.Env[Any, Any]]] = {
     "Pendulum-v1": _pendulum,
     "CartPole-v1": _cart_pole,
@@ -135,22 +136,24 @@ def make(env_id: str, index: int, *, render_mode: str | None = None) -> gym.Env[
     ``Pendulum-v1``               torque times 1 + .1 i, damping times 1 + .05 i, gravity 9.81 + .2 i, noise .005 i
     ``CartPole-v1``               force times 1 + .1 i, gravity times 1 + .005 i, masses and length times 1 + .05 i,
                                   noise .005 i
-    ``Acrobot-v1``                masses and lengths times 1 + .05 i
+    ``Acrobot-v1``                masses, lengths and centers of mass times 1 + .05 i; moments of inertia stay Gymnasium's
     ``LunarLanderContinuous-v3``  wind 10 + i, turbulence 1 + .2 i
     ============================  =====================================================================================
 
     :param env_id: one of these
     :param index: i, from 0 to 5 as in the paper
-    :param render_mode: as in Gymnasium
+    :param render_mode: ``"human"``, ``"rgb_array"`` or None, as in Gymnasium
     :return: the environment, with Gymnasium's limit of steps
     :raises TypeError: if the index is no integer
-    :raises ValueError: if the task is unknown, or the index out of range
+    :raises ValueError: if the task or the mode is unknown, or the index out of range
     :raises ImportError: if a package is missing
     """
-    if env_id not in CLIENTS:
+    if not isinstance(env_id, str) or env_id not in CLIENTS:
         raise ValueError(f"`env_id` must be one of {', '.join(map(repr, CLIENTS))}, got {env_id!r}")
     if isinstance(index, bool) or not isinstance(index, int | np.integer):
         raise TypeError(f"`index` must be an integer, got {index!r}")
     if not 0 <= index <= MAX_INDEX:
         raise ValueError(f"`index` must be in [0, {MAX_INDEX}], got {index}")
+    if render_mode is not None and render_mode not in RENDER_MODES:
+        raise ValueError(f"`render_mode` must be one of {', '.join(map(repr, RENDER_MODES))} or None, got {render_mode!r}")
     return CLIENTS[env_id](int(index), render_mode)

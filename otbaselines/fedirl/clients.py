@@ -11,8 +11,21 @@ import numpy as np
 from stable_baselines3.common.vec_env import VecEnv
 
 from otbaselines.common.datasets.minari import minari_dataset
+from otbaselines.common.settings import COUNT, MANY, Setting, check_settings
 from otbaselines.common.tabular import TabularModel
 from otbaselines.common.trajectories import Trajectory
+
+_SETTINGS = {
+    "name": Setting("text"),
+    "weight": Setting("number", low=0.0, above="always"),
+    "irl_iterations": Setting("integer", low=0, high=MANY, optional=True),
+}
+_DEMONSTRATE_SETTINGS = {
+    "n_episodes": COUNT,
+    "seed": Setting("integer", low=0, high=2**63 - 1, optional=True),
+    "deterministic": Setting("flag"),
+    "max_steps": COUNT,
+}
 
 
 class Agent(Protocol):
@@ -39,7 +52,7 @@ class Client:
     :param name: for messages and the log
     :param weight: of the client in the fusion, positive; weights are divided by their sum
     :param irl_iterations: most steps of its inverse reinforcement learning; those of the algorithm when omitted
-    :raises TypeError: if the environment or a demonstration is of another type
+    :raises TypeError: if the environment, a demonstration or a number is of another type
     :raises ValueError: if there is no demonstration, or a number is out of range
     """
 
@@ -50,7 +63,11 @@ class Client:
     irl_iterations: int | None = None
 
     def __post_init__(self) -> None:
-        who = f" of {self.name}" if self.name else ""
+        who = f" of {self.name}" if isinstance(self.name, str) and self.name else ""
+        try:
+            check_settings(_SETTINGS, vars(self))
+        except (TypeError, ValueError) as error:
+            raise type(error)(f"{error}{who and f' as setting{who}'}") from None
         if not isinstance(self.env, gym.Env | VecEnv):
             raise TypeError(f"`env`{who} must be a Gymnasium environment or a `VecEnv`, got {type(self.env).__name__}")
         if isinstance(self.demonstrations, Trajectory) or not isinstance(self.demonstrations, Sequence):
@@ -63,14 +80,18 @@ class Client:
         for place, each in enumerate(self.demonstrations):
             if not isinstance(each, Trajectory):
                 raise TypeError(f"`demonstrations[{place}]`{who} must be a `Trajectory`, got {type(each).__name__}")
-        if not 0.0 < self.weight < float("inf"):
-            raise ValueError(f"`weight`{who} must be positive, got {self.weight}")
-        if self.irl_iterations is not None and self.irl_iterations < 0:
-            raise ValueError(f"`irl_iterations`{who} must be at least 0, got {self.irl_iterations}")
+        # What was checked is what is learned from, whatever becomes of the caller's list.
+        object.__setattr__(self, "demonstrations", tuple(self.demonstrations))
 
 
 def demonstrate(
-    agent: Agent, env: gym.Env[Any, Any], n_episodes: int, seed: int, *, deterministic: bool = True
+    agent: Agent,
+    env: gym.Env[Any, Any],
+    n_episodes: int,
+    seed: int | None,
+    *,
+    deterministic: bool = True,
+    max_steps: int = 100_000,
 ) -> list[Trajectory]:
     """
     Record an agent.
@@ -80,19 +101,28 @@ def demonstrate(
     :param n_episodes: how many episodes, at least 1
     :param seed: of the environment
     :param deterministic: whether it takes its most probable actions
+    :param max_steps: of one episode, so that an environment which never ends is noticed
     :return: the episodes
-    :raises ValueError: if ``n_episodes`` is not positive
+    :raises TypeError: if an argument is of another type, or ``agent`` predicts something else than an action and a state
+    :raises ValueError: if a number is out of range, or an episode is longer than ``max_steps``
     """
-    if n_episodes < 1:
-        raise ValueError(f"`n_episodes` must be at least 1, got {n_episodes}")
+    check_settings(_DEMONSTRATE_SETTINGS, locals())
+    if not isinstance(env, gym.Env):
+        raise TypeError(f"`env` must be one Gymnasium environment, got {type(env).__name__}")
+    if not callable(getattr(agent, "predict", None)):
+        raise TypeError(f"`agent` must have a method `predict`, as models of SB3 have, got {type(agent).__name__}")
     episodes = []
     for episode in range(n_episodes):
         observation, info = env.reset(seed=seed if episode == 0 else None)
-        seen, done, terminated, truncated = [observation], [], False, False
+        seen, terminated, truncated = [observation], False, False
+        done: list[Any] = []
         while not (terminated or truncated):
-            action, _ = agent.predict(observation, deterministic=deterministic)
-            # A discrete action comes as an array without dimensions, which not every environment takes.
-            action = action[()] if np.ndim(action) == 0 else action
+            if len(done) == max_steps:
+                raise ValueError(
+                    f"an episode of `env` has not ended after {max_steps} steps; wrap the environment in a `TimeLimit`,"
+                    " or raise `max_steps`"
+                )
+            action = _predicted(agent, observation, deterministic=deterministic)
             observation, _, terminated, truncated, info = env.step(action)
             seen.append(observation)
             done.append(action)
@@ -103,18 +133,29 @@ def demonstrate(
     return episodes
 
 
+def _predicted(agent: Agent, observation: Any, *, deterministic: bool) -> Any:
+    found = agent.predict(observation, deterministic=deterministic)
+    if not isinstance(found, tuple) or len(found) != 2:
+        raise TypeError(f"`agent` must predict an action and a state, as models of SB3 do, got {type(found).__name__}")
+    # A discrete action comes as an array without dimensions, which not every environment takes.
+    return np.asarray(found[0])[()] if np.ndim(found[0]) == 0 else found[0]
+
+
 def from_minari(dataset: Any) -> list[Trajectory]:
     """
     The episodes of a Minari data set.
 
     :param dataset: the id of a local data set, or the ``MinariDataset`` itself
     :return: the episodes
+    :raises TypeError: if it is something else
     :raises ImportError: if Minari is not installed
     :raises FileNotFoundError: if there is none of this id here
     :raises ValueError: if it is damaged
     """
     if isinstance(dataset, str):
         dataset = minari_dataset(dataset, f"the Minari data set {dataset!r}")
+    if not callable(getattr(dataset, "iterate_episodes", None)):
+        raise TypeError(f"`dataset` must be the id of a Minari data set, or a `MinariDataset`, got {type(dataset).__name__}")
     return [
         Trajectory(np.asarray(each.observations), np.asarray(each.actions), bool(each.terminations[-1]))
         for each in dataset.iterate_episodes()

@@ -20,9 +20,16 @@ import gymnasium as gym
 import numpy as np
 import torch as th
 
+from otbaselines.common.settings import Setting, check_settings
 from otbaselines.common.trajectories import Trajectory
 from otbaselines.fedirl.features import FeatureFunction, RBFFeatures, evaluated
-from otbaselines.fedirl.maxent import Horizon, Likelihood, MaxEntResult, ascend_bfgs, discounted_average
+from otbaselines.fedirl.maxent import Horizon, Likelihood, MaxEntResult, ascend_bfgs, discounted_average, iterations_of
+
+_SETTINGS = {
+    "n_steps": Setting("number", low=0.0, above="always"),
+    "l2": Setting("number", low=0.0),
+    "tol": Setting("number", low=0.0),
+}
 
 
 def feature_average(features: FeatureFunction, trajectory: Trajectory, horizon: Horizon | None = None) -> th.Tensor:
@@ -91,21 +98,29 @@ def fit_sampled(
     :param tol: largest entry of the gradient at which a client is done
     :param init: parameters to start from; zeros when omitted
     :return: the parameters, and how many samples they rest on; a warning says where these are fewer than two
-    :raises ValueError: if shapes disagree, or an entry is not finite
+    :raises TypeError: if an argument is of another type
+    :raises ValueError: if shapes disagree, an entry is not finite, or a number out of range
     """
-    if samples.dim() != 3 or expert.shape != (samples.shape[0], samples.shape[2]):
+    check_settings(_SETTINGS, locals())
+    for name, given in (("expert", expert), ("samples", samples)):
+        if not isinstance(given, th.Tensor):
+            raise TypeError(f"`{name}` must be a torch tensor, got {type(given).__name__}")
+    if samples.dim() != 3 or 0 in samples.shape or expert.shape != (samples.shape[0], samples.shape[2]):
         raise ValueError(
             f"`samples` must be (n_clients, m, k) and `expert` (n_clients, k), got {tuple(samples.shape)} and "
             f"{tuple(expert.shape)}"
         )
     if not bool(expert.isfinite().all()) or not bool(samples.isfinite().all()):
         raise ValueError("`expert` or `samples` hold NaN or infinite entries")
+    expert, samples = expert.double(), samples.double()
 
     def objective(theta: th.Tensor) -> Likelihood:
         return sampled_likelihood(expert, samples, theta, n_steps=n_steps, l2=l2)[0]
 
-    start = th.zeros_like(expert) if init is None else init
-    theta, done = ascend_bfgs(objective, start, th.as_tensor(n_iterations).expand(len(expert)), tol)
+    start = th.zeros_like(expert) if init is None else init.to(expert)
+    if start.shape != expert.shape or not bool(start.isfinite().all()):
+        raise ValueError(f"`init` must be finite of shape {tuple(expert.shape)}, got {tuple(start.shape)}")
+    theta, done = ascend_bfgs(objective, start, iterations_of(n_iterations, len(expert)), tol)
     end, effective = sampled_likelihood(expert, samples, theta, n_steps=n_steps, l2=l2)
     error = end.gradient.abs().amax(-1)
     if bool((effective < 2).any()):
@@ -126,16 +141,19 @@ class FusedRewardEnv(gym.Wrapper[Any, Any, Any, Any]):
     :param env: the environment
     :param features: of states and actions
     :param theta: parameters, shape ``(k,)``
+    :raises TypeError: if they are no tensor
     :raises ValueError: if they are not finite, or of another length than the features
     """
 
     def __init__(self, env: gym.Env[Any, Any], features: FeatureFunction, theta: th.Tensor) -> None:
         super().__init__(env)
+        if not isinstance(theta, th.Tensor):
+            raise TypeError(f"`theta` must be a torch tensor, got {type(theta).__name__}; convert it with `th.as_tensor`")
         # Of a function of the user's only a call tells the number of features.
         wanted = (len(features.centers),) if isinstance(features, RBFFeatures) else (theta.numel(),)
         if tuple(theta.shape) != wanted or not bool(theta.isfinite().all()):
             raise ValueError(f"`theta` must be finite of shape {wanted}, got {tuple(theta.shape)}")
-        self._features, self._theta = features, theta
+        self._features, self._theta = features, theta.detach().double()
         self._last: Any = None
 
     def reset(self, **kwargs: Any) -> tuple[Any, dict[str, Any]]:
@@ -143,6 +161,9 @@ class FusedRewardEnv(gym.Wrapper[Any, Any, Any, Any]):
         return self._last, info
 
     def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
-        learned = float(self._features(np.asarray(self._last)[None], np.asarray(action)[None])[0] @ self._theta)
+        if self._last is None:
+            raise RuntimeError("there is no observation yet; call `reset` before `step`")
+        rows = evaluated(self._features, np.asarray(self._last)[None], np.asarray(action)[None], len(self._theta))
+        learned = float(rows[0] @ self._theta)
         self._last, reward, terminated, truncated, info = self.env.step(action)
         return self._last, learned, terminated, truncated, {**info, "true_reward": float(reward)}

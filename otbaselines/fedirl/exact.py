@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 
 import torch as th
@@ -11,11 +12,13 @@ from stable_baselines3.common.vec_env import VecEnv
 from otbaselines.common.tabular import TabularModel, soft_values, soft_values_finite, stack_models
 from otbaselines.fedirl.clients import Client, tabular_model_of
 from otbaselines.fedirl.fusion import Support, lattice_cost
-from otbaselines.fedirl.maxent import Horizon, expert_features, fit, rewards_of
+from otbaselines.fedirl.maxent import Horizon, MaxEntResult, expert_features, fit, likelihood, rewards_of
 
 #: How the end of an episode counts.
 ENDS = ("absorbing", "terminal")
 IRL_ITERATIONS = 200
+#: Range of a reward, in the unit of entropy, beyond which its soft-optimal policy has long been deterministic to the last bit.
+LARGEST_RANGE = 1e6
 
 
 def has_model(env: VecEnv) -> bool:
@@ -47,7 +50,7 @@ def lattice_of(env: VecEnv, probe: TabularModel) -> Support:
     """
     try:
         lengths = [len(axis) for axis in env.get_attr("lattice_axes")[0]]
-    except AttributeError:
+    except (AttributeError, TypeError):
         raise ValueError("`support` is needed where `env` has no `lattice_axes` to compare rewards on") from None
     # The last axis holds the actions, whose numbers mean nothing.
     cost = lattice_cost(lengths, categorical=[*[False] * (len(lengths) - 1), True])
@@ -98,6 +101,7 @@ class ExactClients:
         self.expert = th.stack(
             [expert_features(model, each.demonstrations, horizon) for model, each in zip(models, clients, strict=True)]
         )
+        self._names = list(names)
         self._horizon, self._l2, self._learning_rate, self._tol = horizon, l2, learning_rate, tol
         self._n_iterations = th.tensor(list(n_iterations))
 
@@ -119,7 +123,31 @@ class ExactClients:
             learning_rate=self._learning_rate,
             init=start,
         )
+        self._warn_of_divergence(start, found)
         logger.record("irl/feature_gap", float((found.expert_features - found.policy_features).abs().max()))
         logger.record("irl/gradient", float(found.error.max()))
         logger.record("irl/iterations", float(found.n_iter.double().mean()))
         return found.theta
+
+    def _warn_of_divergence(self, start: th.Tensor, found: MaxEntResult) -> None:
+        """Steps that did not lead to where they should; that they were too few is no reason."""
+        rewards = rewards_of(self.models, found.theta).flatten(1)
+        # Comparisons with NaN are false.
+        endless = ~(rewards.amax(1) - rewards.amin(1) <= LARGEST_RANGE)
+        grown = th.zeros_like(endless)
+        if self._learning_rate is not None:
+            before = likelihood(self.models, self.expert, start.to(self.expert), horizon=self._horizon, l2=self._l2)
+            # The largest entry of a gradient may go up a little on the way down.
+            grown = ~(found.error <= 2 * before.gradient.abs().amax(-1)) & ~found.converged
+        for place, name in enumerate(self._names):
+            if bool(grown[place]):
+                problem, remedy = "its gradient has grown", "lower `irl_learning_rate`"
+            elif bool(endless[place]):
+                problem, remedy = f"its reward has a range beyond {LARGEST_RANGE:g}", "raise `l2`, or show errors too"
+            else:
+                continue
+            warnings.warn(
+                f"the inverse reinforcement learning of {name} has not converged: {problem}; {remedy}",
+                RuntimeWarning,
+                stacklevel=3,
+            )

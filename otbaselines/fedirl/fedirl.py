@@ -15,8 +15,17 @@ from otbaselines.fedirl.clients import Client
 from otbaselines.fedirl.exact import ENDS, as_counted, soft_optimal
 from otbaselines.fedirl.features import FeatureFunction
 from otbaselines.fedirl.federation import Federation
-from otbaselines.fedirl.fusion import FUSIONS, Support, aggregate, usable_updates
-from otbaselines.fedirl.learners import PayingVecEnv, Relay, check_learner_kwargs, is_learner, learner_name, normalizing
+from otbaselines.fedirl.fusion import FUSION_SETTINGS, Support, aggregate, usable_updates
+from otbaselines.fedirl.learners import (
+    PayingVecEnv,
+    Relay,
+    check_learner_kwargs,
+    is_learner,
+    learner_name,
+    normalizing,
+    set_discount,
+    untransposed,
+)
 from otbaselines.fedirl.maxent import Horizon
 from otbaselines.fedirl.policies import TabularPolicy
 from otbaselines.fedirl.sampled import POLICY_FEATURES, SampledClients
@@ -31,7 +40,8 @@ class FedIRL(Federation):
     ``num_timesteps`` counts rounds of the federation. Elsewhere an algorithm of Stable-Baselines3 learns the policy,
     ``num_timesteps`` are its steps in ``env``, and what policies do is sampled.
 
-    :param policy: ``"MlpPolicy"``, which is a table in finite worlds and the learner's elsewhere, or a class
+    :param policy: ``"MlpPolicy"``, which is a table in finite worlds and the learner's elsewhere, or a class, such as the
+        learner's ``CnnPolicy`` for images
     :param env: the world that the policy is for; no client needs it
     :param clients: who takes part; not stored with the model
     :param fusion: ``"barycenter"``, or one of its controls ``"mean_params"``, ``"mean_measure"`` and ``"mean_matched"``, see
@@ -50,7 +60,8 @@ class FedIRL(Federation):
     :param irl_tol: largest entry of the gradient at which a client is done, in the unit of the features
     :param reg: entropic strength of the barycenter, in units of the lattice spacing squared
     :param debiased: whether to remove the entropy's blur from the barycenter
-    :param margin: the smallest reward of all clients becomes this share of their range before they are normalised
+    :param margin: the smallest reward of all clients becomes this share of their range before they are normalised, at most
+        1000
     :param quorum: how many clients must have sent usable parameters
     :param support: where rewards are compared; when omitted the states and actions of ``env`` on its ``lattice_axes``, or a
         grid of some thousand points over the box of radial basis functions. Not stored
@@ -58,7 +69,7 @@ class FedIRL(Federation):
         a function of observations and actions that returns a tensor ``(n, k)``, which is not stored
     :param learner: where states are vectors, the algorithm that learns policies: ``"a2c"``, ``"ddpg"``, ``"dqn"``, ``"ppo"``
         (when omitted), ``"sac"``, ``"td3"`` or a class of this kind
-    :param learner_kwargs: arguments of its constructor
+    :param learner_kwargs: arguments of its constructor; these two cannot be changed once the model is made
     :param policy_features: where states are vectors: ``"learner"`` (when omitted): of the episodes that a client's learner has
         under the present reward; ``"samples"``: of random episodes with importance weights, in which nothing is learned
     :param irl_timesteps: steps in a client's environment: of each iteration with a learner, 2048 when omitted; of all with
@@ -74,7 +85,7 @@ class FedIRL(Federation):
     _json_skip: ClassVar[tuple[str, ...]] = ("clients", "support", "features")
     setting_ranges: ClassVar[dict[str, Setting]] = {
         "clients": Setting((list, tuple), optional=True, what="a list of `Client`"),
-        "fusion": Setting("text", choices=FUSIONS),
+        **{name: FUSION_SETTINGS[name] for name in ("fusion", "reg", "debiased", "margin")},
         "n_rounds": COUNT,
         "discount": Setting("number", low=0.0, high=1.0),
         "horizon": Setting("integer", low=1, high=2**31 - 1, optional=True),
@@ -83,9 +94,6 @@ class FedIRL(Federation):
         "irl_iterations": Setting("integer", low=0, high=2**31 - 1, optional=True),
         "irl_learning_rate": Setting("number", low=0.0, above="always", optional=True),
         "irl_tol": Setting("number", low=0.0),
-        "reg": Setting("number", low=0.0, above="always"),
-        "debiased": Setting("flag"),
-        "margin": Setting("number", low=0.0, above="always"),
         "quorum": COUNT,
         "support": Setting((Support,), optional=True),
         "features": Setting((Callable,), what="features such as `rbf_features` makes", optional=True),  # type: ignore[arg-type]
@@ -153,12 +161,15 @@ class FedIRL(Federation):
         self.policy_features = policy_features
         self.irl_timesteps = irl_timesteps
         self.normalize_reward = normalize_reward
-        self.episodes = Horizon(discount, horizon)
+        # The two have to fit each other.
+        Horizon(discount, horizon)
         self.agent: BaseAlgorithm | None = None
-        self._is_finite, self._shape = True, (0, 0)
+        self._is_finite, self._is_transposed, self._shape = True, False, (0, 0)
         # Of the radial basis functions, which are built anew from a file: coordinates of their box, shape of their centers.
         self._rbf: tuple[int, int, int] | None = None
         self._federation: SampledClients | None = None
+        self._built: tuple[list[object], dict[str, Any]] = ([], {})
+        self._made: tuple[str | type | None, dict[str, Any]] = (None, {})
         # Nothing here is learned by gradients of a network of its own, so that there is no rate to choose.
         arguments = arguments_of(super().__init__, locals())
         super().__init__(**{**arguments, "learning_rate": 0.0}, support_multi_env=True)
@@ -197,6 +208,8 @@ class FedIRL(Federation):
         if self.clients is None:
             raise RuntimeError("the model has no clients to learn from; `load` it with `clients=`")
         clients, goes_on = self._checked_clients(), not reset_num_timesteps
+        if self.agent is not None:
+            self._check_learner()
         steps = self.n_rounds if self._is_finite else int(total_timesteps)
         # The bar reads it: in finite worlds what is counted are rounds.
         total_timesteps, callback = self._setup_learn(steps, callback, reset_num_timesteps, tb_log_name, progress_bar)
@@ -205,6 +218,7 @@ class FedIRL(Federation):
         start = start.expand(len(clients), -1)
         callback.on_training_start(locals(), globals())
         if not self._is_finite:
+            self._keep_features()
             self._learn_rewards(start, progress_bar)
             self._learn_policy(steps, callback, log_interval, tb_log_name, reset_num_timesteps)
             callback.on_training_end()
@@ -214,7 +228,8 @@ class FedIRL(Federation):
         while self.num_timesteps < total_timesteps:
             thetas = federation.learn(start, self.logger)
             theta = self._fuse(thetas, support)
-            self.policy.log_policy = soft_optimal(probe, theta, self.episodes).to(self.device)
+            assert isinstance(self.policy, TabularPolicy)
+            self.policy.follow(soft_optimal(probe, theta, self.episodes))
             self.reward_model.features = probe.features.to(self.device)
             self._keep(theta, thetas)
             start = theta.expand(len(clients), -1)
@@ -245,10 +260,11 @@ class FedIRL(Federation):
         """The policy of the fused reward."""
         assert self.agent is not None
         assert self.env is not None
-        paying = PayingVecEnv(self.env, self._feature_function(), self.episodes)
+        paying = PayingVecEnv(untransposed(self.env), self._feature_function(), self.episodes)
         paying.theta = self.reward_model.theta.cpu()
         self.agent.set_env(paying if self.normalize_reward is False else normalizing(paying, self.discount))
         self.agent.set_logger(self.logger)
+        set_discount(self.agent, self.discount)
         # A model that was loaded goes on where the file says that it was.
         self.agent.num_timesteps, self.agent._n_updates = self.num_timesteps, self._n_updates
         self.agent.learn(steps, Relay(self, callback), log_interval, tb_log_name, reset)  # type: ignore[arg-type]
@@ -256,7 +272,7 @@ class FedIRL(Federation):
     def _fuse(self, thetas: th.Tensor, support: Support) -> th.Tensor:
         """The server's part: parameters in, parameters out."""
         assert self.clients is not None
-        good = usable_updates(list(thetas), thetas.shape[1], quorum=self.quorum)
+        good = usable_updates(list(thetas), support, quorum=self.quorum)
         weights = thetas.new_tensor([self.clients[place].weight for place in good])
         fused = aggregate(
             thetas[good],

@@ -1,9 +1,9 @@
 """
 The federation over a network: Flower carries what clients send to the function that fuses it.
 
-A message to a client holds the present parameters, its answer the client's own and the number of its demonstrations; nothing
-else crosses the wire. The server's part is :func:`~otbaselines.fedirl.fusion.aggregate` itself. ``zoo/flower`` has a project
-that ``flwr run`` starts.
+A message to a client holds the present parameters, and the number of the round, which Flower adds; its answer the client's own
+parameters and the number of its demonstrations. Nothing else crosses the wire. The server's part is
+:func:`~otbaselines.fedirl.fusion.aggregate` itself. ``zoo/flower`` has a project that ``flwr run`` starts.
 """
 
 from __future__ import annotations
@@ -17,7 +17,8 @@ import numpy.typing as npt
 import torch as th
 from stable_baselines3.common.logger import Logger
 
-from otbaselines.fedirl.fusion import FusionResult, Support, aggregate, usable_updates
+from otbaselines.common.settings import COUNT, Setting, check_settings
+from otbaselines.fedirl.fusion import FUSION_SETTINGS, FusionResult, Support, aggregate, usable_updates
 
 try:
     from flwr.app import Array, ArrayRecord, Context, Message, MetricRecord, RecordDict
@@ -30,6 +31,12 @@ except ImportError as error:
 
 #: Names of what crosses the wire.
 ARRAYS, THETA, METRICS, EXAMPLES = "arrays", "theta", "metrics", "num-examples"
+_SETTINGS = {
+    "support": Setting((Support,)),
+    "quorum": COUNT,
+    "by_examples": Setting("flag"),
+    "fusion_kwargs": Setting((dict,), entries=FUSION_SETTINGS, optional=True),
+}
 
 
 class LocalPart(Protocol):
@@ -49,16 +56,26 @@ def to_record(theta: npt.ArrayLike) -> ArrayRecord:
     """
     :param theta: parameters, shape ``(k,)``
     :return: what carries them
+    :raises ValueError: if they are no real numbers
     """
-    return ArrayRecord({THETA: Array(np.asarray(theta, dtype=np.float64))})
+    return ArrayRecord({THETA: Array(_numbers(theta))})
 
 
 def from_record(record: ArrayRecord) -> npt.NDArray[np.float64]:
     """
     :param record: of :func:`to_record`
     :return: the parameters
+    :raises ValueError: if they are no real numbers
     """
-    return np.asarray(record[THETA].numpy(), dtype=np.float64)
+    return _numbers(record[THETA].numpy())
+
+
+def _numbers(array: npt.ArrayLike) -> npt.NDArray[np.float64]:
+    found = np.asarray(array)
+    # Dates, text and truth values would become numbers without a word.
+    if found.dtype.kind not in "iuf":
+        raise ValueError(f"parameters must be real numbers, got {found.dtype}")
+    return np.array(found, dtype=np.float64)
 
 
 def client_app(make: Callable[[int, int], tuple[LocalPart, int]]) -> ClientApp:
@@ -76,7 +93,7 @@ def client_app(make: Callable[[int, int], tuple[LocalPart, int]]) -> ClientApp:
     def train(message: Message, context: Context) -> Message:
         part, n_examples = make(int(context.node_config["partition-id"]), int(context.node_config["num-partitions"]))
         start = th.as_tensor(from_record(message.content[ARRAYS])).unsqueeze(0)
-        theta = part.learn(start, Logger(None, []))[0]
+        theta = part.learn(start, Logger(None, []))[0].detach()
         content = RecordDict({ARRAYS: to_record(theta.numpy()), METRICS: MetricRecord({EXAMPLES: n_examples})})
         return Message(content=content, reply_to=message)
 
@@ -92,6 +109,8 @@ class FusionStrategy(FedAvg):  # type: ignore[misc,unused-ignore]
     :param by_examples: whether a client's weight is its number of demonstrations, and not the same for all
     :param fusion_kwargs: further arguments of :func:`~otbaselines.fedirl.fusion.aggregate`
     :param fedavg_kwargs: further arguments of Flower's ``FedAvg``, such as ``min_available_nodes``
+    :raises TypeError: if an argument is of another type, unknown, or not the caller's to give
+    :raises ValueError: if one is out of range
     """
 
     def __init__(
@@ -103,6 +122,12 @@ class FusionStrategy(FedAvg):  # type: ignore[misc,unused-ignore]
         fusion_kwargs: dict[str, Any] | None = None,
         **fedavg_kwargs: Any,
     ) -> None:
+        check_settings(_SETTINGS, locals())
+        if unknown := sorted(map(str, set(fusion_kwargs or {}) - set(FUSION_SETTINGS))):
+            raise TypeError(f"`fusion_kwargs` may have {', '.join(FUSION_SETTINGS)}, got {', '.join(unknown)}")
+        for name in ("fraction_evaluate", "arrayrecord_key"):
+            if name in fedavg_kwargs:
+                raise TypeError(f"`{name}` is {type(self).__name__}'s own to set, got {fedavg_kwargs[name]!r}; leave it out")
         super().__init__(fraction_evaluate=0.0, arrayrecord_key=ARRAYS, **fedavg_kwargs)
         self._support, self._quorum, self._by_examples = support, quorum, by_examples
         self._fusion_kwargs = fusion_kwargs or {}
@@ -120,7 +145,7 @@ class FusionStrategy(FedAvg):  # type: ignore[misc,unused-ignore]
         # In an order that does not depend on who answered first.
         ordered = sorted(replies, key=lambda reply: reply.metadata.src_node_id)
         updates = [_update(reply) for reply in ordered]
-        good = usable_updates([theta for theta, _ in updates], self._support.features.shape[1], quorum=self._quorum)
+        good = usable_updates([theta for theta, _ in updates], self._support, quorum=self._quorum)
         thetas = th.stack([th.as_tensor(updates[place][0]) for place in good])
         weights = None
         if self._by_examples:
@@ -134,13 +159,14 @@ class FusionStrategy(FedAvg):  # type: ignore[misc,unused-ignore]
 def _update(reply: Message) -> tuple[object, int]:
     """What a client sent, whatever it is, and the number of its demonstrations, at least 1."""
     if reply.has_error():
-        warnings.warn(f"a client answered with an error: {reply.error.reason[:200]}", UserWarning, stacklevel=3)
+        reason = str(getattr(reply.error, "reason", None) or "no reason is given")
+        warnings.warn(f"a client answered with an error: {reason[:200]}", UserWarning, stacklevel=3)
         return None, 1
     try:
         theta: object = from_record(reply.content[ARRAYS])
+        count = reply.content.get(METRICS, {}).get(EXAMPLES, 1)
     except Exception:
         # Whatever Flower or NumPy make of bytes that were meant to be an array: the client is dropped, and the round goes on.
         return None, 1
-    count = reply.content.get(METRICS, {}).get(EXAMPLES, 1)
-    sound = isinstance(count, int) and 1 <= count < 2**40
+    sound = type(count) is int and 1 <= count < 2**40
     return (theta, count) if sound else (None, 1)

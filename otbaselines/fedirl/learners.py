@@ -15,7 +15,15 @@ from stable_baselines3.common.buffers import ReplayBuffer
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.policies import BasePolicy
 from stable_baselines3.common.running_mean_std import RunningMeanStd
-from stable_baselines3.common.vec_env import VecEnv, VecEnvWrapper, VecNormalize
+from stable_baselines3.common.vec_env import (
+    VecCheckNan,
+    VecEnv,
+    VecEnvWrapper,
+    VecMonitor,
+    VecNormalize,
+    VecTransposeImage,
+    VecVideoRecorder,
+)
 from stable_baselines3.common.vec_env.base_vec_env import VecEnvObs, VecEnvStepReturn
 
 from otbaselines.fedirl.features import FeatureFunction, evaluated
@@ -27,6 +35,8 @@ LEARNERS: dict[str, type[BaseAlgorithm]] = {"a2c": A2C, "ddpg": DDPG, "dqn": DQN
 _ROWS = 16_384
 #: What :class:`~otbaselines.fedirl.FedIRL` has parameters of its own for.
 _GIVEN = ("policy", "env", "gamma", "seed", "device", "verbose", "policy_kwargs", "tensorboard_log", "_init_setup_model")
+#: Wrappers that hand observations on as they are.
+_TRANSPARENT = (VecMonitor, VecCheckNan, VecVideoRecorder)
 
 
 def is_learner(value: Any) -> bool:
@@ -50,6 +60,8 @@ def check_learner_kwargs(given: Mapping[str, Any]) -> None:
     :param given: arguments of the learner
     :raises ValueError: if one of them is :class:`~otbaselines.fedirl.FedIRL`'s to give
     """
+    if unnamed := [name for name in given if not isinstance(name, str)]:
+        raise ValueError(f"`learner_kwargs` must have names of arguments, got {unnamed[0]!r}")
     for name in _GIVEN:
         if name in given:
             remedy = "it is `discount`" if name == "gamma" else f"give `{name}` to FedIRL itself"
@@ -71,10 +83,67 @@ def make_learner(
     kind: Any = LEARNERS[learner] if isinstance(learner, str) else learner
     try:
         made: BaseAlgorithm = kind(policy, env, gamma=discount, **settings)
-    except (TypeError, AssertionError) as error:
+    except (TypeError, AssertionError, IndexError) as error:
         # SB3 asserts that it can deal with the spaces.
         raise ValueError(f"`learner` {kind.__name__} does not take `learner_kwargs` or the spaces: {error}") from error
     return made
+
+
+def set_discount(learner: BaseAlgorithm, discount: float) -> None:
+    """
+    :param learner: that of :func:`make_learner`
+    :param discount: its ``gamma`` from now on
+    """
+    parts: tuple[Any, ...] = (learner, getattr(learner, "rollout_buffer", None), getattr(learner, "replay_buffer", None))
+    for part in parts:
+        if hasattr(part, "gamma"):
+            part.gamma = discount
+
+
+def untransposed(env: VecEnv) -> VecEnv:
+    """
+    :param env: as a learner of SB3 has it
+    :return: the one below, whose images have their channels where the user's environment has them
+    """
+    while isinstance(env, VecTransposeImage):
+        env = env.venv
+    return env
+
+
+def normalizer_of(env: VecEnv, name: str) -> VecNormalize | None:
+    """
+    :param env: the environment
+    :param name: what to call it
+    :return: what normalises its observations, None where nothing does
+    :raises ValueError: if normalised observations are changed once more, so that they cannot be told as they were
+    """
+    found: VecNormalize | None = None
+    above: list[str] = []
+    while isinstance(env, VecEnvWrapper):
+        if isinstance(env, VecNormalize) and env.norm_obs:
+            if found is not None or above:
+                other = "another `VecNormalize`" if found is not None else f"`{above[-1]}`"
+                raise ValueError(
+                    f"{name} has {other} above `VecNormalize`, so that observations as the environment gives them cannot be "
+                    "told; put `VecNormalize` above everything else"
+                )
+            found = env
+        elif not isinstance(env, (*_TRANSPARENT, VecNormalize)):
+            above.append(type(env).__name__)
+        env = env.venv
+    return found
+
+
+def reward_normalizer_of(env: VecEnv) -> VecNormalize | None:
+    """
+    :param env: the environment
+    :return: the lowest wrapper that normalises rewards, None where nothing does
+    """
+    found: VecNormalize | None = None
+    while isinstance(env, VecEnvWrapper):
+        found = env if isinstance(env, VecNormalize) and env.norm_reward else found
+        env = env.venv
+    return found
 
 
 class PayingVecEnv(VecEnvWrapper):
@@ -86,11 +155,15 @@ class PayingVecEnv(VecEnvWrapper):
     :param venv: the environment
     :param features: of its observations and actions
     :param horizon: discount and length of feature averages
+    :param name: what to call the environment
+    :raises ValueError: if observations as the environment gives them cannot be told
     """
 
-    def __init__(self, venv: VecEnv, features: FeatureFunction, horizon: Horizon) -> None:
+    def __init__(self, venv: VecEnv, features: FeatureFunction, horizon: Horizon, name: str = "`env`") -> None:
         super().__init__(venv)
-        self.features, self.horizon = features, horizon
+        self.features, self.horizon, self._name = features, horizon, name
+        # Rewards are of observations as the environment gives them.
+        self._normalizer, self._reward_normalizer = normalizer_of(venv, name), reward_normalizer_of(venv)
         #: Parameters of the reward, shape ``(k,)``; nothing is paid without.
         self.theta: th.Tensor | None = None
         #: Whether features are remembered.
@@ -101,8 +174,10 @@ class PayingVecEnv(VecEnvWrapper):
         self._finished: list[th.Tensor] = []
 
     def _original(self, observations: VecEnvObs) -> Any:
-        # Rewards are of observations as the environment gives them.
-        return self.venv.get_original_obs() if isinstance(self.venv, VecNormalize) else observations
+        found: Any = observations if self._normalizer is None else self._normalizer.get_original_obs()
+        if isinstance(found, np.ndarray) and found.dtype.kind == "f" and not np.isfinite(found).all():
+            raise ValueError(f"the observations of {self._name} hold NaN or infinite entries; mend the environment")
+        return found
 
     def reset(self) -> VecEnvObs:
         observations = self.venv.reset()
@@ -116,9 +191,11 @@ class PayingVecEnv(VecEnvWrapper):
 
     def step_wait(self) -> VecEnvStepReturn:
         observations, rewards, dones, infos = self.venv.step_wait()
+        if self._reward_normalizer is not None:
+            rewards = self._reward_normalizer.get_original_reward()
         paid = np.zeros(self.num_envs, dtype=np.float32)
         if self.theta is not None or self.remembers:
-            rows = self.features(self._last, self._actions)
+            rows = evaluated(self.features, self._last, self._actions, None if self.theta is None else len(self.theta))
             if self.theta is not None:
                 paid = (rows @ self.theta).numpy().astype(np.float32)
                 if not np.isfinite(paid).all():
@@ -199,6 +276,8 @@ def forget_returns(env: VecEnv) -> None:
 
     :param env: what :func:`normalizing` has returned; others are left alone
     """
+    # A learner whose observations are images has put them in another order above.
+    env = untransposed(env)
     if isinstance(env, VecNormalize):
         env.ret_rms = RunningMeanStd(shape=())
         env.returns = np.zeros(env.num_envs)

@@ -13,12 +13,13 @@ features the one of largest causal entropy is the soft-optimal policy of the :ma
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch as th
 
+from otbaselines.common.settings import COUNT, Setting, check_settings
 from otbaselines.common.tabular import (
     TabularModel,
     occupancy,
@@ -30,6 +31,10 @@ from otbaselines.common.trajectories import Trajectory
 
 #: Share of the slope that a step has to keep its promise of (Armijo), and how often a step is halved for it.
 _SUFFICIENT, _MAX_HALVINGS = 1e-4, 40
+_HORIZON_SETTINGS = {
+    "discount": Setting("number", low=0.0, high=1.0),
+    "n_steps": Setting("integer", low=1, high=COUNT.high, optional=True),
+}
 
 
 @dataclass(frozen=True)
@@ -39,6 +44,7 @@ class Horizon:
 
     :param discount: in [0, 1); up to 1 with a number of steps
     :param n_steps: length at which every episode is cut off; None for endless ones
+    :raises TypeError: if one of them is no number
     :raises ValueError: if the discount is out of range, or ``n_steps`` not positive
     """
 
@@ -46,10 +52,18 @@ class Horizon:
     n_steps: int | None = None
 
     def __post_init__(self) -> None:
-        if self.n_steps is not None and self.n_steps < 1:
-            raise ValueError(f"`n_steps` must be at least 1 or None, got {self.n_steps}")
-        if not 0.0 <= self.discount <= 1.0 or (self.discount == 1.0 and self.n_steps is None):
+        check_settings(_HORIZON_SETTINGS, vars(self))
+        if self.discount == 1.0 and self.n_steps is None:
             raise ValueError(f"`discount` must be in [0, 1), or up to 1 with a number of steps, got {self.discount}")
+
+
+#: What :func:`fit` can be told beside processes and demonstrators.
+_FIT_SETTINGS = {
+    "horizon": Setting((Horizon,)),
+    "l2": Setting("number", low=0.0),
+    "tol": Setting("number", low=0.0),
+    "learning_rate": Setting("number", low=0.0, above="always", optional=True),
+}
 
 
 @dataclass(frozen=True)
@@ -158,8 +172,8 @@ def expert_features(model: TabularModel, trajectories: Sequence[Trajectory], hor
 
 
 def _discounted(model: TabularModel, trajectory: Trajectory, horizon: Horizon) -> th.Tensor:
-    states = _numbers(trajectory.observations, model.n_states, "observations")
-    actions = _numbers(trajectory.actions, model.n_actions, "actions")
+    states = numbers_of(trajectory.observations, model.n_states, "observations")
+    actions = numbers_of(trajectory.actions, model.n_actions, "actions")
     seen = model.features[states[:-1], actions]
     n_steps, last = horizon.n_steps, int(states[-1])
     stays = trajectory.terminated and float(model.transition[last, 0, last]) == 1.0
@@ -192,16 +206,22 @@ def discounted_average(seen: th.Tensor, horizon: Horizon, *, terminated: bool) -
     return (weights @ seen) / (horizon.n_steps if terminated else horizon.n_steps * float(weights.sum()) / whole)
 
 
-def _numbers(array: object, limit: int, name: str) -> th.Tensor:
-    found = th.as_tensor(array)
-    if found.is_floating_point() or found.dim() != 1:
+def numbers_of(array: object, limit: int, name: str) -> th.Tensor:
+    """
+    :param array: what was recorded
+    :param limit: how many states or actions there are
+    :param name: which of them they are, for the message
+    :return: the same as integers, shape ``(n,)``
+    :raises ValueError: if they are no row of integers, or one is out of range
+    """
+    found = np.asarray(array)
+    if found.dtype.kind not in "iub" or found.ndim != 1:
         raise ValueError(
-            f"`{name}` of a tabular demonstration must be a row of integers, got {found.dtype}, {found.dim()} axes"
+            f"`{name}` of a tabular demonstration must be a row of integers, got {found.dtype}, {found.ndim} axes"
         )
-    found = found.long()
-    if not bool(((found >= 0) & (found < limit)).all()):
+    if len(found) and not (found.min() >= 0 and found.max() < limit):
         raise ValueError(f"`{name}` must be in [0, {limit}), got {int(found.min())} to {int(found.max())}")
-    return found
+    return th.as_tensor(found.astype(np.int64))
 
 
 # ---------------------------------------------------------------- ascent
@@ -322,17 +342,19 @@ def fit(
     :param learning_rate: of plain gradient ascent; BFGS when omitted
     :param init: parameters to start from, shape ``(n_clients, k)``; zeros when omitted
     :return: the parameters and how the ascent stopped
+    :raises TypeError: if an argument is of another type
     :raises ValueError: if shapes disagree, or an argument is out of range
     """
-    if not l2 >= 0.0:
-        raise ValueError(f"`l2` must be at least 0, got {l2}")
+    check_settings(_FIT_SETTINGS, locals())
     n_clients, k = model.transition.shape[0], model.features.shape[-1]
+    if not isinstance(expert, th.Tensor):
+        raise TypeError(f"`expert` must be a torch tensor, got {type(expert).__name__}")
     if tuple(expert.shape) != (n_clients, k) or not bool(expert.isfinite().all()):
         raise ValueError(f"`expert` must be finite of shape {(n_clients, k)}, got {tuple(expert.shape)}")
     start = th.zeros_like(expert) if init is None else init.to(expert)
-    if start.shape != expert.shape:
-        raise ValueError(f"`init` must have the shape {tuple(expert.shape)}, got {tuple(start.shape)}")
-    most = th.as_tensor(n_iterations).expand(n_clients)
+    if start.shape != expert.shape or not bool(start.isfinite().all()):
+        raise ValueError(f"`init` must be finite of shape {tuple(expert.shape)}, got {tuple(start.shape)}")
+    most = iterations_of(n_iterations, n_clients)
     warm: list[th.Tensor | None] = [None]
 
     def objective(theta: th.Tensor) -> Likelihood:
@@ -350,23 +372,18 @@ def fit(
     return MaxEntResult(theta, expert, end.policy_features, done, error, error <= tol)
 
 
-def warn_of_missed_states(model: TabularModel, trajectories: Sequence[Trajectory], name: str) -> float:
+def iterations_of(n_iterations: object, n_clients: int) -> th.Tensor:
     """
-    :param model: one process
-    :param trajectories: its demonstrations
-    :param name: the client, for the warning
-    :return: the share of demonstrated steps that the process gives no probability, warned of where it is not zero
+    :param n_iterations: most steps, of all clients or of each
+    :param n_clients: how many there are
+    :return: those of each, shape ``(n_clients,)``
+    :raises TypeError: if they are no integers
+    :raises ValueError: if one is negative, or there are not as many as clients
     """
-    missed = n_steps = 0
-    for trajectory in trajectories:
-        states, actions = th.as_tensor(trajectory.observations).long(), th.as_tensor(trajectory.actions).long()
-        missed += int((model.transition[states[:-1], actions, states[1:]] == 0).sum())
-        n_steps += len(trajectory)
-    if missed:
-        warnings.warn(
-            f"{missed / n_steps:.1%} of the steps that {name} demonstrates are impossible in its process; "
-            "check that the demonstrations are of this environment",
-            UserWarning,
-            stacklevel=2,
-        )
-    return missed / n_steps
+    given = n_iterations.tolist() if isinstance(n_iterations, th.Tensor) else n_iterations
+    each = list(given) if isinstance(given, list | tuple) else [given] * n_clients
+    if len(each) != n_clients:
+        raise ValueError(f"`n_iterations` must be one number or {n_clients}, got {len(each)}")
+    for number in each:
+        Setting("integer", low=0, high=COUNT.high).check("n_iterations", number)
+    return th.tensor(each)

@@ -13,6 +13,8 @@ from collections.abc import Sequence
 import torch as th
 
 from otbaselines import ot
+from otbaselines.ot._validation import check_measure, check_number, check_reg, check_tensor
+from otbaselines.ot.costs import check_problem, validate_cost
 
 #: Lattices from this many points on are solved from coarse grids, and axes are halved down to this length.
 LARGE, SHORT = 50_000, 16
@@ -41,10 +43,20 @@ def barycenter(
     :param tol: marginal error
     :param max_iter: most iterations at each strength
     :return: the barycenter; ``n_iter`` counts the iterations of the last strength on the finest grid
+    :raises TypeError: if an argument is of another type
+    :raises ValueError: if an argument is out of range, shapes disagree, or rows do not sum to one
     """
+    check_tensor(measures, "measures", 2)
     if not isinstance(cost, ot.LatticeCost) or measures.shape[-1] < LARGE or _shorter(cost) is None:
         return ot.barycenter(measures, cost, reg=reg, weights=weights, debiased=debiased, tol=tol, max_iter=max_iter)
-    potentials = _coarse_potentials(measures, cost, reg, weights, debiased, max_iter)
+    check_problem(cost, measures, measures, ("measures", "measures"))
+    validate_cost(cost, symmetric=True)
+    # Once, for all grids.
+    for rows, name in ((measures, "measures"), (weights, "weights")):
+        if rows is not None:
+            check_measure(rows, name)
+    check_number(tol, "tol", high=1.0)
+    potentials = _coarse_potentials(measures, cost, check_reg(reg), weights, debiased, max_iter)
     for factor in STRENGTHS:
         start = _solve(measures, cost, factor * reg, weights, debiased, COARSE_TOL, max_iter, potentials)
         potentials = start.potentials_a

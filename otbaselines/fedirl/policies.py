@@ -49,14 +49,25 @@ class TabularPolicy(JsonPolicyMixin, BasePolicy):
     def _get_constructor_parameters(self) -> dict[str, Any]:
         return {"observation_space": self.observation_space, "action_space": self.action_space, "n_steps": self.n_steps}
 
+    def follow(self, log_policy: th.Tensor) -> None:
+        """
+        :param log_policy: logarithms of the distributions from now on, shape ``(S, A)``, or ``(T, S, A)`` by step
+        """
+        self.n_steps = len(log_policy) if log_policy.dim() == 3 else None
+        self.log_policy = log_policy.to(self.log_policy.device)
+
     def forward(self, obs: th.Tensor, deterministic: bool = False, steps: th.Tensor | None = None) -> th.Tensor:
         """
         :param obs: numbers of states, shape ``(n,)``
         :param deterministic: whether to take the most probable action
         :param steps: of their episodes, shape ``(n,)``, where distributions depend on them; 0 when omitted
         :return: actions, shape ``(n,)``
+        :raises ValueError: if a number is no state
         """
         states = obs.long().flatten()
+        n_states = self.log_policy.shape[-2]
+        if not bool(((states == obs.flatten()) & (states >= 0) & (states < n_states)).all()):
+            raise ValueError(f"`observation` must be integers in [0, {n_states}), got {obs.flatten().tolist()[:10]}")
         if self.n_steps is None:
             logits = self.log_policy[states]
         else:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Sequence
 
 import gymnasium as gym
@@ -13,6 +14,7 @@ from stable_baselines3.common.monitor import Monitor
 from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv, VecMonitor
 from tqdm import tqdm
 
+from otbaselines.fedirl.checks import name_of
 from otbaselines.fedirl.clients import Client
 from otbaselines.fedirl.continuous import feature_average, fit_sampled
 from otbaselines.fedirl.features import FeatureFunction
@@ -27,17 +29,20 @@ IRL_ITERATIONS = {"learner": 50, "samples": 200}
 IRL_TIMESTEPS = {"learner": 2048, "samples": 20_000}
 #: Of the parameters' ascent beside a learner, which knows no line search.
 LEARNING_RATE = 0.5
+#: A gradient so many times as large as at first has not merely been sampled badly.
+_GROWTH = 10.0
 
 
-def watched(env: gym.Env | VecEnv, features: FeatureFunction, horizon: Horizon) -> PayingVecEnv:
+def watched(env: gym.Env | VecEnv, features: FeatureFunction, horizon: Horizon, name: str) -> PayingVecEnv:
     """
     :param env: of a client
     :param features: of states and actions
     :param horizon: of feature averages
+    :param name: the client
     :return: the environment as learners take it, which pays and remembers
     """
     copies = VecMonitor(env) if isinstance(env, VecEnv) else DummyVecEnv([lambda: Monitor(env)])
-    paying = PayingVecEnv(copies, features, horizon)
+    paying = PayingVecEnv(copies, features, horizon, name)
     paying.remembers = True
     return paying
 
@@ -72,7 +77,8 @@ class SampledClients:
         self._n_iterations, self._seeds = th.tensor(list(n_iterations)), seeds
         #: Steps of inverse reinforcement learning in all rounds: where the log is.
         self.n_steps = 0
-        self._envs = [watched(each.env, features, horizon) for each in clients]
+        self._names = [name_of(clients, place) for place in range(len(clients))]
+        self._envs = [watched(each.env, features, horizon, name) for each, name in zip(clients, self._names, strict=True)]
         self.expert = th.stack(
             [
                 th.stack([feature_average(features, episode, horizon) for episode in each.demonstrations]).mean(0)
@@ -134,12 +140,13 @@ class LearningClients(SampledClients):
         :return: what the clients send, shape ``(n_clients, k)``
         """
         thetas, done = start.clone(), self._n_iterations <= 0
-        gaps, steps = th.zeros(len(thetas)), th.zeros(len(thetas))
+        gaps, steps, first = th.zeros(len(thetas)), th.zeros(len(thetas)), th.zeros(len(thetas))
         for iteration in tqdm(range(int(self._n_iterations.max())), desc="clients", disable=not progress_bar):
             for place in (~done).nonzero().flatten().tolist():
                 gap = self.expert[place] - self._followed(place, thetas[place])
                 gradient = gap - self._l2 * thetas[place]
                 gaps[place], steps[place] = gap.abs().max(), float(gradient.abs().max())
+                first[place] = steps[place] if iteration == 0 else first[place]
                 done[place] = bool(steps[place] <= self._tol) or iteration + 1 >= self._n_iterations[place]
                 if steps[place] > self._tol:
                     thetas[place] += self._learning_rate * gradient
@@ -150,6 +157,15 @@ class LearningClients(SampledClients):
             logger.dump(step=self.n_steps)
             if bool(done.all()):
                 break
+        # A gap is at most as large as features are: what is far beyond is the ridge's part, of endless parameters.
+        grown = steps > _GROWTH * th.maximum(first, self.expert.abs().amax(-1).to(first))
+        for place in grown.nonzero().flatten().tolist():
+            warnings.warn(
+                f"the inverse reinforcement learning of {self._names[place]} diverges: its gradient went from "
+                f"{float(first[place]):.1e} to {float(steps[place]):.1e}; lower `irl_learning_rate`",
+                RuntimeWarning,
+                stacklevel=2,
+            )
         return thetas
 
     def _followed(self, place: int, theta: th.Tensor) -> th.Tensor:
@@ -164,7 +180,10 @@ class LearningClients(SampledClients):
 
 
 class RandomClients(SampledClients):
-    """Importance-weighted episodes of uniformly random actions, drawn once: see :mod:`~otbaselines.fedirl.continuous`."""
+    """
+    Importance-weighted episodes of uniformly random actions, of the same seeds in every round: see
+    :mod:`~otbaselines.fedirl.continuous`.
+    """
 
     def learn(self, start: th.Tensor, logger: Logger, *, progress_bar: bool = False) -> th.Tensor:
         """
@@ -195,15 +214,15 @@ class RandomClients(SampledClients):
         return found.fit.theta
 
     def _episodes(self, place: int) -> th.Tensor:
-        """Feature averages of a client's episodes, shape ``(m, k)``; the last one may be cut off."""
+        """Feature averages of a client's episodes, shape ``(m, k)``; of the steps under way where none ends in time."""
         averages: list[th.Tensor] = []
         env, n_steps = self._envs[place], 0
         env.seed(self._seeds[place])
         env.action_space.seed(self._seeds[place])
         env.reset()
-        while n_steps < self._n_timesteps or not averages:
+        while n_steps < self._n_timesteps:
             _, _, dones, _ = env.step(np.array([env.action_space.sample() for _ in range(env.num_envs)]))
             n_steps += env.num_envs
             if dones.any():
                 averages.extend(env.feature_averages())
-        return th.stack(averages)
+        return th.stack(averages) if averages else env.feature_averages()

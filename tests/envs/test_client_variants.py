@@ -98,3 +98,23 @@ def test_bad_arguments_are_named():
         client_variants.make("CartPole-v1", 6)
     with pytest.raises(TypeError, match="`index` must be an integer"):
         client_variants.make("CartPole-v1", 1.0)
+    for mode in ("human2", 1, True):
+        with pytest.raises(ValueError, match="`render_mode` must be one of 'human', 'rgb_array' or None"):
+            client_variants.make("CartPole-v1", 0, render_mode=mode)
+
+
+def test_noise_is_of_its_index_and_stays_within_the_space():
+    for task in ("Pendulum-v1", "CartPole-v1"):
+        assert [client_variants.make(task, index).std for index in (0, 2, 5)] == pytest.approx([0.0, 0.01, 0.025])
+    env = client_variants.make("Pendulum-v1", 5)
+    env.std = 10.0
+    seen = np.array([env.reset(seed=seed)[0] for seed in range(20)])
+    assert all(env.observation_space.contains(each) for each in seen)
+    assert (np.abs(seen) == env.observation_space.high).any()
+
+
+def test_every_length_and_mass_of_an_acrobot_is_scaled_and_its_moment_of_inertia_is_not():
+    plain, scaled = (client_variants.make("Acrobot-v1", index).unwrapped for index in (0, 4))
+    for name in ("LINK_LENGTH_1", "LINK_LENGTH_2", "LINK_MASS_1", "LINK_MASS_2", "LINK_COM_POS_1", "LINK_COM_POS_2"):
+        assert getattr(scaled, name) == pytest.approx(1.2 * getattr(plain, name))
+    assert scaled.LINK_MOI == plain.LINK_MOI

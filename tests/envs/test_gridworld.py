@@ -167,3 +167,9 @@ def test_the_picture_shows_obstacles_goal_and_agent():
 def test_bad_arguments_are_named(kwargs, error, message):
     with pytest.raises(error, match=message):
         GridWorldEnv(**kwargs)
+
+
+def test_episodes_are_cut_off_after_eight_steps_a_row_and_without_obstacles_the_nearest_is_one_diagonal_away():
+    assert [gridworld.make(size, 0).max_steps for size in (3, 5, 10)] == [24, 40, 80]
+    empty = gridworld.GridWorldEnv(5, layout=np.zeros((5, 5), dtype=bool))
+    assert (empty.tabular_model.features[..., 1] == 1.0).all()

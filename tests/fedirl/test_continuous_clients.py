@@ -171,7 +171,7 @@ def test_bad_arguments_are_named():
     assert rbf_features(cart_pole.observation_space, cart_pole.action_space, bounds=(-3.0, 3.0)).n_actions == 2
     with pytest.raises(ValueError, match="`observation_space` must be a Box of one axis"):
         rbf_features(spaces.Discrete(3), TORQUE)
-    with pytest.raises(ValueError, match="`n_centers` must be at least 2"):
+    with pytest.raises(ValueError, match=r"`n_centers` must be an integer in \[2, 4096\]"):
         rbf_features(BOX, TORQUE, n_centers=1)
     with pytest.raises(ValueError, match="`lengths` must have 3 entries"):
         lattice_support(rbf_features(BOX, TORQUE), [3, 3])

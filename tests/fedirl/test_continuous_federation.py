@@ -361,7 +361,13 @@ def test_clients_of_the_control_tasks_are_fused(env_id):
             seen.append(env.step(done[-1])[0])
         clients.append(Client(env, [Trajectory(np.array(seen), np.array(done), False)]))
     model = FedIRL(
-        "MlpPolicy", envs[0], clients=clients, features=features, learner_kwargs=PPO_KWARGS, irl_iterations=1, irl_timesteps=32
+        "MlpPolicy",
+        client_variants.make(env_id, 2),
+        clients=clients,
+        features=features,
+        learner_kwargs=PPO_KWARGS,
+        irl_iterations=1,
+        irl_timesteps=32,
     ).learn(32)
     assert np.isfinite(model.theta).all()
 

@@ -185,6 +185,12 @@ def test_with_a_horizon_the_policy_knows_the_step_and_is_stored(tmp_path):
         np.testing.assert_array_equal(model.predict(states, steps, starts, deterministic=True)[0], expected[0].argmax(-1))
     action, (step,) = model.predict(np.int64(3), deterministic=True)
     assert (int(action), step.tolist()) == (int(expected[0, 3].argmax()), [1])
+    # A horizon that is changed afterwards is the policy's, too.
+    model.horizon = 4
+    model.learn(1)
+    assert model.policy.log_policy.shape == (4, 25, 4)
+    model.horizon = 6
+    model.learn(1)
     frequencies = np.bincount([int(model.predict(np.int64(3), (np.array([5]),))[0]) for _ in range(600)], minlength=4) / 600
     np.testing.assert_allclose(frequencies, expected[5, 3].exp(), atol=0.08)
 
@@ -202,7 +208,7 @@ def test_bad_clients_are_named():
         Client(clients[0].env, [])
     with pytest.raises(TypeError, match="must be a list of `Trajectory`, got Trajectory"):
         Client(clients[0].env, clients[0].demonstrations[0])
-    with pytest.raises(ValueError, match="`weight` of a must be positive, got 0"):
+    with pytest.raises(ValueError, match="`weight` must be a number above 0, got 0 as setting of a"):
         Client(clients[0].env, clients[0].demonstrations, name="a", weight=0)
     with pytest.raises(ValueError, match="must have an attribute `tabular_model`"):
         FedIRL("MlpPolicy", gym.make("Taxi-v4"), clients=[Client(gym.make("Taxi-v4"), clients[0].demonstrations)])
@@ -228,9 +234,9 @@ def test_bad_settings_are_named(kwargs, message):
 
 
 def test_bad_pairs_and_a_missed_quorum_are_named():
-    model = _model(quorum=4)
-    with pytest.raises(ValueError, match="`quorum` is 4, but only 3 of 3"):
-        model.learn(1)
+    with pytest.raises(ValueError, match="`quorum` is 4, but there are only 3 clients"):
+        _model(quorum=4)
+    model = _model()
     with pytest.raises(ValueError, match=r"`obs` must be integers in \[0, 25\)"):
         model.reward([25], [0])
     with pytest.raises(ValueError, match=r"`actions` must be integers in \[0, 4\)"):

@@ -17,7 +17,7 @@ with warnings.catch_warnings():
     # Flower's own imports.
     warnings.simplefilter("ignore")
     pytest.importorskip("flwr.serverapp", reason="the extra `flower` is not installed")
-    from flwr.app import Array, ArrayRecord, Context, Error, Message, MetricRecord, RecordDict
+    from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Error, Message, MetricRecord, RecordDict
     from flwr.supercore.task_identity import TaskIdentity
 
     from otbaselines.fedirl import flower
@@ -98,6 +98,8 @@ def test_what_is_missing_or_damaged_is_dropped_and_the_rest_is_fused(worlds):
     failed = Message(error=Error(code=1, reason="lost"), reply_to=_message(RecordDict(), 9))
     failed.metadata._src_node_id = 9
     damaged = ArrayRecord({"theta": Array(dtype="float64", shape=(2,), stype="numpy.ndarray", data=b"no array")})
+    wordless = Message(error=Error(code=1), reply_to=_message(RecordDict(), 10))
+    wordless.metadata._src_node_id = 10
     replies = [
         *(_sent(theta, node) for node, theta in enumerate(good)),
         _sent([np.nan, 1.0], 4),
@@ -105,18 +107,25 @@ def test_what_is_missing_or_damaged_is_dropped_and_the_rest_is_fused(worlds):
         _message(RecordDict(), 6),
         _message(RecordDict({"arrays": damaged}), 7),
         _sent(np.array(["a", "b"]), 8),
+        _sent(np.array(["1", "2"]), 11),
+        _sent(np.array([1, 2], "M8[s]"), 12),
+        _sent(np.array([True, False]), 13),
+        _sent(np.array([1j, 2.0]), 14),
+        _sent([1e300, 1.0], 15),
+        _sent([-1e308, -1e308], 16),
         failed,
+        wordless,
     ]
     support = worlds.support(SIZE)
     strategy = flower.FusionStrategy(support, quorum=3)
     with pytest.warns(UserWarning, match=r"dropped|answered with an error") as record:
         arrays, metrics = strategy.aggregate_train(1, reversed(replies))
     assert metrics["n-clients"] == 3
-    assert sum("is dropped" in str(each.message) for each in record) == 6
+    assert sum("is dropped" in str(each.message) for each in record) == 13
     expected = aggregate(th.as_tensor(np.array(good)), support)
     np.testing.assert_array_equal(flower.from_record(arrays), expected.theta)
     strict = flower.FusionStrategy(support, quorum=4)
-    with pytest.warns(UserWarning), pytest.raises(ValueError, match="`quorum` is 4, but only 3 of 9"):  # noqa: PT030
+    with pytest.warns(UserWarning), pytest.raises(ValueError, match="`quorum` is 4, but only 3 of 16"):  # noqa: PT030
         strict.aggregate_train(1, replies)
 
 
@@ -125,3 +134,43 @@ def test_weights_are_numbers_of_demonstrations_where_asked_for(worlds):
     strategy = flower.FusionStrategy(support, by_examples=True, fusion_kwargs={"fusion": "mean_params"})
     arrays, _ = strategy.aggregate_train(1, [_sent([1.0, 0.0], 1, count=3), _sent([0.0, 1.0], 2, count=1)])
     np.testing.assert_allclose(flower.from_record(arrays), [0.75, 0.25])
+    for count in (0, -5, 2**41, 1.5):
+        with pytest.warns(UserWarning, match="the update of client 1 is dropped"):
+            arrays, _ = strategy.aggregate_train(1, [_sent([1.0, 0.0], 1, count=3), _sent([0.0, 1.0], 2, count=count)])
+        np.testing.assert_allclose(flower.from_record(arrays), [1.0, 0.0])
+
+
+def test_a_message_to_a_client_holds_parameters_and_the_number_of_the_round(worlds):
+    class Two:
+        """As much of Flower's grid as is asked which nodes there are."""
+
+        def get_node_ids(self):
+            return [1, 2]
+
+    strategy = flower.FusionStrategy(worlds.support(SIZE), min_available_nodes=2, min_train_nodes=2)
+    sent = list(strategy.configure_train(3, flower.to_record([1.0, 2.0]), ConfigRecord(), Two()))
+    assert len(sent) == 2
+    for message in sent:
+        records = dict(message.content.items())
+        assert set(records) == {"arrays", "config"}
+        np.testing.assert_array_equal(flower.from_record(records["arrays"]), [1.0, 2.0])
+        assert dict(records["config"]) == {"server-round": 3}
+
+
+@pytest.mark.parametrize(
+    ("kwargs", "message"),
+    [
+        ({"support": None}, "`support` must be of the type Support"),
+        ({"quorum": 0}, "`quorum` must be an integer of at least 1"),
+        ({"quorum": 1.5}, "`quorum` must be an integer"),
+        ({"by_examples": "x"}, "`by_examples` must be True or False"),
+        ({"fusion_kwargs": 5}, "`fusion_kwargs` must be"),
+        ({"fusion_kwargs": {"fusion": "x"}}, "`fusion_kwargs\\['fusion'\\]` must be one of"),
+        ({"fusion_kwargs": {"reg": -1}}, "`fusion_kwargs\\['reg'\\]` must be a number above 0"),
+        ({"fusion_kwargs": {"weights": None}}, "`fusion_kwargs` may have fusion, reg"),
+        ({"fraction_evaluate": 0.5}, "`fraction_evaluate` is FusionStrategy's own"),
+    ],
+)
+def test_arguments_of_the_server_are_checked_before_a_round(worlds, kwargs, message):
+    with pytest.raises((TypeError, ValueError), match=message):
+        flower.FusionStrategy(**{"support": worlds.support(SIZE), **kwargs})

@@ -134,10 +134,10 @@ def test_bad_updates_are_dropped_with_a_warning_until_the_quorum_is_missed():
     updates = [good, None, good * np.nan, np.zeros(2), "theta", good]
     reasons = r"nothing|NaN|shape \(2,\)|a str"
     with pytest.warns(UserWarning, match=reasons) as record:
-        assert usable_updates(updates, 3, quorum=2) == [0, 5]
+        assert usable_updates(updates, _support(), quorum=2) == [0, 5]
     assert len(record) == 4
     with pytest.warns(UserWarning, match=reasons), pytest.raises(ValueError, match="`quorum` is 3, but only 2 of 6"):
-        usable_updates(updates, 3, quorum=3)
+        usable_updates(updates, _support(), quorum=3)
 
 
 def test_bad_arguments_are_named():
@@ -152,13 +152,37 @@ def test_bad_arguments_are_named():
         aggregate(thetas, support, weights=th.ones(4).double())
     with pytest.raises(ValueError, match="`shift` must be at least"):
         aggregate(thetas, support, shift=0.0)
-    with pytest.raises(ValueError, match="`margin` must be above 0"):
+    with pytest.raises(ValueError, match="`margin` must be a number in"):
         aggregate(thetas, support, margin=0.0)
     with pytest.raises(ValueError, match="`features` must have full column rank, got 2 of 3"):
         Support(th.cat((support.features[:, :2], support.features[:, :1]), 1), support.cost)
     with pytest.raises(ValueError, match=r"`cost` must be of shape \(60, 60\)"):
         Support(support.features, lattice_cost([5]))
-    with pytest.raises(ValueError, match="`lengths` must be positive"):
+    with pytest.raises(ValueError, match=r"`lengths\[1\]` must be an integer in"):
         lattice_cost([3, 0])
     with pytest.warns(RuntimeWarning, match="stopped at the marginal error .* after 2 iterations"):
         aggregate(thetas, support, max_iter=2, tol=1e-12)
+
+
+@pytest.mark.parametrize("fusion", FUSIONS)
+def test_a_client_of_twice_the_weight_is_two_clients(fusion):
+    thetas, support = _thetas(2), _support()
+    one = aggregate(thetas, support, fusion=fusion, weights=th.tensor([2.0, 1.0]).double() / 3, tol=1e-9, max_iter=5000)
+    two = aggregate(thetas[[0, 0, 1]], support, fusion=fusion, tol=1e-9, max_iter=5000)
+    np.testing.assert_allclose(one.theta, two.theta, atol=1e-6)
+    even = aggregate(thetas, support, fusion=fusion, tol=1e-9, max_iter=5000)
+    assert float((one.theta - even.theta).abs().max()) > 1e-2
+
+
+def test_the_smallest_reward_becomes_the_margin_of_the_range():
+    thetas, support = _thetas(3), _support()
+    rewards = thetas @ support.features.T
+    span = float(rewards.max() - rewards.min())
+    found = aggregate(thetas, support, fusion="mean_measure", margin=0.3)
+    np.testing.assert_allclose(float(rewards.min()) + found.shift, 0.3 * span)
+    constant = Support(th.ones(6, 1).double(), lattice_cost([6]))
+    for reward, lifted in ((2.0, 2.0), (-2.0, 2.0), (0.5, 1.0), (0.0, 1.0)):
+        found = aggregate(th.tensor([[reward]]).double(), constant, fusion="mean_measure")
+        assert found.shift + reward == pytest.approx(lifted)
+    with pytest.raises(ValueError, match=r"`shift` leaves no reward above zero of the clients \[0\]"):
+        aggregate(th.tensor([[1.0], [2.0]]).double(), constant, fusion="mean_measure", shift=-1.0)

@@ -10,7 +10,8 @@ import torch as th
 from otbaselines.common.tabular import TabularModel, occupancy, occupancy_finite, soft_values, soft_values_finite, stack_models
 from otbaselines.common.trajectories import Trajectory
 from otbaselines.envs import gridworld
-from otbaselines.fedirl.maxent import Horizon, expert_features, fit, likelihood, rewards_of, warn_of_missed_states
+from otbaselines.fedirl.checks import warn_of_missed_states
+from otbaselines.fedirl.maxent import Horizon, expert_features, fit, likelihood, rewards_of
 
 
 def _models(n=3, n_states=6, n_actions=3, k=2, ends=()):
@@ -169,15 +170,15 @@ def test_impossible_demonstrations_are_warned_of_with_their_share():
 def test_bad_arguments_are_named():
     models = _models()
     expert = th.zeros(3, 2).double()
-    with pytest.raises(ValueError, match="`l2` must be at least 0, got -1"):
+    with pytest.raises(ValueError, match="`l2` must be a number of at least 0, got -1"):
         fit(models, expert, horizon=Horizon(0.9), l2=-1)
     with pytest.raises(ValueError, match=r"`expert` must be finite of shape \(3, 2\), got \(2, 2\)"):
         fit(models, expert[1:], horizon=Horizon(0.9))
-    with pytest.raises(ValueError, match=r"`init` must have the shape \(3, 2\)"):
+    with pytest.raises(ValueError, match=r"`init` must be finite of shape \(3, 2\)"):
         fit(models, expert, horizon=Horizon(0.9), init=expert[1:])
     with pytest.raises(ValueError, match="`discount` must be in"):
         Horizon(1.0)
-    with pytest.raises(ValueError, match="`n_steps` must be at least 1"):
+    with pytest.raises(ValueError, match="`n_steps` must be an integer of at least 1"):
         Horizon(1.0, 0)
     env = gridworld.make(5, 0)
     with pytest.raises(ValueError, match="at least one trajectory"):

@@ -48,3 +48,27 @@ def test_missing_results_and_bad_shares_are_told_in_one_line(tmp_path, capsys):
             plots.main(["fedirl-paper", "--out", str(tmp_path), *arguments])
         assert stop.value.code == 2
         assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "text", ['{"local": 1', '{"foo": 1}', "[]", "", "\x00", '{"local": {}, "seen": {}, "held_out": {}, "expert": NaN}']
+)
+def test_a_damaged_result_is_told_by_its_file(tmp_path, capsys, text):
+    path = tmp_path / f"{WorldsJob(5, 3, 0).name}.json"
+    path.write_text(text)
+    with pytest.raises(SystemExit) as stop:
+        plots.main(f"fedirl-paper --sizes 5 --weak --seeds 1 --out {tmp_path}".split())
+    assert stop.value.code == 2
+    told = capsys.readouterr().err
+    assert str(path) in told
+    assert "delete it, and compute it again" in told
+
+
+def test_a_file_that_cannot_be_written_is_told_before_anything_is_computed(tmp_path, capsys):
+    (tmp_path / "file").write_text("")
+    for target in (tmp_path / "file" / "tables.md", tmp_path):
+        with pytest.raises(SystemExit) as stop:
+            plots.main(f"fedirl-paper --train --sizes 5 --weak --seeds 1 --out {tmp_path / 'runs'} --tables {target}".split())
+        assert stop.value.code == 2
+        assert str(tmp_path) in capsys.readouterr().err
+        assert not (tmp_path / "runs").exists()

@@ -28,6 +28,7 @@ from otbaselines.fedirl.sampled import LearningClients
 from zoo.config.entries import read_entry
 from zoo.drawing.curves import STYLE, save
 from zoo.drawing.tables import Table, mean_and_interval
+from zoo.papers.fedirl.results import read_result
 
 #: Clients, episodes of an evaluation, and parts of a training that a learning curve has one point for.
 N_CLIENTS, N_EVALUATIONS, N_POINTS = 6, 20, 20
@@ -219,7 +220,7 @@ def finished(job: ControlJob, folder: Path, *, train: bool) -> ControlResult | N
     """
     path = folder / f"{job.name}.json"
     if path.is_file():
-        return ControlResult(**json.loads(path.read_text()))
+        return read_result(ControlResult, path, {"returns": METHODS, "curves": METHODS})
     if not train:
         return None
     result = run_control(job, folder)

@@ -15,6 +15,7 @@ from otbaselines.fedirl.fusion import FUSIONS, Support, aggregate, lattice_cost
 from otbaselines.fedirl.maxent import Horizon, expert_features, fit, rewards_of
 from zoo.config.entries import read_entry
 from zoo.drawing.tables import Table, mean_and_interval
+from zoo.papers.fedirl.results import read_result
 
 #: Clients of each size, as in the paper.
 N_CLIENTS = {5: 3, 10: 10, 20: 20}
@@ -157,7 +158,7 @@ def finished(job: WorldsJob, folder: Path, *, train: bool) -> WorldsResult | Non
     """
     path = folder / f"{job.name}.json"
     if path.is_file():
-        return WorldsResult(**json.loads(path.read_text()))
+        return read_result(WorldsResult, path, {"local": MODES, "seen": FUSIONS, "held_out": FUSIONS})
     if not train:
         return None
     result = run_worlds(job)
