@@ -1,7 +1,7 @@
 """Wasserstein-barycenter consensus for cooperative teams."""
 
 import warnings
-from collections.abc import Mapping
+from dataclasses import fields
 from typing import Any, ClassVar
 
 import numpy as np
@@ -44,7 +44,7 @@ class WBC(MultiAgentPPO):
         steeply (20 times from 0.6 to 0.2 under the default metric), so ``consensus_coef`` must fall with it, and every
         minibatch takes more scaling steps
     :param estimator: what is compared: ``"conditional"``, ``"pooled"``, ``"own"``, ``"sampled"`` (as printed in the paper),
-        ``"sliced"``, or ``"kl"`` for a Kullback-Leibler pull to the team's mixture (the baseline)
+        ``"sliced"``; or ``"kl"`` and ``"energy"`` for pulls to the team's mixture without transport (the baselines)
     :param estimator_kwargs: options of that estimator, see :mod:`otbaselines.wbc.estimators`
     :raises ValueError: if a setting is out of range or does not go with another or with the spaces
     :raises TypeError: if an option does not apply to the estimator
@@ -122,7 +122,7 @@ class WBC(MultiAgentPPO):
                 "flatten it with a wrapper, or use IPPO"
             )
         team = TeamSpaces(self.action_space, self.observation_space, self.layout.n_agents, self.device)
-        self._ask_for_embedding()
+        self._settle_embedding()
         self.options = make_estimator(self.estimator, self.estimator_kwargs, discrete=team.discrete)
         self._warn_about_different_spaces()
         super()._setup_model()
@@ -155,20 +155,23 @@ class WBC(MultiAgentPPO):
             else:
                 stream.manual_seed(child_seeds(seed, self.num_timesteps)[name])
 
-    def _ask_for_embedding(self) -> None:
-        """Put the environment's own table, where it is asked for, in its place, so that it is saved with the model."""
-        options = self.estimator_kwargs
-        if not isinstance(options, Mapping) or not isinstance(options.get("action_embedding"), str):
+    def _settle_embedding(self) -> None:
+        """Put the embedding that is asked for by a word or by silence in its place, so that it is saved with the model."""
+        given = self.estimator_kwargs
+        known = {option.name: option.default for option in fields(ESTIMATORS[self.estimator])}
+        if not isinstance(self.action_space, spaces.Discrete) or "action_embedding" not in known:
             return
-        if options["action_embedding"] != "environment" or not isinstance(self.action_space, spaces.Discrete):
+        options = {} if given is None else dict(given)
+        wanted = options.get("action_embedding", known["action_embedding"])
+        if wanted is not None and not (isinstance(wanted, str) and wanted == "environment"):
             return
         vectors = action_vectors(self.env)
-        if vectors is None:
+        if vectors is None and wanted is not None:
             raise ValueError(
                 "`action_embedding='environment'` needs an environment with an attribute `agent_action_vectors`, one row "
                 "per agent and action; pass such a table instead"
             )
-        self.estimator_kwargs = {**options, "action_embedding": normalised_table(vectors)}
+        self.estimator_kwargs = {**options, "action_embedding": "one_hot" if vectors is None else normalised_table(vectors)}
 
     # ------------------------------------------------------------------ training
     def _setup_learn(self, *args: Any, **kwargs: Any) -> tuple[int, BaseCallback]:

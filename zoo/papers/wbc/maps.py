@@ -57,7 +57,7 @@ class NavigationResult(RunResult):
         horizon, generator = env.config.max_episode_steps, np.random.default_rng(0)
 
         def random_policy(rows: Array) -> Array:
-            return generator.integers(len(ACTIONS), size=len(rows))
+            return generator.integers(env.config.headings, size=len(rows))
 
         played, random = (
             evaluate_team(policy, env, n_eval_episodes=n_episodes, seed=1).episode_agent_returns.mean(1) / horizon
@@ -98,19 +98,22 @@ def team_probabilities(model: BaseAlgorithm, observations: Array) -> Array:
 
 def as_directions(probabilities: Array, action_vectors: Array) -> Array:
     """
-    Turn probabilities of action numbers into probabilities of directions, for teams whose moves are turned.
+    Turn probabilities of action numbers into probabilities of directions, for teams whose moves are turned or have more
+    headings: each action counts for the nearest of the five, staying for staying only.
 
-    :param probabilities: shape ``(n, n_agents, 5)``
-    :param action_vectors: displacement by each action of each agent, shape ``(n_agents, 5, 2)``
-    :return: the same shape, the last axis in the order of :data:`ACTIONS`
+    :param probabilities: shape ``(n, n_agents, n_actions)``
+    :param action_vectors: displacement by each action of each agent, shape ``(n_agents, n_actions, 2)``
+    :return: shape ``(n, n_agents, 5)``, the last axis in the order of :data:`ACTIONS`
     """
     lengths = np.linalg.norm(action_vectors, axis=-1, keepdims=True)
     headings = action_vectors / np.where(lengths > 0, lengths, 1.0)
     # direction[agent, action] is the entry of MOVES in which that action takes that agent.
-    direction = np.linalg.norm(headings[:, :, None] - MOVES, axis=-1).argmin(-1)
-    turned = np.empty_like(probabilities)
+    # No heading is nearer to staying than to a move; of two at 45 degrees, rounding must not choose.
+    direction = np.linalg.norm(headings[:, :, None] - MOVES, axis=-1).round(9).argmin(-1)
+    turned = np.zeros((*probabilities.shape[:2], len(MOVES)), probabilities.dtype)
     for agent, order in enumerate(direction):
-        turned[:, agent, order] = probabilities[:, agent]
+        for action, nearest in enumerate(order):
+            turned[:, agent, nearest] += probabilities[:, agent, action]
     return turned
 
 
