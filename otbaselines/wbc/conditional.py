@@ -10,10 +10,8 @@ import torch as th
 from stable_baselines3.common.type_aliases import PyTorchObs
 
 from otbaselines import ot
-from otbaselines.common.multi_agent.buffers import AgentRolloutBuffer
 from otbaselines.common.multi_agent.distributions import DiagonalGaussian, MaskedCategorical, TeamDistribution
-from otbaselines.common.multi_agent.policies import MultiAgentActorCriticPolicy
-from otbaselines.wbc.consensus import Consensus, ConsensusReport, draw_states
+from otbaselines.wbc.consensus import Consensus, ConsensusReport, Policies, Rollout, draw_states
 from otbaselines.wbc.metric import GroundMetric
 
 # After each gradient step scalings go on from where they ended when the minibatch was last seen. What they lag behind pulls
@@ -37,8 +35,8 @@ class StatewiseConsensus(Consensus):
 
     def prepare(
         self,
-        policy: MultiAgentActorCriticPolicy,
-        buffer: AgentRolloutBuffer,
+        policy: Policies,
+        buffer: Rollout,
         *,
         n_chunks: int,
         reg: float | None,
@@ -49,7 +47,7 @@ class StatewiseConsensus(Consensus):
         with th.no_grad():
             return self._start(policy, n_chunks)
 
-    def _start(self, policy: MultiAgentActorCriticPolicy, n_chunks: int) -> ConsensusReport:
+    def _start(self, policy: Policies, n_chunks: int) -> ConsensusReport:
         raise NotImplementedError
 
     def _rows(self, chunk: int) -> slice:
@@ -80,7 +78,7 @@ class CategoricalConsensus(StatewiseConsensus):
         self.debiased = debiased
         self._scalings: list[ot.ScalingState] = []
 
-    def _start(self, policy: MultiAgentActorCriticPolicy, n_chunks: int) -> ConsensusReport:
+    def _start(self, policy: Policies, n_chunks: int) -> ConsensusReport:
         assert self._reg is not None
         measures = self._measures(policy.policies_at(self._states))
         # The policy's precision decides: torch's default may be float64.
@@ -146,7 +144,7 @@ class GaussianConsensus(StatewiseConsensus):
         terms = ot.gaussian_sinkhorn_divergence(mean, std, center, spread, reg=self._reg, validate=False)
         return own_dimensions(policies, terms).sum(-1).mean(0)
 
-    def _start(self, policy: MultiAgentActorCriticPolicy, n_chunks: int) -> ConsensusReport:
+    def _start(self, policy: Policies, n_chunks: int) -> ConsensusReport:
         assert self._reg is not None
         policies = policy.policies_at(self.states(0))
         mean, std = self._moments(policies)

@@ -10,9 +10,8 @@ import math
 import torch as th
 
 from otbaselines.common.multi_agent.distributions import LOG_ZERO, MaskedCategorical, TeamDistribution
-from otbaselines.common.multi_agent.policies import MultiAgentActorCriticPolicy
 from otbaselines.wbc.conditional import StatewiseConsensus, dimension_weights, gaussians, own_dimensions, shared_dimensions
-from otbaselines.wbc.consensus import ConsensusReport
+from otbaselines.wbc.consensus import ConsensusReport, Policies
 from otbaselines.wbc.metric import GroundMetric, one_hot_of
 
 # Probabilities are floored by this before the logarithm, for labels that an agent has no action for.
@@ -30,7 +29,7 @@ class MixtureConsensus(StatewiseConsensus):
         """Divergence of every two agents, shape ``(n, n_agents, n_agents)``."""
         raise NotImplementedError
 
-    def _start(self, policy: MultiAgentActorCriticPolicy, n_chunks: int) -> ConsensusReport:
+    def _start(self, policy: Policies, n_chunks: int) -> ConsensusReport:
         policies = policy.policies_at(self.states(0))
         return ConsensusReport(self._divergence(policies), self._pairs(policies).mean(0).amax())
 

@@ -14,7 +14,11 @@ from otbaselines import ot
 @dataclass(frozen=True)
 class GroundMetric:
     r"""
-    :math:`d((s,a),(s',a')) = |s-s'| + \beta |a-a'|`, raised to the power ``p`` (Baheri 2025, Sec. 3).
+    The ground cost :math:`|s-s'|^p + (\beta |a-a'|)^p` between pairs of state and action.
+
+    With ``p=1`` it is the metric of Baheri (2025, Sec. 3), and with ``p=2`` a squared Euclidean distance. Both are of
+    negative type, so that Sinkhorn divergences are not negative; the square of the paper's metric is not. Both are sums over
+    states and actions.
 
     :param beta: weight of actions against states
     :param p: exponent, 1 or 2
@@ -88,12 +92,14 @@ class TeamSpaces:
     :param observation_space: likewise
     :param n_agents: agents in the team
     :param device: where consensus is computed
+    :param members: numbers of those whose consensus is meant; everybody when ``None``
     """
 
     action_space: spaces.Space[Any]
     observation_space: spaces.Space[Any]
     n_agents: int
     device: th.device
+    members: tuple[int, ...] | None = None
 
     @property
     def discrete(self) -> bool:
@@ -194,9 +200,11 @@ def _codebook(value: Any, team: TeamSpaces, n_actions: int, *, merged: bool) -> 
             f"`action_embedding` must have one row for each of the {n_actions} actions, or such a table for each of the "
             f"{n_agents} agents, got shape {table.shape}; 'one_hot' fits always"
         )
+    if team.members is not None:
+        table = table[list(team.members)]
     # Actions of different agents that do the same thing share a point, up to rounding.
     points, place = np.unique(table.reshape(-1, table.shape[-1]).round(5) + 0.0, axis=0, return_inverse=True)
-    placement = th.as_tensor(place.reshape(n_agents, n_actions), device=device)
+    placement = th.as_tensor(place.reshape(table.shape[:2]), device=device)
     return th.as_tensor(points, device=device), placement
 
 

@@ -9,10 +9,8 @@ import torch as th
 from stable_baselines3.common.type_aliases import PyTorchObs
 
 from otbaselines import ot
-from otbaselines.common.multi_agent.buffers import AgentRolloutBuffer
 from otbaselines.common.multi_agent.distributions import DiagonalGaussian, MaskedCategorical, TeamDistribution
-from otbaselines.common.multi_agent.policies import MultiAgentActorCriticPolicy
-from otbaselines.wbc.consensus import Consensus, ConsensusReport, draw_states, rows_of
+from otbaselines.wbc.consensus import Consensus, ConsensusReport, Policies, Rollout, draw_states, rows_of
 from otbaselines.wbc.metric import GroundMetric
 
 # Stopping error of the barycenter and of the self terms: far below the sampling error of the support.
@@ -41,7 +39,7 @@ class VisitationConsensus(Consensus):
     def states(self, chunk: int) -> PyTorchObs:
         return self._states
 
-    def _draw(self, buffer: AgentRolloutBuffer) -> None:
+    def _draw(self, buffer: Rollout) -> None:
         """Draw the same number of states from each agent's experience, agent after agent."""
         each = max(2, self.n_support // buffer.n_agents)
         drawn = [draw_states(buffer, each, self.generator, agent=agent)[1] for agent in range(buffer.n_agents)]
@@ -114,8 +112,8 @@ class ExpectedConsensus(VisitationConsensus):
 
     def prepare(
         self,
-        policy: MultiAgentActorCriticPolicy,
-        buffer: AgentRolloutBuffer,
+        policy: Policies,
+        buffer: Rollout,
         *,
         n_chunks: int,
         reg: float | None,
@@ -146,8 +144,8 @@ class ReparametrisedConsensus(VisitationConsensus):
 
     def prepare(
         self,
-        policy: MultiAgentActorCriticPolicy,
-        buffer: AgentRolloutBuffer,
+        policy: Policies,
+        buffer: Rollout,
         *,
         n_chunks: int,
         reg: float | None,
@@ -231,8 +229,8 @@ class SampledConsensus(VisitationConsensus):
 
     def prepare(
         self,
-        policy: MultiAgentActorCriticPolicy,
-        buffer: AgentRolloutBuffer,
+        policy: Policies,
+        buffer: Rollout,
         *,
         n_chunks: int,
         reg: float | None,

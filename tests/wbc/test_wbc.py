@@ -318,9 +318,12 @@ def test_teams_with_roles_are_compared_by_what_their_actions_do(estimator):
 
 def test_the_metric_between_actions_is_the_environments_where_it_has_one():
     # Left is twice as far from right as staying is, in units in which the median distance is that of one-hot.
-    silent = WBC("MlpPolicy", _navigation(), **SMALL)._consensus.metric.action_cost()
-    named = _wbc(_navigation(), options={"action_embedding": "environment"})._consensus.metric.action_cost()
-    one_hot = _wbc(_navigation(), options={"action_embedding": "one_hot"})._consensus.metric.action_cost()
+    def cost(model):
+        return model._consensus.parts[0].metric.action_cost()
+
+    silent = cost(WBC("MlpPolicy", _navigation(), **SMALL))
+    named = cost(_wbc(_navigation(), options={"action_embedding": "environment"}))
+    one_hot = cost(_wbc(_navigation(), options={"action_embedding": "one_hot"}))
     th.testing.assert_close(silent, named)
     expected = {0.0: 5, 0.64: 8, 1.28: 8, 2.56: 4}
     assert {value: int((silent - value).abs().lt(1e-4).sum()) for value in expected} == expected
@@ -385,11 +388,12 @@ def _boxes():
     return CustomSpacesEnv({"a": vector(2), "b": vector(3)}, actions)
 
 
-@pytest.mark.filterwarnings("ignore:the agents have different")
+@pytest.mark.filterwarnings("ignore:agents of a group have different")
 @pytest.mark.parametrize("form", ["conditional", "kl", "kl_reverse", "energy", "pooled", "sampled_own_potential"])
 @pytest.mark.parametrize("team", DIFFERENT)
 def test_padded_teams_and_teams_whose_members_leave_learn(team, form):
-    model = _wbc(DIFFERENT[team](), form, n_steps=12, batch_size=24)
+    env = DIFFERENT[team]()
+    model = _wbc(env, form, n_steps=12, batch_size=24, consensus_groups=[env.possible_agents])
     before = _bits(model)
     rows = _logged(model, 1)
     # Nothing that a table of zeros in place of what an agent lacks could blow up.
@@ -399,9 +403,10 @@ def test_padded_teams_and_teams_whose_members_leave_learn(team, form):
     assert not th.equal(after["action_net.weight"], before["action_net.weight"])
 
 
-def test_different_spaces_are_a_warning():
+def test_different_spaces_in_a_group_are_a_warning():
+    env = make_vec_env(RelayEnv, 2, seed=0)
     with pytest.warns(UserWarning, match="different observation or action spaces"):
-        _wbc(make_vec_env(RelayEnv, 2, seed=0))
+        _wbc(env, consensus_groups=[env.possible_agents])
 
 
 # ---------------------------------------------------------------- errors
