@@ -346,6 +346,7 @@ FUNCTIONS: dict[str, Case] = {
             "p": 2.0,
             "scale": 1.5,
             "embedding": points(3, 2),
+            "additive": True,
         },
         is_distance,
     ),

@@ -22,7 +22,13 @@ from consensus_toys import (
 
 from otbaselines import ot
 from otbaselines.wbc import visitation
-from otbaselines.wbc.visitation import ExpectedConsensus, ReparametrisedConsensus, SampledConsensus, SlicedConsensus
+from otbaselines.wbc.visitation import (
+    ExpectedConsensus,
+    ReparametrisedConsensus,
+    SampledConsensus,
+    SlicedConsensus,
+    weighted_median,
+)
 
 EACH = 3
 N_STATES = EACH * N_AGENTS
@@ -51,10 +57,10 @@ def _shares(pooled: bool) -> th.Tensor:
 
 
 def _cost(points, actions, other_points=None, other_actions=None, *, p) -> th.Tensor:
-    """The paper's ground cost; actions are vectors."""
+    """The ground cost; actions are vectors."""
     other_points = points if other_points is None else other_points
     other_actions = actions if other_actions is None else other_actions
-    return (th.cdist(points, other_points) + BETA * th.cdist(actions, other_actions)) ** p
+    return th.cdist(points, other_points) ** p + (BETA * th.cdist(actions, other_actions)) ** p
 
 
 def _assert_report(report, cost, measures, center, *, debiased) -> None:
@@ -277,7 +283,7 @@ def test_sliced_costs_and_divergences_are_pots(pooled, p):
     stream = _generator()
     first, second = (ot.random_directions(4, consensus.n_projections, generator=stream).double() for _ in range(2))
     lines = features @ first
-    quantiles = (WEIGHTS[:, None, None] * lines.sort(1).values).sum(0)
+    quantiles = _quantiles(lines, p)
     for agent in range(N_AGENTS):
         expected = pot.wasserstein_1d(lines[agent], quantiles, p=p).mean()
         assert float(report.divergences[agent]) == pytest.approx(float(expected), rel=1e-4)
@@ -304,7 +310,7 @@ def test_the_sliced_potential_is_the_derivative_by_the_samples_weights(p):
     features = th.stack([th.cat([points, BETA * consensus._sampled.double()[:, agent]], -1) for agent in range(N_AGENTS)])
     directions = ot.random_directions(4, 3, generator=_generator()).double()
     lines = features @ directions
-    quantiles = (WEIGHTS[:, None, None] * lines.sort(1).values).sum(0)
+    quantiles = _quantiles(lines, p)
     uniform, step = th.full((N_STATES,), 1 / N_STATES, dtype=th.float64), 1e-5
     for agent in range(N_AGENTS):
         expected = th.zeros(N_STATES, dtype=th.float64)
@@ -322,6 +328,40 @@ def test_the_sliced_potential_is_the_derivative_by_the_samples_weights(p):
             expected[order] += (potential - potential.mean()) / 3
         weights = consensus._sample_weights[agent].double()
         th.testing.assert_close(weights, expected / N_STATES, atol=1e-5, rtol=1e-3)
+
+
+def _quantiles(lines: th.Tensor, p: int) -> th.Tensor:
+    """Of the barycenter on every line: averages, and for p=1 medians, which for the weights 0.2, 0.5, 0.3 are midpoints."""
+    ordered = lines.sort(1).values
+    if p == 2:
+        return (WEIGHTS[:, None, None] * ordered).sum(0)
+    # Half of the weight is the second agent's alone: from its value to the nearest other on one side all are medians.
+    own, others = ordered[1], ordered[[0, 2]]
+    low, high = others.amin(0), others.amax(0)
+    other = th.where(own < low, low, th.where(own > high, high, own))
+    return 0.5 * (own + other)
+
+
+def test_the_median_minimises_the_mean_distance():
+    generator = th.Generator().manual_seed(0)
+    values = th.randn(5, 7, 11, generator=generator, dtype=th.float64)
+    weights = th.rand(5, generator=generator, dtype=th.float64)
+    weights = weights / weights.sum()
+    found = weighted_median(values, weights)
+
+    def cost(points):
+        return (weights[:, None, None] * (values - points).abs()).sum(0)
+
+    # One of the values is a minimiser.
+    best = th.stack([cost(candidate) for candidate in values]).amin(0)
+    th.testing.assert_close(cost(found), best)
+    assert weighted_median(values[:2], th.tensor([0.5, 0.5], dtype=th.float64)).equal(values[:2].mean(0))
+
+
+def test_the_average_of_quantiles_is_no_barycenter_for_p_1():
+    # Points 0, 0 and 3 on a line: the median costs 1 on average, the mean 4/3.
+    lines = th.tensor([[[0.0]], [[0.0]], [[3.0]]], dtype=th.float64)
+    assert weighted_median(lines, th.full((3,), 1 / 3, dtype=th.float64)).tolist() == [[0.0]]
 
 
 def _line_costs(x: th.Tensor, y: th.Tensor, p: int) -> th.Tensor:
