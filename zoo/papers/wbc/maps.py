@@ -15,10 +15,10 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 from stable_baselines3.common.base_class import BaseAlgorithm
 
-from otbaselines.common.evaluation.team import evaluate_team
 from otbaselines.common.vec_env.make import make_vec_env
 from otbaselines.envs.navigation import MOVES
 from zoo.drawing.curves import STYLE, save
+from zoo.papers.wbc.walker import mean_rewards, random_policy, walker
 from zoo.runs.comparison import Array, RunResult
 from zoo.runs.job import Job
 
@@ -42,6 +42,7 @@ class NavigationResult(RunResult):
     :param state_probs: probability of each direction, shape ``(n_states, n_agents, 5)``
     :param states: descriptions of these states, shape ``(n_states,)``
     :param random: what uniformly random actions earn on the starts of the evaluation, shape ``(n_episodes,)``
+    :param walker: the same of agents who walk straight to their targets, see :mod:`zoo.papers.wbc.walker`
     """
 
     policy_maps: Array
@@ -49,19 +50,14 @@ class NavigationResult(RunResult):
     state_probs: Array
     states: Array
     random: Array
+    walker: Array
 
     @classmethod
     def measure(cls, job: Job, model: BaseAlgorithm, n_episodes: int) -> dict[str, Any]:
         """Play, and ask the agents what they would do; evaluations of all methods and seeds play the same starts."""
         env: Any = make_vec_env(job.env_id, n_copies=50, seed=0, device=model.device, env_kwargs=job.config.env_kwargs)
-        horizon, generator = env.config.max_episode_steps, np.random.default_rng(0)
-
-        def random_policy(rows: Array) -> Array:
-            return generator.integers(env.config.headings, size=len(rows))
-
-        played, random = (
-            evaluate_team(policy, env, n_eval_episodes=n_episodes, seed=1).episode_agent_returns.mean(1) / horizon
-            for policy in (model, random_policy)
+        played, random, greedy = (
+            mean_rewards(policy, env, n_episodes) for policy in (model, random_policy(env.config), walker(env.config))
         )
         situations = env.representative_states()
         maps = env.policy_map_observations(RESOLUTION, 0, target=MAP_TARGET)
@@ -71,6 +67,7 @@ class NavigationResult(RunResult):
         return {
             "evaluation": played,
             "random": random,
+            "walker": greedy,
             "policy_maps": directions.T.reshape(-1, RESOLUTION, RESOLUTION).astype(np.int8),
             "team_mates": maps[0, 4:].reshape(-1, 2),
             "state_probs": as_directions(team_probabilities(model, np.stack(list(situations.values()))), vectors),
