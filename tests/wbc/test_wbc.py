@@ -33,7 +33,7 @@ FORMS = {
     "sliced_pooled": ("sliced", {"support": "pooled", "gradient": "plan"}),
     "sliced_own": ("sliced", {}),
 }
-# Debiasing is what makes the barycenter of normals finite.
+# Without debiasing the barycenter of equal normals has their variance plus half the strength; that is not implemented.
 COMBINATIONS = [
     (form, continuous) for form in FORMS for continuous in (False, True) if (form, continuous) != ("conditional_biased", True)
 ]
