@@ -108,7 +108,7 @@ def test_it_learns_predicts_and_is_evaluated_on_every_intake(algorithm, intake):
     assert evaluate_team(model, INTAKES[intake](), n_eval_episodes=2).n_episodes == 2
 
 
-@pytest.mark.filterwarnings("ignore:the agents have different observation or action spaces")
+@pytest.mark.filterwarnings("ignore:no two agents have equal spaces")
 @pytest.mark.parametrize("continuous", [False, True], ids=["discrete", "continuous"])
 @pytest.mark.parametrize("task", MPE2)
 def test_every_mpe2_task_is_learned_for_an_iteration(algorithm, task, continuous):

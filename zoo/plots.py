@@ -21,6 +21,8 @@ from zoo.drawing.curves import draw_evaluations
 from zoo.drawing.tables import write_tables
 from zoo.papers.fedirl import command as fedirl_paper
 from zoo.papers.qdot import command as qdot
+from zoo.papers.wbc import study as wbc_study
+from zoo.papers.wbc import tuning as wbc_tuning
 from zoo.papers.wbc.comparisons import ESTIMATORS, NAVIGATION, PAPER
 from zoo.papers.wfpg import command as wfpg_paper
 from zoo.papers.wfpg.curves import CURVE_TASKS
@@ -116,6 +118,10 @@ def parser_of_figures() -> argparse.ArgumentParser:
         _add_comparison(figures.add_parser(name, help=comparison.help, allow_abbrev=False), {"": comparison})
     for name, (text, tasks) in ON_TASKS.items():
         _add_comparison(figures.add_parser(name, help=text, allow_abbrev=False), tasks)
+    transport = "WBC beside every control where transport should matter"
+    wbc_study.add_options(figures.add_parser("wbc-transport", help=transport, allow_abbrev=False))
+    equal = "the same search for every method of wbc-transport"
+    wbc_tuning.add_options(figures.add_parser("wbc-tuning", help=equal, allow_abbrev=False))
     game = "Table 3 and Figure 1 of the W-MATRPO paper"
     wmatrpo_paper.add_options(figures.add_parser("wmatrpo-paper", help=game, allow_abbrev=False))
     recorded = "table and learning curves of QDOT, IQL and BC on recorded data"

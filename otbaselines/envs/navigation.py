@@ -5,6 +5,7 @@ The task of Baheri (2025), *Wasserstein-barycenter consensus*. The paper leaves 
 threshold and the penalty open; the defaults are this package's.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,12 +13,14 @@ import numpy as np
 from gymnasium import spaces
 from gymnasium.utils import EzPickle
 
-from otbaselines.common.settings import COUNT
+from otbaselines.common.settings import COUNT, Setting
 from otbaselines.envs._drawing import Scene
 from otbaselines.envs._parallel import Array, PlaneTeamEnv
 
 #: Directions of the actions stay, right, left, up, down.
 MOVES = np.array([[0.0, 0.0], [1.0, 0.0], [-1.0, 0.0], [0.0, 1.0], [0.0, -1.0]])
+
+HEADINGS = Setting("integer", low=2, high=3601, remedy="to stay counts as one of them")
 
 #: What ``heterogeneous`` may name.
 HETEROGENEITY = ("dynamics", "roles", "both")
@@ -32,8 +35,8 @@ class NavigationConfig:
 
     - ``"dynamics"`` (or ``True``): speeds run evenly from 0.5 to 1.5 times ``step_size``, radii from 1.5 to 0.5 times half
       the ``collision_threshold``, so the large are slow. What to do is much the same for all, how it plays out is not.
-    - ``"roles"``: agent ``i``'s moves are turned by ``i`` quarter turns anticlockwise. One policy cannot serve all, because
-      the same action number takes agents to different places; :attr:`agent_action_vectors` says where.
+    - ``"roles"``: agent ``i``'s moves are turned by ``i`` quarter turns anticlockwise, as with ``turn=90``. The same action
+      number takes agents to different places; :attr:`agent_action_vectors` says where.
     - ``"both"``.
 
     :param n_agents: number of agents, at least 1
@@ -42,9 +45,15 @@ class NavigationConfig:
     :param collision_threshold: distance below which two agents collide, >= 0; where sizes differ, the sum of two radii
     :param collision_penalty: what an agent pays for each team-mate that it collides with, >= 0
     :param team_reward: pay every agent the team's mean
-    :param continuous_actions: moves are vectors in [-1, 1]^2 times the step, instead of one of five
+    :param continuous_actions: moves are vectors in [-1, 1]^2 times the step, instead of one of ``headings``
     :param heterogeneous: ``False``, ``True``, ``"dynamics"``, ``"roles"`` or ``"both"``
-    :raises ValueError: if a number is out of range or the kind of heterogeneity is unknown
+    :param headings: number of discrete actions, at least 2: to stay, and ``headings - 1`` directions evenly around the circle.
+        The five are stay, right, left, up, down; any other number has stay, right, and so on anticlockwise
+    :param turn: degrees by which moves are turned anticlockwise, one for each agent; or a number, which turns agent ``i``
+        by ``i`` times as much. Multiples of 90 only permute the five actions, other angles give agents directions that
+        their team-mates do not have
+    :raises TypeError: if a setting is of the wrong type
+    :raises ValueError: if a number is out of range, the kind of heterogeneity is unknown, or settings contradict each other
     """
 
     n_agents: int = 3
@@ -55,6 +64,8 @@ class NavigationConfig:
     team_reward: bool = False
     continuous_actions: bool = False
     heterogeneous: bool | str = False
+    headings: int = 5
+    turn: float | Sequence[float] = 0.0
 
     def __post_init__(self) -> None:
         for name in ("n_agents", "max_episode_steps"):
@@ -68,6 +79,27 @@ class NavigationConfig:
                 raise ValueError(f"`{name}` must not be negative, got {getattr(self, name)}")
         if isinstance(self.heterogeneous, str) and self.heterogeneous not in HETEROGENEITY:
             raise ValueError(f"`heterogeneous` must be a bool or one of {HETEROGENEITY}, got {self.heterogeneous!r}")
+        HEADINGS.check("headings", self.headings)
+        if self.continuous_actions and self.headings != len(MOVES):
+            raise ValueError(f"`headings` are discrete actions, got {self.headings} with `continuous_actions`; leave it out")
+        self._check_turn()
+
+    def _check_turn(self) -> None:
+        given = self.turn
+        try:
+            angles = np.asarray(given, dtype=np.float64)
+        except (TypeError, ValueError):
+            raise TypeError(f"`turn` must be a number of degrees, or one for each agent, got {given!r}") from None
+        if isinstance(given, str | bool) or angles.shape not in ((), (self.n_agents,)) or not np.isfinite(angles).all():
+            raise ValueError(
+                f"`turn` must be a finite number of degrees, or one for each of the {self.n_agents} agents, got {given!r}"
+            )
+        if self._has_roles and angles.any():
+            raise ValueError(
+                f"`heterogeneous={self.heterogeneous!r}` turns the moves already, got `turn`={given!r}; leave one out"
+            )
+        # Comparable and hashable, whatever kind of sequence it came in.
+        object.__setattr__(self, "turn", float(angles) if angles.ndim == 0 else tuple(angles.tolist()))
 
     @property
     def possible_agents(self) -> list[str]:
@@ -99,27 +131,45 @@ class NavigationConfig:
         return distances
 
     @property
+    def _has_roles(self) -> bool:
+        return self.heterogeneous in ("roles", "both")
+
+    @property
+    def angles(self) -> Array:
+        """Degrees by which each agent's moves are turned anticlockwise, ``(n_agents,)``."""
+        number = np.arange(self.n_agents)
+        if self._has_roles:
+            return 90.0 * number
+        degrees: Array = self.turn * number if isinstance(self.turn, float) else np.asarray(self.turn)
+        return degrees
+
+    @property
     def turns(self) -> Array:
         """Each agent's move matrix, step length included: an action vector ``u`` moves agent ``i`` by ``turns[i] @ u``."""
-        quarter_turn = np.array([[0, -1], [1, 0]])
-        n_quarters = [i % 4 if self.heterogeneous in ("roles", "both") else 0 for i in range(self.n_agents)]
-        rotations = np.stack([np.linalg.matrix_power(quarter_turn, k) for k in n_quarters])
-        matrices: Array = self.speeds[:, None, None] * rotations
+        matrices: Array = self.speeds[:, None, None] * np.stack([_rotation(angle) for angle in self.angles])
         return matrices
+
+    @property
+    def moves(self) -> Array:
+        """Direction of each discrete action before it is turned, ``(headings, 2)``; zero for staying."""
+        if self.headings == len(MOVES):
+            return MOVES
+        angles = 2.0 * np.pi * np.arange(self.headings - 1) / (self.headings - 1)
+        return np.concatenate([MOVES[:1], np.stack([np.cos(angles), np.sin(angles)], axis=1)])
 
     @property
     def action_vectors(self) -> Array:
         """
-        Displacement by each action of an agent of ordinary speed and orientation, ``(5, 2)``.
+        Displacement by each action of an agent of ordinary speed and orientation, ``(headings, 2)``.
 
         The natural embedding of the actions in a ground metric: left is farther from right than from staying.
         """
-        return self.step_size * MOVES
+        return self.step_size * self.moves
 
     @property
     def agent_action_vectors(self) -> Array:
-        """Displacement by each action of each agent, ``(n_agents, 5, 2)``: where their actions truly take them."""
-        vectors: Array = np.einsum("nij,aj->nai", self.turns, MOVES)
+        """Displacement by each action of each agent, ``(n_agents, headings, 2)``: where their actions truly take them."""
+        vectors: Array = np.einsum("nij,aj->nai", self.turns, self.moves)
         return vectors
 
     @property
@@ -133,7 +183,15 @@ class NavigationConfig:
 
     def action_space(self) -> spaces.Box | spaces.Discrete:
         """Return a fresh action space of one agent."""
-        return spaces.Box(-1.0, 1.0, (2,), np.float32) if self.continuous_actions else spaces.Discrete(5)
+        return spaces.Box(-1.0, 1.0, (2,), np.float32) if self.continuous_actions else spaces.Discrete(self.headings)
+
+
+def _rotation(degrees: float) -> Array:
+    """Matrix of an anticlockwise turn, in whole numbers for quarter turns."""
+    if degrees % 90 == 0:
+        return np.linalg.matrix_power(np.array([[0, -1], [1, 0]]), int(degrees // 90) % 4)
+    c, s = np.cos(np.deg2rad(degrees)), np.sin(np.deg2rad(degrees))
+    return np.array([[c, -s], [s, c]])
 
 
 class NavigationViews:

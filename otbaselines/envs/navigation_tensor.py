@@ -76,7 +76,7 @@ class NavigationVecEnv(NavigationViews, TensorVecEnv):
         self._squared_reach = constant(np.sign(reach) * reach**2).unsqueeze(2)
         self._turns = constant(self.config.turns)
         self._move_rows = constant(self.config.agent_action_vectors.reshape(-1, 2).T)
-        self._first_move = 5 * th.arange(n, device=self.device).unsqueeze(1)
+        self._first_move = self.config.headings * th.arange(n, device=self.device).unsqueeze(1)
         seen = [[i, n + i, *(j for j in range(n) if j != i)] for i in range(n)]
         index = [2 * row + axis for rows in seen for row in rows for axis in range(2)]
         self._visible_rows = th.tensor(index, device=self.device)

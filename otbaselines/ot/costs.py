@@ -1,9 +1,10 @@
 """
 Ground costs on state-action pairs.
 
-The ground metric is :math:`d((s,a),(s',a')) = |s-s'| + \\beta |a-a'|` and the cost its power :math:`d^p`. On a product of a
-state grid and an action set a cost that is a sum over the factors is a :class:`LatticeCost`, which the entropic solvers
-apply factor by factor.
+The ground metric is :math:`d((s,a),(s',a')) = |s-s'| + \\beta |a-a'|` and the cost its power :math:`d^p`, or the sum of powers
+:math:`|s-s'|^p + (\\beta |a-a'|)^p`. The sum is of negative type for :math:`p \\le 2`, the power in general for :math:`p = 1`
+only, and without that a Sinkhorn divergence can be negative. On a product of a state grid and an action set a cost that is a
+sum over the factors is a :class:`LatticeCost`, which the entropic solvers apply factor by factor.
 """
 
 from __future__ import annotations
@@ -173,9 +174,14 @@ def state_action_cost(
     p: float = 1.0,
     scale: th.Tensor | float | None = None,
     embedding: th.Tensor | None = None,
+    additive: bool = False,
 ) -> th.Tensor:
     r"""
-    The ground cost :math:`(|s-s'| + \beta |a-a'|)^p` between two sets of state-action pairs.
+    The ground cost :math:`(|s-s'| + \beta |a-a'|)^p` between two sets of state-action pairs, or
+    :math:`|s-s'|^p + (\beta |a-a'|)^p`.
+
+    For Sinkhorn divergences with ``p=2`` take the second: it is a squared Euclidean distance, and they are not negative. The
+    square of a sum of distances is not of negative type, and they can be.
 
     :param states: shape ``(..., n, d)``
     :param actions: action numbers, integer, shape ``(..., n)``, looked up in ``embedding``; or vectors, shape ``(..., n, k)``
@@ -185,6 +191,8 @@ def state_action_cost(
     :param p: exponent of the ground metric
     :param scale: unit of each state coordinate, as in :func:`pairwise`
     :param embedding: one row per action, shape ``(n_actions, k)``; needed for action numbers
+    :param additive: the sum of the powers instead of the power of the sum; on a product of states and actions it is a
+        :class:`LatticeCost`
     :return: shape ``(..., n, m)``
     :raises TypeError: if tensors or numbers are of another type
     :raises ValueError: if only one part of the second set is given, action numbers come without an embedding or are not among
@@ -196,11 +204,14 @@ def state_action_cost(
     other_vectors = None
     if other_states is not None and other_actions is not None:
         other_vectors = _embed(other_actions, "other_actions", embedding, other_states)
-    between_states = pairwise_of(states, other_states, 1.0, scale, ("states", "other_states"))
-    distance = between_states + _check_beta(beta) * pairwise_of(
-        vectors, other_vectors, 1.0, None, ("actions", "other_actions")
-    )
-    return finite(distance if check_order(p, low=0.0) == 1.0 else distance**p, states=states, actions=vectors)
+    if not isinstance(additive, bool):
+        raise TypeError(f"`additive` must be True or False, got {additive!r}")
+    order = check_order(p, low=0.0)
+    inner = order if additive else 1.0
+    between_states = pairwise_of(states, other_states, inner, scale, ("states", "other_states"))
+    between_actions = pairwise_of(vectors, other_vectors, inner, None, ("actions", "other_actions"))
+    total = between_states + float(_check_beta(beta) ** inner) * between_actions
+    return finite(total if additive or order == 1.0 else total**order, states=states, actions=vectors)
 
 
 def _check_beta(beta: object) -> float:

@@ -9,7 +9,7 @@ import torch as th
 from otbaselines.ot._validation import check_alike, check_measure, check_reg, check_stop, check_tensor
 from otbaselines.ot.costs import pairwise_of
 from otbaselines.ot.result import FreeSupportResult, OTResult
-from otbaselines.ot.sinkhorn import sinkhorn
+from otbaselines.ot.sinkhorn import self_transport, sinkhorn
 
 # Iterations for one plan: the next move starts from where it stopped.
 PLAN_MAX_ITER = 1000
@@ -24,12 +24,17 @@ def free_support_barycenter(
     agent_weights: th.Tensor | None = None,
     tol: float = 1e-6,
     max_iter: int = 100,
+    debiased: bool = False,
 ) -> FreeSupportResult:
     r"""
     Entropic barycenter under :math:`|x - y|^2` whose atoms, of equal weight, are free to move (Cuturi & Doucet 2014, Alg. 2).
 
-    Every atom moves to the mean of where its mass goes, :math:`x_j \leftarrow k \sum_i w_i (P_i y_i)_j`. The problem is not
-    convex: the result depends on ``support``, which should have the spread of the measures.
+    Every atom moves to the mean of where its mass goes, :math:`x_j \leftarrow T(x_j) = k \sum_i w_i (P_i y_i)_j`. The problem
+    is not convex: the result depends on ``support``, which should have the spread of the measures.
+
+    Entropy shrinks it. Of a normal with variance :math:`\sigma^2` the result has :math:`\sigma^2 - \varepsilon / 2`, and from
+    :math:`\varepsilon = 2 \sigma^2` on all atoms are one point. ``debiased=True`` descends on Sinkhorn divergences instead,
+    whose gradient subtracts what self transport does: :math:`x_j \leftarrow x_j + T(x_j) - T_{self}(x_j)`.
 
     :param points: one ``(m_i, d)`` for each measure
     :param weights: one ``(m_i,)`` for each measure, summing to one; uniform when omitted
@@ -38,12 +43,15 @@ def free_support_barycenter(
     :param agent_weights: of the measures, shape ``(N,)``, summing to one; uniform when omitted
     :param tol: stop when the atoms move by less: the sum of the squared distances, over that of the support to its mean
     :param max_iter: moves of the atoms at most; ``converged`` says which came first
+    :param debiased: remove the shrinkage, at the price of one more plan a move
     :return: the atoms, constant for autograd, and how the iteration stopped
     :raises TypeError: if an argument is of another type
     :raises ValueError: if there is no measure, weights do not sum to one, the shapes disagree, or ``reg`` is out of reach
     """
     reg = check_reg(reg)
     check_stop(tol, max_iter)
+    if not isinstance(debiased, bool):
+        raise TypeError(f"`debiased` must be True or False, got {debiased!r}")
     check_tensor(support, "support")
     clouds = list(points)
     if not clouds:
@@ -58,7 +66,7 @@ def free_support_barycenter(
         raise ValueError(f"`agent_weights` must have one entry per measure, {len(clouds)}, got shape {tuple(shares.shape)}")
     shares = check_measure(shares, "agent_weights")
     with th.no_grad():
-        return _move(clouds, masses, shares, support, reg, tol, max_iter)
+        return _move(clouds, masses, shares, support, reg, tol, max_iter, debiased)
 
 
 def _move(
@@ -69,6 +77,7 @@ def _move(
     reg: float,
     tol: float,
     max_iter: int,
+    debiased: bool,
 ) -> FreeSupportResult:
     uniform = atoms.new_full((len(atoms),), 1.0 / len(atoms))
     plans: list[OTResult] = []
@@ -82,6 +91,9 @@ def _move(
         ]
         pulls = [plan.plan @ cloud for plan, cloud in zip(plans, clouds, strict=True)]
         moved = len(atoms) * th.tensordot(shares, th.stack(pulls), 1)
+        if debiased:
+            own = self_transport(pairwise_of(atoms, None, 2.0, None, ("support", "")), uniform, reg=reg, validate=False)
+            moved = atoms + moved - len(atoms) * own.plan @ atoms
         spread = (moved - moved.mean(0)).square().sum().clamp_min(th.finfo(moved.dtype).tiny)
         error, n_iter = float((moved - atoms).square().sum() / spread), n_iter + 1
         atoms = moved

@@ -167,14 +167,17 @@ class ScalingSolver:
         While the barycenter stands still, a step contracts Hilbert's projective metric by :math:`x^2` or more, where
         :math:`x = \tanh(c / 2 \varepsilon)` for the largest cost :math:`c` (Birkhoff 1957; Franklin and Lorenz 1989). The
         debiasing scaling keeps :math:`1 - y (1 + y) / 2` of an error along an eigenvector of the normalised kernel
-        (linearised at uniform measures); for its eigenvalue :math:`y \le x` two thirds of the bound are taken.
+        (linearised at uniform measures). For its eigenvalue :math:`y \le x`, which is small where the kernel is blunt,
+        :math:`x^{2.5}` is taken, with which a tenth became 14 % at most in the median near agreement, for five actions placed
+        as one-hot or as moves and strengths from a third of the largest one-hot cost to three times it; concentrated policies
+        lag more.
 
         :param remaining: share of the error that may be left, in (0, 1)
         :param most: bound on the answer, which grows with both sharp and blunt kernels
         :return: at least 1
         """
         sharp = math.tanh(0.5 * self.span)
-        blunt = sharp / 1.5
+        blunt = sharp**2.5
         contraction = max(sharp**2, 1.0 - 0.5 * blunt * (1.0 + blunt) if self.debiased else 1e-9)
         if contraction >= 1.0:
             return most

@@ -1,18 +1,17 @@
 """
 Consensus state by state: the agents' policies are compared at the same states, and mass never moves between states.
 
-It covers new states in every minibatch, and costs one small problem per state. Without entropic regularisation it bounds the
-joint transport cost from above.
+It covers new states in every minibatch, and costs one small problem per state. Without entropic regularisation the mean over
+the states bounds the joint transport cost of equally distributed states from above; an entropic cost or a Sinkhorn divergence
+it does not bound.
 """
 
 import torch as th
 from stable_baselines3.common.type_aliases import PyTorchObs
 
 from otbaselines import ot
-from otbaselines.common.multi_agent.buffers import AgentRolloutBuffer
-from otbaselines.common.multi_agent.distributions import LOG_ZERO, DiagonalGaussian, MaskedCategorical, TeamDistribution
-from otbaselines.common.multi_agent.policies import MultiAgentActorCriticPolicy
-from otbaselines.wbc.consensus import Consensus, ConsensusReport, draw_states
+from otbaselines.common.multi_agent.distributions import DiagonalGaussian, MaskedCategorical, TeamDistribution
+from otbaselines.wbc.consensus import Consensus, ConsensusReport, Policies, Rollout, draw_states
 from otbaselines.wbc.metric import GroundMetric
 
 # After each gradient step scalings go on from where they ended when the minibatch was last seen. What they lag behind pulls
@@ -36,8 +35,8 @@ class StatewiseConsensus(Consensus):
 
     def prepare(
         self,
-        policy: MultiAgentActorCriticPolicy,
-        buffer: AgentRolloutBuffer,
+        policy: Policies,
+        buffer: Rollout,
         *,
         n_chunks: int,
         reg: float | None,
@@ -48,7 +47,7 @@ class StatewiseConsensus(Consensus):
         with th.no_grad():
             return self._start(policy, n_chunks)
 
-    def _start(self, policy: MultiAgentActorCriticPolicy, n_chunks: int) -> ConsensusReport:
+    def _start(self, policy: Policies, n_chunks: int) -> ConsensusReport:
         raise NotImplementedError
 
     def _rows(self, chunk: int) -> slice:
@@ -79,7 +78,7 @@ class CategoricalConsensus(StatewiseConsensus):
         self.debiased = debiased
         self._scalings: list[ot.ScalingState] = []
 
-    def _start(self, policy: MultiAgentActorCriticPolicy, n_chunks: int) -> ConsensusReport:
+    def _start(self, policy: Policies, n_chunks: int) -> ConsensusReport:
         assert self._reg is not None
         measures = self._measures(policy.policies_at(self._states))
         # The policy's precision decides: torch's default may be float64.
@@ -130,7 +129,7 @@ class GaussianConsensus(StatewiseConsensus):
 
     def _moments(self, policies: TeamDistribution) -> tuple[th.Tensor, th.Tensor]:
         """Means and standard deviations in the unit of the ground cost, shape ``(n, n_agents, action_dim)`` each."""
-        mean, std = _gaussians(policies)
+        mean, std = gaussians(policies)
         return self.beta * mean, self.beta * std
 
     def _divergence(self, policies: TeamDistribution) -> th.Tensor:
@@ -139,70 +138,38 @@ class GaussianConsensus(StatewiseConsensus):
         with th.no_grad():
             # One problem per action dimension, whose barycenter is that of the agents who have it.
             columns = (moment.transpose(1, 2).unsqueeze(-1) for moment in (mean, std))
-            shares = _dimension_weights(policies, self._weights)
+            shares = dimension_weights(policies, self._weights)
             center, spread = ot.gaussian_sinkhorn_barycenter(*columns, reg=self._reg, weights=shares, validate=False)
         center, spread = center.transpose(1, 2), spread.transpose(1, 2)
         terms = ot.gaussian_sinkhorn_divergence(mean, std, center, spread, reg=self._reg, validate=False)
-        return _own_dimensions(policies, terms).sum(-1).mean(0)
+        return own_dimensions(policies, terms).sum(-1).mean(0)
 
-    def _start(self, policy: MultiAgentActorCriticPolicy, n_chunks: int) -> ConsensusReport:
+    def _start(self, policy: Policies, n_chunks: int) -> ConsensusReport:
         assert self._reg is not None
         policies = policy.policies_at(self.states(0))
         mean, std = self._moments(policies)
         pairs = ot.gaussian_sinkhorn_divergence(
             mean.unsqueeze(1), std.unsqueeze(1), mean.unsqueeze(2), std.unsqueeze(2), reg=self._reg, validate=False
         )
-        return ConsensusReport(self._divergence(policies), _shared_dimensions(policies, pairs).sum(-1).mean(0).amax())
+        return ConsensusReport(self._divergence(policies), shared_dimensions(policies, pairs).sum(-1).mean(0).amax())
 
     def loss(self, policies: TeamDistribution, chunk: int) -> th.Tensor:
         return self._divergence(policies)
 
 
-class KLConsensus(StatewiseConsensus):
-    r"""
-    The baseline of the paper's Figure 3: a Kullback-Leibler pull towards the team's mixture, state by state.
-
-    Discrete actions use :math:`KL(\pi_i \,|\, \sum_j w_j \pi_j)` with the mixture held constant. A mixture of normals has no
-    closed form, so continuous actions use :math:`\sum_j w_j KL(\pi_i | \pi_j)`, which bounds it from above.
-    """
-
-    def _divergence(self, policies: TeamDistribution) -> th.Tensor:
-        if isinstance(policies, MaskedCategorical):
-            with th.no_grad():
-                mixture = (self._weights[:, None] * policies.probs).sum(1, keepdim=True).clamp_min(1e-30).log()
-            return (policies.probs * (policies.log_probs - mixture)).sum(-1).mean(0)
-        mean, std = _gaussians(policies)
-        terms = _gaussian_kl(mean.unsqueeze(2), std.unsqueeze(2), mean.detach().unsqueeze(1), std.detach().unsqueeze(1))
-        shares = _dimension_weights(policies, self._weights).T
-        return (_shared_dimensions(policies, terms) * shares).sum((-1, -2)).mean(0)
-
-    def _start(self, policy: MultiAgentActorCriticPolicy, n_chunks: int) -> ConsensusReport:
-        policies = policy.policies_at(self.states(0))
-        if isinstance(policies, MaskedCategorical):
-            pairs = _pairwise_kl(policies)
-        else:
-            mean, std = _gaussians(policies)
-            terms = _gaussian_kl(mean.unsqueeze(2), std.unsqueeze(2), mean.unsqueeze(1), std.unsqueeze(1))
-            pairs = _shared_dimensions(policies, terms).sum(-1)
-        return ConsensusReport(self._divergence(policies), pairs.mean(0).amax())
-
-    def loss(self, policies: TeamDistribution, chunk: int) -> th.Tensor:
-        return self._divergence(policies)
-
-
-def _gaussians(policies: TeamDistribution) -> tuple[th.Tensor, th.Tensor]:
+def gaussians(policies: TeamDistribution) -> tuple[th.Tensor, th.Tensor]:
     """Means and standard deviations of every agent at the same states, shape ``(n, n_agents, action_dim)`` each."""
     assert isinstance(policies, DiagonalGaussian)
     return policies.mean, policies.std.expand_as(policies.mean)
 
 
-def _own_dimensions(policies: TeamDistribution, terms: th.Tensor) -> th.Tensor:
+def own_dimensions(policies: TeamDistribution, terms: th.Tensor) -> th.Tensor:
     """Drop the padded action dimensions of agents that do not have them; ``terms`` ends in ``(n_agents, action_dim)``."""
     assert isinstance(policies, DiagonalGaussian)
     return terms if policies.mask is None else terms.masked_fill(~policies.mask, 0.0)
 
 
-def _shared_dimensions(policies: TeamDistribution, terms: th.Tensor) -> th.Tensor:
+def shared_dimensions(policies: TeamDistribution, terms: th.Tensor) -> th.Tensor:
     """Drop the action dimensions that not both agents have; ``terms`` ends in ``(n_agents, n_agents, action_dim)``."""
     assert isinstance(policies, DiagonalGaussian)
     if policies.mask is None:
@@ -210,27 +177,10 @@ def _shared_dimensions(policies: TeamDistribution, terms: th.Tensor) -> th.Tenso
     return terms.masked_fill(~(policies.mask.unsqueeze(0) & policies.mask.unsqueeze(1)), 0.0)
 
 
-def _dimension_weights(policies: TeamDistribution, weights: th.Tensor) -> th.Tensor:
+def dimension_weights(policies: TeamDistribution, weights: th.Tensor) -> th.Tensor:
     """Weights of the agents in each action dimension, among those who have it, shape ``(action_dim, n_agents)``."""
     assert isinstance(policies, DiagonalGaussian)
     if policies.mask is None:
         return weights.expand(policies.mean.shape[-1], -1)
     held = weights * policies.mask.T
     return held / held.sum(1, keepdim=True)
-
-
-def _pairwise_kl(policies: MaskedCategorical) -> th.Tensor:
-    r"""
-    :math:`KL(\pi_i \,|\, \pi_j)` of the policies given an action that both agents have, shape ``(n, n_agents, n_agents)``;
-    zero where they have none in common.
-    """
-    log_p, log_q = policies.log_probs.unsqueeze(2), policies.log_probs.unsqueeze(1)
-    if policies.mask is not None:
-        shared = policies.mask.unsqueeze(1) & policies.mask.unsqueeze(0)
-        log_p, log_q = (x.masked_fill(~shared, LOG_ZERO).log_softmax(-1) for x in (log_p, log_q))
-    return (log_p.exp() * (log_p - log_q)).sum(-1)
-
-
-def _gaussian_kl(mean_p: th.Tensor, std_p: th.Tensor, mean_q: th.Tensor, std_q: th.Tensor) -> th.Tensor:
-    ratio = std_p / std_q
-    return 0.5 * (ratio.square() + ((mean_p - mean_q) / std_q).square() - 1.0) - ratio.log()

@@ -3,13 +3,45 @@
 import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch as th
 from stable_baselines3.common.type_aliases import PyTorchObs
 
-from otbaselines.common.multi_agent.buffers import AgentRolloutBuffer
 from otbaselines.common.multi_agent.distributions import TeamDistribution
-from otbaselines.common.multi_agent.policies import MultiAgentActorCriticPolicy
+
+
+class Policies(Protocol):
+    """A team's policies, or a group's."""
+
+    def policies_at(self, states: PyTorchObs, /) -> TeamDistribution:
+        """Every agent's policy at the same states, leading shape ``(n, n_agents)``."""
+
+
+class Rollout(Protocol):
+    """
+    A team's rollout, or a group's; tensors have the leading shape ``(n_steps, n_copies, n_agents)``.
+
+    :ivar n_agents: agents
+    :ivar device: where it is
+    :ivar observations: what they saw
+    :ivar actions: what they did
+    :ivar active: whether they were there
+    :ivar all_active: whether all were, always
+    """
+
+    @property
+    def n_agents(self) -> int: ...
+    @property
+    def device(self) -> th.device: ...
+    @property
+    def observations(self) -> PyTorchObs: ...
+    @property
+    def actions(self) -> th.Tensor: ...
+    @property
+    def active(self) -> th.Tensor: ...
+    @property
+    def all_active(self) -> bool: ...
 
 
 @dataclass(frozen=True)
@@ -45,8 +77,8 @@ class Consensus(ABC):
     @abstractmethod
     def prepare(
         self,
-        policy: MultiAgentActorCriticPolicy,
-        buffer: AgentRolloutBuffer,
+        policy: Policies,
+        buffer: Rollout,
         *,
         n_chunks: int,
         reg: float | None,
@@ -84,7 +116,7 @@ class Consensus(ABC):
 
 
 def draw_states(
-    buffer: AgentRolloutBuffer, n_states: int, generator: th.Generator, *, agent: int | None = None
+    buffer: Rollout, n_states: int, generator: th.Generator, *, agent: int | None = None
 ) -> tuple[PyTorchObs, th.Tensor]:
     """
     Observations that agents made during the rollout, drawn with replacement.
@@ -98,7 +130,7 @@ def draw_states(
     """
     n_agents, device = buffer.n_agents, buffer.device
     if buffer.all_active:
-        index = th.randint(buffer.size() * n_agents, (n_states,), device=device, generator=generator)
+        index = th.randint(buffer.active.numel(), (n_states,), device=device, generator=generator)
         if agent is not None:
             index = index - index % n_agents + agent
     else:

@@ -15,9 +15,10 @@ from gymnasium import spaces
 
 from otbaselines.common.settings import Setting, check_settings
 from otbaselines.ot.sliced import MAX_PROJECTIONS
-from otbaselines.wbc.conditional import CategoricalConsensus, GaussianConsensus, KLConsensus
+from otbaselines.wbc.conditional import CategoricalConsensus, GaussianConsensus
 from otbaselines.wbc.consensus import Consensus
-from otbaselines.wbc.metric import GroundMetric, TeamSpaces, make_metric
+from otbaselines.wbc.divergences import EnergyConsensus, KLConsensus
+from otbaselines.wbc.metric import GroundMetric, TeamSpaces, labels, make_metric
 from otbaselines.wbc.visitation import ExpectedConsensus, ReparametrisedConsensus, SampledConsensus, SlicedConsensus
 
 # Marks options that continuous actions do not have.
@@ -29,6 +30,8 @@ OPTION_RANGES: dict[str, Setting] = {
     "beta": Setting("number", low=0.0, above="always", remedy="it weighs actions against states"),
     "p": Setting("integer", choices=(1, 2)),
     "debiased": Setting("flag"),
+    "reverse": Setting("flag"),
+    "action_metric": Setting("text", choices=("euclidean", "zero_one")),
     "scale_observations": Setting("flag"),
     "support": Setting("text", choices=("own", "pooled")),
     "gradient": Setting("text", choices=("potential", "plan")),
@@ -87,34 +90,60 @@ class Estimator(ABC):
 
 @dataclass(frozen=True, kw_only=True)
 class KL(Estimator):
-    """A Kullback-Leibler pull to the team's mixture at equal states, the baseline: no metric and no ``reg``."""
+    """
+    A Kullback-Leibler pull to the team's mixture at equal states, the baseline: no metric and no ``reg``.
+
+    :param action_embedding: (discrete actions) what makes two actions the same: ``"one_hot"`` for their numbers, which is to
+        know nothing of what they do; or an embedding as the estimators by transport take, under which actions at the same
+        point are the same, and how far apart others are does not count
+    :param reverse: from the mixture to the policy instead of from the policy to the mixture
+    """
 
     default_reg = None
 
+    action_embedding: str | Sequence[Any] = field(default="one_hot", metadata=DISCRETE)
+    reverse: bool = False
+
     def build(self, team: TeamSpaces, streams: Streams) -> Consensus:
-        return KLConsensus(self.n_support, streams.states)
+        placement = labels(team, self.action_embedding) if team.discrete else None
+        return KLConsensus(self.n_support, streams.states, placement, reverse=self.reverse)
 
 
 @dataclass(frozen=True, kw_only=True)
-class TransportEstimator(Estimator):
+class MetricEstimator(Estimator):
     """
-    What all estimators by transport have.
+    What all estimators with a ground metric have.
 
     :param beta: weight of actions against states in the ground metric, positive
     :param action_embedding: (discrete actions) ``"one_hot"``; one row per action, such as the displacement that it causes;
         such a table for each agent, shape ``(n_agents, n_actions, k)``, which compares teams by what their actions do; or
-        ``"environment"``, the environment's own ``agent_action_vectors``, scaled to the distances of one-hot
+        ``"environment"``, the environment's own ``agent_action_vectors``, scaled to the distances of one-hot. When omitted,
+        ``"environment"`` where the environment says what its actions do, and ``"one_hot"`` elsewhere
+    :param action_metric: (discrete actions) ``"euclidean"`` between the points of the embedding, or ``"zero_one"``: all points
+        as far from each other as under one-hot
     """
 
     beta: float = 0.8
-    action_embedding: str | Sequence[Any] = field(default="one_hot", metadata=DISCRETE)
+    action_embedding: str | Sequence[Any] | None = field(default=None, metadata=DISCRETE)
+    action_metric: str = field(default="euclidean", metadata=DISCRETE)
 
     def _metric(self, team: TeamSpaces, p: int, **states: Any) -> GroundMetric:
-        return make_metric(team, beta=self.beta, p=p, action_embedding=self.action_embedding, **states)
+        embedding, metric = self.action_embedding, self.action_metric
+        return make_metric(team, beta=self.beta, p=p, action_embedding=embedding, action_metric=metric, **states)
 
 
 @dataclass(frozen=True, kw_only=True)
-class Conditional(TransportEstimator):
+class Energy(MetricEstimator):
+    """The energy distance to the team's mixture at equal states: a metric between actions, but no transport and no ``reg``."""
+
+    default_reg = None
+
+    def build(self, team: TeamSpaces, streams: Streams) -> Consensus:
+        return EnergyConsensus(self.n_support, streams.states, self._metric(team, 1))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Conditional(MetricEstimator):
     """
     The agents at the same states, a new sample for every minibatch; mass does not move between states.
 
@@ -136,7 +165,7 @@ class Conditional(TransportEstimator):
 
 
 @dataclass(frozen=True, kw_only=True)
-class VisitationEstimator(TransportEstimator):
+class VisitationEstimator(MetricEstimator):
     """
     What the estimators by measures over states and actions have; observations must be vectors.
 
@@ -248,6 +277,7 @@ ESTIMATORS: dict[str, type[Estimator]] = {
     "sampled": Sampled,
     "sliced": Sliced,
     "kl": KL,
+    "energy": Energy,
 }
 
 

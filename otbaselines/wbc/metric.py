@@ -14,7 +14,11 @@ from otbaselines import ot
 @dataclass(frozen=True)
 class GroundMetric:
     r"""
-    :math:`d((s,a),(s',a')) = |s-s'| + \beta |a-a'|`, raised to the power ``p`` (Baheri 2025, Sec. 3).
+    The ground cost :math:`|s-s'|^p + (\beta |a-a'|)^p` between pairs of state and action.
+
+    With ``p=1`` it is the metric of Baheri (2025, Sec. 3), and with ``p=2`` a squared Euclidean distance. Both are of
+    negative type, so that Sinkhorn divergences are not negative; the square of the paper's metric is not. Both are sums over
+    states and actions.
 
     :param beta: weight of actions against states
     :param p: exponent, 1 or 2
@@ -48,8 +52,7 @@ class GroundMetric:
         if self.placement is None:
             return probs
         assert self.codebook is not None
-        table = th.nn.functional.one_hot(self.placement, len(self.codebook)).to(probs.dtype)
-        return th.einsum("bna,nam->bnm", probs, table)
+        return th.einsum("bna,nam->bnm", probs, one_hot_of(self.placement, len(self.codebook)).to(probs.dtype))
 
     def state_points(self, observations: th.Tensor, spread: th.Tensor) -> th.Tensor:
         """
@@ -89,12 +92,14 @@ class TeamSpaces:
     :param observation_space: likewise
     :param n_agents: agents in the team
     :param device: where consensus is computed
+    :param members: numbers of those whose consensus is meant; everybody when ``None``
     """
 
     action_space: spaces.Space[Any]
     observation_space: spaces.Space[Any]
     n_agents: int
     device: th.device
+    members: tuple[int, ...] | None = None
 
     @property
     def discrete(self) -> bool:
@@ -107,18 +112,21 @@ def make_metric(
     *,
     beta: float,
     p: int,
-    action_embedding: Any = "one_hot",
+    action_embedding: Any = None,
+    action_metric: str = "euclidean",
     metric_coordinates: Sequence[int] | None = None,
     scale_observations: bool = True,
 ) -> GroundMetric:
-    """
+    r"""
     The ground metric on a team's spaces.
 
     :param team: the team's spaces
     :param beta: weight of actions against states
     :param p: exponent, 1 or 2
-    :param action_embedding: of discrete actions: ``"one_hot"``; or one row per action, such as the displacement that it
-        causes; or such a table for each agent, shape ``(n_agents, n_actions, k)``
+    :param action_embedding: of discrete actions: ``"one_hot"``, which ``None`` stands for; or one row per action, such as the
+        displacement that it causes; or such a table for each agent, shape ``(n_agents, n_actions, k)``
+    :param action_metric: ``"euclidean"`` between the points of the embedding; or ``"zero_one"``, which knows only whether two
+        actions have the same point, and puts any two others at the distance of one-hot, :math:`\sqrt 2`
     :param metric_coordinates: entries of the flattened observation that count; all when ``None``
     :param scale_observations: divide each coordinate by its standard deviation over the rollout
     :return: the metric
@@ -127,7 +135,10 @@ def make_metric(
     """
     codebook, placement = None, None
     if isinstance(team.action_space, spaces.Discrete):
-        codebook, placement = _codebook(action_embedding, team.n_agents, int(team.action_space.n), team.device)
+        merged = action_metric == "zero_one"
+        codebook, placement = _codebook(action_embedding, team, int(team.action_space.n), merged=merged)
+        if merged:
+            codebook = ot.one_hot_embedding(len(codebook), device=team.device)
     coordinates = None if metric_coordinates is None else _coordinates(metric_coordinates, team.observation_space)
     return GroundMetric(float(beta), float(p), codebook, placement, coordinates, scale_observations)
 
@@ -142,8 +153,34 @@ def _coordinates(value: Sequence[int], observation_space: spaces.Space[Any]) -> 
     return tuple(array.tolist())
 
 
-def _codebook(value: Any, n_agents: int, n_actions: int, device: th.device) -> tuple[th.Tensor, th.Tensor | None]:
-    """Points and, where agents differ, which point each agent's action is."""
+def labels(team: TeamSpaces, action_embedding: Any) -> th.Tensor | None:
+    """
+    Which label each agent's action has, for divergences that know no distance.
+
+    :param team: the team's spaces
+    :param action_embedding: as for :func:`make_metric`; actions at the same point have the same label
+    :return: shape ``(n_agents, n_actions)``; ``None`` where labels are the numbers of the actions
+    :raises TypeError: if it is no table of numbers
+    :raises ValueError: if it does not fit the spaces
+    """
+    assert isinstance(team.action_space, spaces.Discrete)
+    return _codebook(action_embedding, team, int(team.action_space.n), merged=True)[1]
+
+
+def one_hot_of(placement: th.Tensor, n_points: int | None = None) -> th.Tensor:
+    """
+    :param placement: which point each agent's action is, shape ``(n_agents, n_actions)``
+    :param n_points: how many points there are; as many as are named when omitted
+    :return: one where an action is at a point, shape ``(n_agents, n_actions, n_points)``
+    """
+    return th.nn.functional.one_hot(placement, int(placement.max()) + 1 if n_points is None else n_points)
+
+
+def _codebook(value: Any, team: TeamSpaces, n_actions: int, *, merged: bool) -> tuple[th.Tensor, th.Tensor | None]:
+    """Points and, where agents differ or points are to be merged that coincide, which point each agent's action is."""
+    n_agents, device = team.n_agents, team.device
+    if value is None:
+        value = "one_hot"
     if isinstance(value, str):
         if value != "one_hot":
             raise ValueError(f"`action_embedding` must be 'one_hot', 'environment' or a table, got {value!r}")
@@ -155,15 +192,19 @@ def _codebook(value: Any, n_agents: int, n_actions: int, device: th.device) -> t
     if not np.isfinite(table).all():
         raise ValueError("`action_embedding` holds NaN or infinite entries; every action needs a point")
     if table.ndim == 2 and len(table) == n_actions and table.shape[1]:
-        return th.as_tensor(table, device=device), None
+        if not merged:
+            return th.as_tensor(table, device=device), None
+        table = np.broadcast_to(table, (n_agents, *table.shape))
     if table.ndim != 3 or table.shape[:2] != (n_agents, n_actions) or not table.shape[2]:
         raise ValueError(
             f"`action_embedding` must have one row for each of the {n_actions} actions, or such a table for each of the "
-            f"{n_agents} agents, got shape {table.shape}"
+            f"{n_agents} agents, got shape {table.shape}; 'one_hot' fits always"
         )
+    if team.members is not None:
+        table = table[list(team.members)]
     # Actions of different agents that do the same thing share a point, up to rounding.
     points, place = np.unique(table.reshape(-1, table.shape[-1]).round(5) + 0.0, axis=0, return_inverse=True)
-    placement = th.as_tensor(place.reshape(n_agents, n_actions), device=device)
+    placement = th.as_tensor(place.reshape(table.shape[:2]), device=device)
     return th.as_tensor(points, device=device), placement
 
 

@@ -9,10 +9,8 @@ import torch as th
 from stable_baselines3.common.type_aliases import PyTorchObs
 
 from otbaselines import ot
-from otbaselines.common.multi_agent.buffers import AgentRolloutBuffer
 from otbaselines.common.multi_agent.distributions import DiagonalGaussian, MaskedCategorical, TeamDistribution
-from otbaselines.common.multi_agent.policies import MultiAgentActorCriticPolicy
-from otbaselines.wbc.consensus import Consensus, ConsensusReport, draw_states, rows_of
+from otbaselines.wbc.consensus import Consensus, ConsensusReport, Policies, Rollout, draw_states, rows_of
 from otbaselines.wbc.metric import GroundMetric
 
 # Stopping error of the barycenter and of the self terms: far below the sampling error of the support.
@@ -41,7 +39,7 @@ class VisitationConsensus(Consensus):
     def states(self, chunk: int) -> PyTorchObs:
         return self._states
 
-    def _draw(self, buffer: AgentRolloutBuffer) -> None:
+    def _draw(self, buffer: Rollout) -> None:
         """Draw the same number of states from each agent's experience, agent after agent."""
         each = max(2, self.n_support // buffer.n_agents)
         drawn = [draw_states(buffer, each, self.generator, agent=agent)[1] for agent in range(buffer.n_agents)]
@@ -55,7 +53,7 @@ class VisitationConsensus(Consensus):
 
     def _cost_between_states(self) -> th.Tensor:
         # Computed once per rollout: float64 costs little and keeps small regularisation stable.
-        return ot.pairwise(self._points.double())
+        return ot.pairwise(self._points.double(), p=self.metric.p)
 
     def _membership(self, n_agents: int) -> th.Tensor:
         """Weight of every state in every agent's measure, shape ``(n_agents, n_states)``, rows summing to one."""
@@ -96,12 +94,8 @@ class ExpectedConsensus(VisitationConsensus):
     """
 
     def _cost(self) -> ot.Cost:
-        action_cost = self.metric.beta * ot.pairwise(self._embedding())
-        if self.metric.p == 1.0:
-            # The sum of two metrics is a lattice: its Gibbs kernel is applied factor by factor.
-            return ot.LatticeCost([self._state_cost, action_cost])
-        total: th.Tensor = self._state_cost[:, None, :, None] + action_cost[None, :, None, :]
-        return total.flatten(2, 3).flatten(0, 1) ** self.metric.p
+        # A sum over states and actions is a lattice: its Gibbs kernel is applied factor by factor.
+        return ot.LatticeCost([self._state_cost, ot.action_cost(self._embedding(), beta=self.metric.beta, p=self.metric.p)])
 
     def _embedding(self) -> th.Tensor:
         assert self.metric.codebook is not None
@@ -114,8 +108,8 @@ class ExpectedConsensus(VisitationConsensus):
 
     def prepare(
         self,
-        policy: MultiAgentActorCriticPolicy,
-        buffer: AgentRolloutBuffer,
+        policy: Policies,
+        buffer: Rollout,
         *,
         n_chunks: int,
         reg: float | None,
@@ -136,7 +130,7 @@ class ReparametrisedConsensus(VisitationConsensus):
     r"""
     Continuous actions :math:`a = m_i(s) + \sigma_i \xi` with the noise :math:`\xi` fixed for the update.
 
-    The points of agent i move with its parameters while the plans stay: :math:`\sum_{xy} P_{xy} d(x_\theta, y)^p`.
+    The points of agent i move with its parameters while the plans stay: :math:`\sum_{xy} P_{xy} C(x_\theta, y)`.
     """
 
     def _actions(self, policies: TeamDistribution) -> th.Tensor:
@@ -146,8 +140,8 @@ class ReparametrisedConsensus(VisitationConsensus):
 
     def prepare(
         self,
-        policy: MultiAgentActorCriticPolicy,
-        buffer: AgentRolloutBuffer,
+        policy: Policies,
+        buffer: Rollout,
         *,
         n_chunks: int,
         reg: float | None,
@@ -175,9 +169,11 @@ class ReparametrisedConsensus(VisitationConsensus):
 
     def _point_cost(self, states: th.Tensor, actions: th.Tensor) -> th.Tensor:
         """Cost between codebook points (columns) and the given points (rows)."""
-        squared = (actions.unsqueeze(1) - self._point_actions.unsqueeze(0)).square().sum(-1)
-        distance: th.Tensor = self._state_cost[states][:, self._point_state] + (squared + DISTANCE_FLOOR).sqrt()
-        return distance**self.metric.p
+        return self._state_cost[states][:, self._point_state] + self._action_cost(actions, self._point_actions)
+
+    def _action_cost(self, actions: th.Tensor, others: th.Tensor) -> th.Tensor:
+        squared = (actions.unsqueeze(1) - others.unsqueeze(0)).square().sum(-1)
+        return squared if self.metric.p == 2.0 else (squared + DISTANCE_FLOOR).sqrt()
 
     def _keep_plans(self, measures: th.Tensor, cost: th.Tensor, reg: float) -> None:
         """Plans from the barycenter to each agent's points, and of each measure with itself."""
@@ -196,9 +192,8 @@ class ReparametrisedConsensus(VisitationConsensus):
             moved = actions[agent, states]
             value = (self._plans[agent] * self._point_cost(states, moved)).sum()
             if self.debiased:
-                squared = (moved.unsqueeze(1) - moved.unsqueeze(0)).square().sum(-1)
-                distance = self._state_cost[states][:, states] + (squared + DISTANCE_FLOOR).sqrt()
-                value = value - 0.5 * (self._self_plans[agent] * distance**self.metric.p).sum()
+                own = self._state_cost[states][:, states] + self._action_cost(moved, moved)
+                value = value - 0.5 * (self._self_plans[agent] * own).sum()
             losses.append(value)
         return th.stack(losses).float()
 
@@ -231,8 +226,8 @@ class SampledConsensus(VisitationConsensus):
 
     def prepare(
         self,
-        policy: MultiAgentActorCriticPolicy,
-        buffer: AgentRolloutBuffer,
+        policy: Policies,
+        buffer: Rollout,
         *,
         n_chunks: int,
         reg: float | None,
@@ -259,7 +254,7 @@ class SampledConsensus(VisitationConsensus):
         membership = self._membership(n_agents)
         agent_of, state_of = (membership > 0).nonzero().unbind(1)
         points = self.metric.action_points(actions[state_of, agent_of], agent_of).double()
-        cost = (self._state_cost[state_of][:, state_of] + ot.pairwise(points)) ** self.metric.p
+        cost = self._state_cost[state_of][:, state_of] + ot.pairwise(points, p=self.metric.p)
         measures = cost.new_zeros(n_agents, len(agent_of))
         measures[agent_of, th.arange(len(agent_of), device=cost.device)] = membership[agent_of, state_of]
         report = self._solve(measures, cost, reg, weights)
@@ -300,9 +295,11 @@ class SlicedConsensus(SampledConsensus):
     r"""
     Sampled pairs and sliced transport, for supports too large for a cost matrix (the paper's own suggestion).
 
-    Along every random direction the barycenter is the average of the agents' quantile functions. A sample's coefficient is,
-    averaged over the directions, its potential there (``gradient="potential"``), or its distance to its own quantile to the
-    power ``p`` (``"plan"``). There is no entropic bias to remove.
+    Pairs are points at Euclidean distances :math:`\sqrt{|s-s'|^2 + \beta^2 |a-a'|^2}`, whose square is the ground cost for
+    ``p=2``. Along every random direction the quantiles of the barycenter are the averages of the agents' quantiles for
+    ``p=2``, and their medians for ``p=1``. A sample's coefficient is, averaged over the directions, its potential there
+    (``gradient="potential"``), or its distance to its own quantile to the power ``p`` (``"plan"``). There is no entropic bias
+    to remove.
 
     :param gradient: ``"plan"`` or ``"potential"``
     :param n_projections: random directions per rollout
@@ -337,7 +334,10 @@ class SlicedConsensus(SampledConsensus):
         directions = ot.random_directions(points.shape[-1], self.n_projections, generator=self._directions).to(points)
         # Shape (n_agents, n_projections, m), sorted along the lines.
         ordered, rank = (points @ directions).transpose(1, 2).sort(-1)
-        quantiles = (weights.to(ordered.dtype).view(-1, 1, 1) * ordered).sum(0).expand_as(ordered)
+        if self.metric.p == 1.0:
+            quantiles = weighted_median(ordered, weights.to(ordered.dtype)).expand_as(ordered)
+        else:
+            quantiles = (weights.to(ordered.dtype).view(-1, 1, 1) * ordered).sum(0).expand_as(ordered)
         gaps = (ordered - quantiles).abs() ** self.metric.p
         values = ot.line_potentials(ordered, quantiles, p=self.metric.p) if self.gradient == "potential" else gaps
         coefficients = th.zeros_like(values).scatter_(2, rank, values).mean(1)
@@ -347,3 +347,19 @@ class SlicedConsensus(SampledConsensus):
         self._sample_weights = (samples - baseline) * membership
         distances = ot.sliced_pairwise(points, n_projections=self.n_projections, p=self.metric.p, generator=self._directions)
         return ConsensusReport(gaps.mean((1, 2)), (distances**self.metric.p).amax())
+
+
+def weighted_median(values: th.Tensor, weights: th.Tensor) -> th.Tensor:
+    r"""
+    The minimiser of :math:`\sum_i w_i |x_i - m|`, the middle of all minimisers where there are several.
+
+    :param values: shape ``(n, ...)``
+    :param weights: non-negative, shape ``(n,)``, summing to one
+    :return: shape ``(...)``
+    """
+    ordered, index = values.sort(0)
+    below = weights[index].cumsum(0)
+    # The first values at which half of the weight is reached, and at which it is exceeded; rounding must not tell them apart.
+    slack = 1e-5
+    first, last = ((below < 0.5 + sign * slack).sum(0, keepdim=True).clamp_max(len(values) - 1) for sign in (-1, 1))
+    return 0.5 * (ordered.gather(0, first) + ordered.gather(0, last)).squeeze(0)

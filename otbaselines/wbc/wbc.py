@@ -1,7 +1,8 @@
 """Wasserstein-barycenter consensus for cooperative teams."""
 
 import warnings
-from collections.abc import Mapping
+from collections.abc import Sequence
+from dataclasses import fields, replace
 from typing import Any, ClassVar
 
 import numpy as np
@@ -22,6 +23,7 @@ from otbaselines.common.settings import Setting, arguments_of, check_settings, s
 from otbaselines.common.vec_env.layout import action_vectors
 from otbaselines.wbc.consensus import ConsensusReport
 from otbaselines.wbc.estimators import ESTIMATORS, Streams, make_estimator
+from otbaselines.wbc.groups import GroupedConsensus, check_groups, groups_of
 from otbaselines.wbc.metric import TeamSpaces, normalised_table
 from otbaselines.wbc.stopwatch import Stopwatch
 
@@ -44,8 +46,11 @@ class WBC(MultiAgentPPO):
         steeply (20 times from 0.6 to 0.2 under the default metric), so ``consensus_coef`` must fall with it, and every
         minibatch takes more scaling steps
     :param estimator: what is compared: ``"conditional"``, ``"pooled"``, ``"own"``, ``"sampled"`` (as printed in the paper),
-        ``"sliced"``, or ``"kl"`` for a Kullback-Leibler pull to the team's mixture (the baseline)
+        ``"sliced"``; or ``"kl"`` and ``"energy"`` for pulls to the team's mixture without transport (the baselines)
     :param estimator_kwargs: options of that estimator, see :mod:`otbaselines.wbc.estimators`
+    :param consensus_groups: who agrees with whom, lists of agents' names: each group has a barycenter of its own, and agents
+        who are alone, or in no list, are not pulled. When omitted, agents with equal observation and action spaces form a
+        group
     :raises ValueError: if a setting is out of range or does not go with another or with the spaces
     :raises TypeError: if an option does not apply to the estimator
     """
@@ -61,6 +66,9 @@ class WBC(MultiAgentPPO):
         ),
         "estimator": Setting("text", choices=tuple(ESTIMATORS)),
         "estimator_kwargs": Setting((dict,), optional=True, what="a dict of options"),
+        "consensus_groups": Setting(
+            (list, tuple), optional=True, what="a list of lists of agents' names", together=check_groups
+        ),
     }
 
     def __init__(
@@ -87,6 +95,7 @@ class WBC(MultiAgentPPO):
         reg: float | str | Schedule | None = None,
         estimator: str = "conditional",
         estimator_kwargs: dict[str, Any] | None = None,
+        consensus_groups: Sequence[Sequence[str]] | None = None,
         stats_window_size: int = 100,
         tensorboard_log: str | None = None,
         policy_kwargs: dict[str, Any] | None = None,
@@ -99,18 +108,27 @@ class WBC(MultiAgentPPO):
         self.reg = reg
         self.estimator = estimator
         self.estimator_kwargs = estimator_kwargs
+        self.consensus_groups = consensus_groups
         # Before an environment is made; with its spaces the options are checked once more.
         check_settings(settings_of(WBC), vars(self))
         make_estimator(estimator, estimator_kwargs)
         super().__init__(**arguments_of(super().__init__, locals()))
 
     # ------------------------------------------------------------------ set-up
-    def _warn_about_different_spaces(self) -> None:
-        spaces_of = (self.layout.agent_observation_spaces, self.layout.agent_action_spaces)
-        if any(space != next(iter(team.values())) for team in spaces_of for space in team.values()):
+    def _warn_about_groups(self, groups: list[tuple[int, ...]]) -> None:
+        names = self.layout.possible_agents
+        if self.consensus_groups is None and not groups and len(names) > 1:
             warnings.warn(
-                "the agents have different observation or action spaces, and WBC compares what they would do entry by entry "
-                "of the padded ones; lower `consensus_coef`, or give an `action_embedding` for each agent",
+                "no two agents have equal spaces, so that nobody is pulled and WBC is IPPO; `consensus_groups` names agents "
+                "who are to agree all the same",
+                UserWarning,
+                stacklevel=4,
+            )
+        spaces_of = (self.layout.agent_observation_spaces, self.layout.agent_action_spaces)
+        if any(team[names[i]] != team[names[group[0]]] for team in spaces_of for group in groups for i in group):
+            warnings.warn(
+                "agents of a group have different observation or action spaces, and WBC compares what they would do entry by "
+                "entry of the padded ones; leave `consensus_groups` out, or give an `action_embedding` for each agent",
                 UserWarning,
                 stacklevel=4,
             )
@@ -121,16 +139,22 @@ class WBC(MultiAgentPPO):
                 f"WBC compares policies over Discrete or Box actions, but the action space is {self.action_space}; "
                 "flatten it with a wrapper, or use IPPO"
             )
-        team = TeamSpaces(self.action_space, self.observation_space, self.layout.n_agents, self.device)
-        self._ask_for_embedding()
+        n_agents = self.layout.n_agents
+        team = TeamSpaces(self.action_space, self.observation_space, n_agents, self.device)
+        self._settle_embedding()
         self.options = make_estimator(self.estimator, self.estimator_kwargs, discrete=team.discrete)
-        self._warn_about_different_spaces()
+        groups = groups_of(self.layout, self.consensus_groups)
+        self._warn_about_groups(groups)
         super()._setup_model()
         self.consensus_coef = parse_schedule(self.consensus_coef)
         self.reg = self._reg_schedule()
         self._streams = Streams(th.Generator(device=self.device), th.Generator())
         self._seed_streams(self.seed)
-        self._consensus = self.options.build(team, self._streams)
+        if not groups:
+            # Nobody is compared, but the options must fit the spaces all the same.
+            self.options.build(team, self._streams)
+        parts = [self.options.build(replace(team, members=group), self._streams) for group in groups]
+        self._consensus = GroupedConsensus(groups, parts, n_agents, self.device)
         self._chunk = 0
         self._watch = Stopwatch(self.device)
 
@@ -155,20 +179,23 @@ class WBC(MultiAgentPPO):
             else:
                 stream.manual_seed(child_seeds(seed, self.num_timesteps)[name])
 
-    def _ask_for_embedding(self) -> None:
-        """Put the environment's own table, where it is asked for, in its place, so that it is saved with the model."""
-        options = self.estimator_kwargs
-        if not isinstance(options, Mapping) or not isinstance(options.get("action_embedding"), str):
+    def _settle_embedding(self) -> None:
+        """Put the embedding that is asked for by a word or by silence in its place, so that it is saved with the model."""
+        given = self.estimator_kwargs
+        known = {option.name: option.default for option in fields(ESTIMATORS[self.estimator])}
+        if not isinstance(self.action_space, spaces.Discrete) or "action_embedding" not in known:
             return
-        if options["action_embedding"] != "environment" or not isinstance(self.action_space, spaces.Discrete):
+        options = {} if given is None else dict(given)
+        wanted = options.get("action_embedding", known["action_embedding"])
+        if wanted is not None and not (isinstance(wanted, str) and wanted == "environment"):
             return
         vectors = action_vectors(self.env)
-        if vectors is None:
+        if vectors is None and wanted is not None:
             raise ValueError(
                 "`action_embedding='environment'` needs an environment with an attribute `agent_action_vectors`, one row "
                 "per agent and action; pass such a table instead"
             )
-        self.estimator_kwargs = {**options, "action_embedding": normalised_table(vectors)}
+        self.estimator_kwargs = {**options, "action_embedding": "one_hot" if vectors is None else normalised_table(vectors)}
 
     # ------------------------------------------------------------------ training
     def _setup_learn(self, *args: Any, **kwargs: Any) -> tuple[int, BaseCallback]:
@@ -188,45 +215,53 @@ class WBC(MultiAgentPPO):
 
     def _before_updates(self) -> None:
         self._coef = self.schedule_value("consensus_coef")
-        if self.layout.n_agents == 1:
+        if not self._consensus.parts:
             return
         with self._watch:
             reg = None if self.reg is None else self.schedule_value("reg")
             self._chunk = 0
-            report = self._consensus.prepare(
+            reports = self._consensus.prepare(
                 self.policy, self.rollout_buffer, n_chunks=self._minibatches(), reg=reg, weights=self._barycenter_weights()
             )
-            self._record(report, reg)
+            self._record(reports, reg)
 
     def _minibatches(self) -> int:
         assert self.batch_size is not None
         return -(-self.rollout_buffer.size() // (self.batch_size // self.layout.n_agents))
 
     def _barycenter_weights(self) -> th.Tensor:
-        """Weights of the agents, shape ``(n_agents,)``."""
+        """Weights of the agents in their groups' barycenters, shape ``(n_agents,)``; zero for those who are alone."""
         buffer = self.rollout_buffer
         # Of the steps in which an agent was there.
         active = None if buffer.all_active else buffer.active.flatten(0, 1)
         rewards = agent_mean(buffer.rewards.flatten(0, 1), active, pooled=False)
-        if self.options.weights == "uniform":
-            return th.full_like(rewards, 1.0 / len(rewards))
-        return ((rewards - rewards.mean()) / (rewards.std() + 1e-8)).softmax(0)
+        weights = th.zeros_like(rewards)
+        for group in map(list, self._consensus.groups):
+            own = rewards[group]
+            if self.options.weights == "uniform":
+                weights[group] = 1.0 / len(group)
+            else:
+                weights[group] = ((own - own.mean()) / (own.std() + 1e-8)).softmax(0)
+        return weights
 
-    def _record(self, report: ConsensusReport, reg: float | None) -> None:
-        parts = [report.max_divergence, report.divergences]
-        if report.solver_error is not None:
-            parts.append(report.solver_error)
+    def _record(self, reports: list[ConsensusReport], reg: float | None) -> None:
+        errors = [report.solver_error for report in reports if report.solver_error is not None]
+        parts = [th.stack([report.max_divergence for report in reports]), *(report.divergences for report in reports), *errors]
         numbers = th.cat([part.flatten().float() for part in parts]).tolist()
         if not np.isfinite(numbers).all():
             raise ValueError(
                 f"the agents' divergences became NaN or infinite after {self.num_timesteps} agent-steps, with `reg`={reg}; "
                 "the policy was left as it was. Raise `reg`, or check the observations"
             )
-        if report.solver_error is not None:
-            self._report_solver(numbers.pop(), report.tolerance)
-        self.logger.record("consensus/max_divergence", numbers[0])
+        if errors:
+            self._report_solver(max(numbers[-len(errors) :]), reports[0].tolerance)
+        largest, numbers = numbers[: len(reports)], numbers[len(reports) :]
+        self.logger.record("consensus/max_divergence", max(largest))
+        for group, number in enumerate(largest if len(reports) > 1 else ()):
+            self.logger.record(f"consensus/max_divergence_group_{group}", number)
         # The logger cuts long keys and refuses two that become equal, so agents go by number.
-        for agent, number in enumerate(numbers[1:]):
+        agents = [agent for group in self._consensus.groups for agent in group]
+        for agent, number in zip(agents, numbers, strict=False):
             self.logger.record(f"consensus/divergence_{agent}", number)
         self.logger.record("consensus/coef", self._coef)
         if reg is not None:
@@ -245,7 +280,7 @@ class WBC(MultiAgentPPO):
             )
 
     def _common_states(self) -> PyTorchObs | None:
-        if self._coef == 0.0 or self.layout.n_agents == 1:
+        if self._coef == 0.0 or not self._consensus.parts:
             return None
         return self._consensus.states(self._chunk)
 

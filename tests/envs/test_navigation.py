@@ -18,6 +18,9 @@ VARIANTS: list[dict[str, Any]] = [
     {"heterogeneous": "roles", "continuous_actions": True},
     {"n_agents": 1, "max_episode_steps": 7},
     {"n_agents": 8, "collision_threshold": 0.4, "collision_penalty": 0.25, "step_size": 0.3},
+    {"headings": 9, "turn": 45},
+    {"headings": 2, "heterogeneous": "dynamics", "turn": [0, 30, -101.5]},
+    {"turn": 30.0, "continuous_actions": True},
 ]
 STAY, RIGHT, LEFT, UP, DOWN = range(5)
 
@@ -116,6 +119,46 @@ def test_roles_turn_the_moves_by_quarters() -> None:
     np.testing.assert_allclose(env.agent_action_vectors[:, RIGHT], moved, atol=1e-7)
 
 
+@pytest.mark.parametrize("n_agents", [1, 3, 6])
+def test_a_turn_of_ninety_degrees_is_the_quarter_turn_of_roles_to_the_bit(n_agents: int) -> None:
+    turned, roles = (NavigationConfig(n_agents=n_agents, **each) for each in ({"turn": 90}, {"heterogeneous": "roles"}))
+    np.testing.assert_array_equal(turned.agent_action_vectors, roles.agent_action_vectors)
+    np.testing.assert_array_equal(turned.turns, roles.turns)
+    other = NavigationConfig(n_agents=n_agents, turn=[90.0 * i - 360.0 for i in range(n_agents)])
+    np.testing.assert_array_equal(other.agent_action_vectors, roles.agent_action_vectors)
+
+
+def test_headings_are_evenly_around_the_circle_and_staying_is_the_first() -> None:
+    config = NavigationConfig(headings=9, n_agents=1)
+    assert NavigationEnv(headings=9).action_space("agent_0").n == 9
+    # East, north-east, north, ...: neighbours are 45 degrees apart, all at a step from where the agent is.
+    c = np.sqrt(0.5)
+    circle = [[1, 0], [c, c], [0, 1], [-c, c], [-1, 0], [-c, -c], [0, -1], [c, -c]]
+    np.testing.assert_allclose(config.action_vectors, 0.1 * np.array([[0, 0], *circle]), atol=1e-12)
+    np.testing.assert_allclose(config.agent_action_vectors[0], config.action_vectors, atol=1e-12)
+
+
+def test_angles_turn_the_moves_anticlockwise() -> None:
+    start = [[0.0, 0.0], [0.5, 0.5], [-0.5, -0.5]]
+    for turn in (30, [0.0, 30.0, 60.0]):
+        env = placed(start, start, turn=turn)
+        observations = act(env, RIGHT, RIGHT, UP)[0]
+        moved = np.array([obs[:2] for obs in observations.values()]) - np.array(start)
+        # Up, turned by 60 degrees, is 150 degrees from the right.
+        angles = np.deg2rad([0.0, 30.0, 150.0])
+        np.testing.assert_allclose(moved, 0.1 * np.stack([np.cos(angles), np.sin(angles)], 1), atol=1e-6)
+    continuous = placed(start, start, turn=30, continuous_actions=True)
+    observations = act(continuous, *[np.array([1.0, 0.0])] * 3)[0]
+    angles = np.deg2rad([0.0, 30.0, 60.0])
+    moved = np.array([obs[:2] for obs in observations.values()]) - np.array(start)
+    np.testing.assert_allclose(moved, 0.1 * np.stack([np.cos(angles), np.sin(angles)], 1), atol=1e-6)
+
+
+def test_a_configuration_is_hashable_whatever_sequence_the_angles_come_in() -> None:
+    assert NavigationConfig(turn=[0, 1, 2]) == NavigationConfig(turn=np.array([0.0, 1.0, 2.0]))
+    assert hash(NavigationConfig(turn=[0, 1, 2])) == hash(NavigationConfig(turn=(0, 1, 2)))
+
+
 def test_a_lone_agent_is_never_heterogeneous_in_its_dynamics() -> None:
     config = NavigationConfig(n_agents=1, heterogeneous="both")
     np.testing.assert_allclose(config.agent_action_vectors[0], NavigationConfig().action_vectors)
@@ -135,7 +178,7 @@ def test_both_forms_agree_step_by_step(config: dict[str, Any]) -> None:
         if config.get("continuous_actions"):
             actions = th.rand(12, n, 2, generator=generator) * 2 - 1
         else:
-            actions = th.randint(0, 5, (12, n), generator=generator)
+            actions = th.randint(0, config.get("headings", 5), (12, n), generator=generator)
         step = vec_env.step_tensor(actions)
         obs = step.obs if step.final_obs is None else step.final_obs
         assert obs.is_contiguous()
@@ -224,6 +267,12 @@ def test_a_policy_map_covers_the_arena_and_fixes_the_rest() -> None:
         ({"collision_penalty": -1.0}, "`collision_penalty` must not be negative"),
         ({"heterogeneous": "speed"}, "`heterogeneous` must be a bool or one of .*, got 'speed'"),
         ({"render_mode": "human"}, "`render_mode` must be None or"),
+        ({"headings": 1}, "`headings` must be an integer .* got 1; to stay counts"),
+        ({"headings": 9, "continuous_actions": True}, "`headings` are discrete actions, got 9 with `continuous_actions`"),
+        ({"turn": float("inf")}, "`turn` must be a finite number of degrees"),
+        ({"turn": True}, "`turn` must be a finite number of degrees"),
+        ({"turn": [0.0, 1.0]}, "or one for each of the 3 agents, got"),
+        ({"turn": 45, "heterogeneous": "roles"}, "`heterogeneous='roles'` turns the moves already, got `turn`=45"),
     ],
 )
 def test_bad_arguments_are_named(make: Any, config: dict[str, Any], message: str) -> None:
@@ -242,6 +291,12 @@ def test_bad_actions_are_named() -> None:
         env.step({"agent_0": np.array([0]), "agent_1": 0, "agent_2": 0})
     with pytest.raises(ValueError, match=r"`targets` must have shape \(3, 2\), got \(2, 2\)"):
         env.set_state(positions=np.zeros((3, 2)), targets=np.zeros((2, 2)))
+
+
+@pytest.mark.parametrize("config", [{"headings": 9.0}, {"headings": "9"}, {"turn": {"agent_0": 1}}, {"turn": "a"}], ids=str)
+def test_headings_and_turns_of_the_wrong_type_are_refused(config: dict[str, Any]) -> None:
+    with pytest.raises(TypeError, match=f"`{next(iter(config))}` must be"):
+        NavigationEnv(**config)
 
 
 def test_a_team_reward_that_is_no_flag_is_refused():

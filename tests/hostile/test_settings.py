@@ -83,6 +83,7 @@ BAD = {
     "stats_window_size": [*COUNT, None],
     "tensorboard_log": [1, 1.5, True, b"x", ["a"]],
     "estimator": [1, None, "sinkhorn", ["conditional"], True],
+    "consensus_groups": [*NONSENSE[:-1], 1, 1.5, "agent_0", ["agent_0"], [[0]], True, [["nobody"]], [["agent_0", "agent_0"]]],
     "estimator_kwargs": [1, "p", ["p"], True],
     "policy_kwargs": [1, "net_arch", ["net_arch"], True],
     "verbose": [-1, 3, 2.0, "1", None, True],

@@ -245,7 +245,7 @@ FUNCTIONS: dict[str, Case] = {
     ),
     "pair_divergences": (small_pairs, {"measures": spread(2, TEAM, N), "cost": cost(), "reg": 0.3}, small_pairs_hold),
     "free_support_barycenter": (
-        lambda points, weights, *, reg, support, agent_weights, tol, max_iter: ot.free_support_barycenter(
+        lambda points, weights, *, reg, support, agent_weights, tol, max_iter, debiased: ot.free_support_barycenter(
             [points, points],
             [weights, weights],
             reg=reg,
@@ -253,6 +253,7 @@ FUNCTIONS: dict[str, Case] = {
             agent_weights=agent_weights,
             tol=tol,
             max_iter=max_iter,
+            debiased=debiased,
         ),
         {
             "points": points(5, DIM),
@@ -262,6 +263,7 @@ FUNCTIONS: dict[str, Case] = {
             "agent_weights": uniform(2),
             "tol": 1e-3,
             "max_iter": 3,
+            "debiased": True,
         },
         nothing,
     ),
@@ -346,6 +348,7 @@ FUNCTIONS: dict[str, Case] = {
             "p": 2.0,
             "scale": 1.5,
             "embedding": points(3, 2),
+            "additive": True,
         },
         is_distance,
     ),

@@ -44,6 +44,8 @@ NUMBERS: dict[tuple[str, ...], dict[str, list[str]]] = {
     },
     ("plots", "wbc-paper"): {"--seeds": ["0"], "--jobs": ["0", "-1"], "--n-timesteps": ["0"], "--eval-episodes": ["0"]},
     ("plots", "spread"): {"--seeds": ["-1"]},
+    ("plots", "wbc-transport"): {"--seeds": ["0"], "--jobs": ["0"], "--n-timesteps": ["0"]},
+    ("plots", "wbc-tuning"): {"--trials": ["0", "-3"], "--seeds": ["0"]},
     ("theory", "rate"): {"--seeds": ["1", "0"]},
     ("demo",): {"--seed": ["-1", "99999999999"], "--n-timesteps": ["0"]},
 }
@@ -140,6 +142,9 @@ LINES: list[tuple[str, str]] = [
     ("plots wbc-paper --heterogeneous much", "--heterogeneous"),
     ("plots wbc-paper --device foo", "--device"),
     ("plots spread --heterogeneous roles", "--heterogeneous"),
+    ("plots wbc-transport --settings turn31", "--settings"),
+    ("plots wbc-transport --tuned {tmp}/nothing.yml", "nothing.yml"),
+    ("plots wbc-tuning --out {tmp}/nothing", "--train"),
     ("plots learning-curve -f {tmp}/nothing", "zoo.train"),
     ("plots learning-curve -f {tmp}/logs", "zoo.train"),
     ("plots learning-curve -f {tmp}/curves --env some/Task-v0", "evaluations.npz"),

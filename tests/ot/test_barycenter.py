@@ -235,6 +235,37 @@ def test_free_support_of_little_regularisation_is_the_mean_of_matched_points() -
     assert early.error > 1e-6
 
 
+@pytest.mark.parametrize("reg", [0.5, 1.8, 2.5])
+def test_entropy_shrinks_a_free_support_by_half_the_strength_and_debiasing_undoes_it(reg: float) -> None:
+    # Midpoints of the quantiles of a normal and of the same one step away.
+    cloud = th.special.ndtri((th.arange(60, dtype=th.float64) + 0.5) / 60).unsqueeze(-1)
+    variance, start = float(cloud.var(unbiased=False)), 0.7 * cloud
+    found = {
+        debiased: ot.free_support_barycenter(
+            [cloud, cloud + 1.0], None, reg=reg, support=start, debiased=debiased, max_iter=300
+        )
+        for debiased in (False, True)
+    }
+    for result in found.values():
+        assert float(result.atoms.mean()) == pytest.approx(0.5, abs=1e-3)
+    # Above twice the variance all atoms are one point.
+    assert float(found[False].atoms.var(unbiased=False)) == pytest.approx(max(0.0, variance - 0.5 * reg), abs=1e-2)
+    assert float(found[True].atoms.var(unbiased=False)) == pytest.approx(variance, rel=1e-3)
+    th.testing.assert_close(found[True].atoms, cloud + 0.5, atol=2e-2, rtol=0)
+
+
+def test_entropy_widens_a_fixed_support_barycenter_of_normals_by_half_the_strength() -> None:
+    # The outer divergence from the uniform measure is what plain projections add.
+    grid = th.linspace(-8, 8, 200, dtype=th.float64).unsqueeze(-1)
+    measures = th.stack([(-0.5 * (grid[:, 0] - mean) ** 2).exp() for mean in (0.0, 1.0)])
+    for debiased, expected in ((False, 1.25), (True, 1.0)):
+        found = ot.barycenter(
+            measures / measures.sum(1, keepdim=True), ot.pairwise(grid, p=2), reg=0.5, debiased=debiased
+        ).weights
+        mean = float((found * grid[:, 0]).sum())
+        assert float((found * (grid[:, 0] - mean) ** 2).sum()) == pytest.approx(expected, abs=1e-3)
+
+
 def test_free_support_refuses_weights_that_do_not_sum_to_one() -> None:
     cloud = th.zeros(3, 2, dtype=th.float64)
     with pytest.raises(ValueError, match="rows of `agent_weights` must sum to one, one is off by 9"):

@@ -21,6 +21,77 @@ def test_state_action_cost_is_the_definition() -> None:
             assert float(cost[i, j]) == pytest.approx(float(distance) ** 2, rel=1e-5)
 
 
+def test_the_additive_cost_is_the_sum_of_the_powers() -> None:
+    generator = th.Generator().manual_seed(0)
+    states, others = th.rand(4, 2, generator=generator), th.rand(3, 2, generator=generator)
+    actions, other_actions = th.tensor([0, 1, 2, 1]), th.tensor([1, 1, 0])
+    moves = th.tensor([[0.0, 0.0], [0.1, 0.0], [0.0, 0.1]])
+    cost = ot.state_action_cost(states, actions, others, other_actions, beta=0.8, p=2, embedding=moves, additive=True)
+    for i in range(4):
+        for j in range(3):
+            squares = (states[i] - others[j]).square().sum() + 0.64 * (
+                moves[actions[i]] - moves[other_actions[j]]
+            ).square().sum()
+            assert float(cost[i, j]) == pytest.approx(float(squares), rel=1e-5)
+    with pytest.raises(TypeError, match="`additive` must be True or False, got 1"):
+        ot.state_action_cost(states, actions, embedding=moves, additive=1)  # type: ignore[arg-type]
+
+
+def _two_places() -> tuple[th.Tensor, th.Tensor, th.Tensor, th.Tensor]:
+    """Two states half a unit apart, and two agents who do the opposite of each other in both: pairs and measures."""
+    states, actions = th.tensor([[0.0], [0.0], [0.5], [0.5]], dtype=th.float64), th.tensor([0, 1, 0, 1])
+    return states, actions, *th.tensor([[0.5, 0.0, 0.0, 0.5], [0.0, 0.5, 0.5, 0.0]], dtype=th.float64)
+
+
+def test_the_square_of_a_sum_of_distances_makes_a_negative_divergence_and_the_sum_of_squares_does_not() -> None:
+    states, actions, first, second = _two_places()
+    options = {"beta": 0.8, "p": 2, "embedding": ot.one_hot_embedding(2, dtype=th.float64)}
+    values = {
+        additive: float(
+            ot.sinkhorn_divergence(
+                ot.state_action_cost(states, actions, additive=additive, **options), first, second, reg=2.0
+            ).value
+        )
+        for additive in (False, True)
+    }
+    assert values[False] == pytest.approx(-0.218, abs=1e-3)
+    assert values[True] > 0.05
+
+
+def test_the_sum_of_squares_is_of_negative_type_in_many_dimensions_and_the_square_of_the_sum_is_not() -> None:
+    # A cost of negative type has no negative eigenvalue in -C/2, centred (Schoenberg 1938).
+    states = th.randn(32, 8, generator=th.Generator().manual_seed(0), dtype=th.float64).repeat_interleave(5, 0)
+    actions, table = th.arange(5).repeat(32), ot.one_hot_embedding(5, dtype=th.float64)
+    centring = th.eye(160, dtype=th.float64) - 1 / 160
+    lowest = {}
+    for name, options in {"square": {"p": 2}, "sum": {"p": 2, "additive": True}, "metric": {"p": 1}}.items():
+        cost = ot.state_action_cost(states, actions, beta=0.8, embedding=table, **options)
+        lowest[name] = float(th.linalg.eigvalsh(centring @ (-0.5 * cost) @ centring)[0])
+    assert lowest["square"] == pytest.approx(-18.817, abs=1e-2)
+    assert lowest["sum"] > -1e-9
+    assert lowest["metric"] > -1e-9
+
+
+def test_under_an_additive_cost_determinism_is_not_rewarded() -> None:
+    # Two agents in places of their own, with one policy: what is left is how far the places are apart, whatever the policy.
+    states = th.randn(16, 3, generator=th.Generator().manual_seed(0), dtype=th.float64).repeat_interleave(3, 0)
+    actions, table = th.arange(3).repeat(16), ot.one_hot_embedding(3, dtype=th.float64)
+    policies = th.tensor([[1 / 3, 1 / 3, 1 / 3], [0.98, 0.01, 0.01]], dtype=th.float64)
+    own = th.zeros(2, 16, dtype=th.float64)
+    own[0, :8] = own[1, 8:] = 1 / 8
+    found = {}
+    for additive in (False, True):
+        cost = ot.state_action_cost(states, actions, beta=0.8, p=2, embedding=table, additive=additive)
+        measures = own.unsqueeze(-1) * policies.view(2, 1, 1, 3)
+        found[additive] = [
+            float(ot.sinkhorn_divergence(cost, both[0].flatten(), both[1].flatten(), reg=0.6, tol=1e-8).value)
+            for both in measures
+        ]
+    uniform, certain = found[False]
+    assert uniform > certain + 0.05
+    assert found[True][0] == pytest.approx(found[True][1], abs=1e-5)
+
+
 def test_action_cost_of_one_hot_actions_is_root_two_between_all() -> None:
     cost = ot.action_cost(ot.one_hot_embedding(3, dtype=th.float64), beta=0.5, p=1.0)
     expected = 0.5 * 2**0.5 * (1 - th.eye(3, dtype=th.float64))

@@ -248,9 +248,26 @@ def test_about_the_share_of_the_error_that_was_asked_for_is_left(reg, left):
 
 def test_more_steps_are_asked_for_where_the_kernel_is_sharper_or_blunter_up_to_the_bound():
     cost, regs = 1.0 - th.eye(N_BINS), (10.0, 1.0, 0.5, 0.3, 0.01)
-    # By hand: log 0.1 over log x^2 with x = tanh(1 / 2 reg), and over log(1 - y (1 + y) / 2) with y = 2 x / 3.
-    for debiased, expected in ((False, [1, 2, 5, 17, 50]), (True, [50, 11, 5, 17, 50])):
+    # By hand: log 0.1 over log x^2 with x = tanh(1 / 2 reg), and over log(1 - y (1 + y) / 2) with y = x^2.5.
+    for debiased, expected in ((False, [1, 2, 5, 17, 50]), (True, [50, 27, 5, 17, 50])):
         assert [ot.ScalingSolver(cost, reg=reg, debiased=debiased).steps_for(0.1, 50) for reg in regs] == expected
+
+
+def test_steps_for_blunt_kernels_leave_little_near_agreement():
+    # Five actions at the strength at which two thirds of the bound on the eigenvalue left up to 43 per cent of the error.
+    generator = th.Generator().manual_seed(0)
+    solver = ot.ScalingSolver(1.28 * (1.0 - th.eye(N_BINS, dtype=th.float64)), reg=2.0)
+    base = 1.5 * th.randn(20, 1, N_BINS, generator=generator, dtype=th.float64)
+    first, second = (
+        (base + 0.02 * th.randn(20, 3, N_BINS, generator=generator, dtype=th.float64)).softmax(-1) for _ in range(2)
+    )
+    start = solver.solve(first, 3000)
+    exact, after = (solver.solve(second, n, start.state).gradient for n in (3000, solver.steps_for(0.1, 64)))
+
+    def size(gradient):
+        return (gradient - (gradient * second).sum(-1, keepdim=True)).mul(second.sqrt()).norm(dim=(1, 2))
+
+    assert float((size(after - exact) / size(start.gradient - exact)).max()) < 0.2
 
 
 def test_the_error_shows_a_debiasing_that_has_not_settled():

@@ -1,7 +1,5 @@
 """Consensus state by state: gradients against finite differences of the divergence, reports against POT."""
 
-import math
-
 import pytest
 import torch as th
 from consensus_toys import (
@@ -21,9 +19,9 @@ from consensus_toys import (
 )
 
 from otbaselines import ot
-from otbaselines.common.multi_agent.distributions import MaskedCategorical
 from otbaselines.wbc import conditional
-from otbaselines.wbc.conditional import CategoricalConsensus, GaussianConsensus, KLConsensus
+from otbaselines.wbc.conditional import CategoricalConsensus, GaussianConsensus
+from otbaselines.wbc.divergences import EnergyConsensus, KLConsensus
 
 # The second agent lacks the last action.
 MASK = th.tensor([[True] * 4, [True, True, True, False], [True] * 4])
@@ -183,7 +181,12 @@ def test_the_gaussian_report_is_that_of_the_closed_form():
 def test_a_missing_action_dimension_is_not_part_of_the_comparison():
     # The second agent has no second dimension: what is written there must not matter to anybody.
     mask = th.tensor([[True, True], [True, False], [True, True]])
-    for kind in (lambda: GaussianConsensus(5, _generator(), metric(False)), lambda: KLConsensus(5, _generator())):
+    for kind in (
+        lambda: GaussianConsensus(5, _generator(), metric(False)),
+        lambda: KLConsensus(5, _generator()),
+        lambda: KLConsensus(5, _generator(), reverse=True),
+        lambda: EnergyConsensus(5, _generator(), metric(False)),
+    ):
         team, buffer, results = LinearTeam(False, mask=mask), rollout(False), []
         for value in (-1.0, 2.0):
             team.log_std[1, 1] = value
@@ -193,73 +196,15 @@ def test_a_missing_action_dimension_is_not_part_of_the_comparison():
         th.testing.assert_close(results[0], results[1])
 
 
-@pytest.mark.parametrize("mask", [None, MASK], ids=["all", "masked"])
-def test_the_discrete_kl_is_torchs_divergence_from_the_mixture(mask):
-    team, consensus = LinearTeam(True, mask=mask), KLConsensus(5, _generator())
-    report = prepare(consensus, team, rollout(True), n_chunks=2)
-    states = consensus.states(1)
-    fixed = team.policies_at(states).probs
-    mixture = th.distributions.Categorical(probs=(WEIGHTS[:, None] * fixed).sum(1))
-
-    def divergences(team):
-        probs = team.policies_at(states).probs
-        own = [th.distributions.Categorical(probs=probs[:, agent]) for agent in range(N_AGENTS)]
-        return th.stack([th.distributions.kl_divergence(each, mixture).mean() for each in own])
-
-    th.testing.assert_close(loss_of(consensus, team, 1), divergences(team), atol=1e-6, rtol=0)
-    assert_gradient(consensus, team, divergences, atol=1e-5, chunk=1)
-    first = team.policies_at(consensus.states(0)).probs
-    pairs = []
-    for i in range(N_AGENTS):
-        for j in range(N_AGENTS):
-            # Given that the action is one that both have.
-            shared = slice(None) if mask is None else mask[i] & mask[j]
-            p, q = (th.distributions.Categorical(probs=first[:, agent][:, shared]) for agent in (i, j))
-            pairs.append(th.distributions.kl_divergence(p, q).mean())
-    assert float(report.max_divergence) == pytest.approx(float(max(pairs)), rel=1e-6)
-
-
-def test_the_kl_of_agents_that_lack_each_others_actions_is_that_on_the_common_ones():
-    # (1/2, 1/4, 1/4) and (1/5, 1/5, 3/5 of an action that the first lacks), by hand: given the first two actions
-    # (2/3, 1/3) and (1/2, 1/2), so KL = 2/3 log 4/3 + 1/3 log 2/3; the third agent shares nothing with the first.
-    mask = th.tensor([[True, True, True, False, False], [True, True, False, True, False], [False] * 4 + [True]])
-    probs = th.tensor([[0.5, 0.25, 0.25, 0, 0], [0.2, 0.2, 0, 0.6, 0], [0, 0, 0, 0, 1.0]], dtype=th.float64)
-    pairs = conditional._pairwise_kl(MaskedCategorical(probs.clamp_min(1e-9).log().unsqueeze(0), mask))[0]
-    assert float(pairs[0, 1]) == pytest.approx(2 / 3 * math.log(4 / 3) + 1 / 3 * math.log(2 / 3), rel=1e-6)
-    assert float(pairs[1, 0]) == pytest.approx(0.5 * math.log(3 / 4) + 0.5 * math.log(3 / 2), rel=1e-6)
-    assert pairs.diagonal().tolist() == pairs[2].tolist() == pairs[:, 2].tolist() == [0.0, 0.0, 0.0]
-
-
-def test_the_gaussian_kl_is_torchs_mean_divergence_from_the_team_mates():
-    team, consensus = LinearTeam(False), KLConsensus(5, _generator())
-    report = prepare(consensus, team, rollout(False), n_chunks=2)
-
-    def normals(team, states):
-        mean, std = _moments(team, states)
-        return [th.distributions.Normal(mean[:, agent], std[:, agent]) for agent in range(N_AGENTS)]
-
-    states = consensus.states(1)
-    fixed = normals(team, states)
-
-    def divergences(team):
-        rows = [
-            sum(w * th.distributions.kl_divergence(p, q).sum(-1).mean() for w, q in zip(WEIGHTS, fixed, strict=True))
-            for p in normals(team, states)
-        ]
-        return th.stack(rows)
-
-    th.testing.assert_close(loss_of(consensus, team, 1), divergences(team))
-    assert_gradient(consensus, team, divergences, atol=1e-4, chunk=1)
-    first = normals(team, consensus.states(0))
-    pairs = [th.distributions.kl_divergence(p, q).sum(-1).mean() for p in first for q in first]
-    assert float(report.max_divergence) == pytest.approx(float(max(pairs)), rel=1e-9)
-
-
 KINDS = {
     "categorical": lambda: (True, CategoricalConsensus(5, _generator(), metric(True), debiased=True)),
     "gaussian": lambda: (False, GaussianConsensus(5, _generator(), metric(False))),
     "kl": lambda: (True, KLConsensus(5, _generator())),
     "kl_gaussian": lambda: (False, KLConsensus(5, _generator())),
+    "reverse_kl": lambda: (True, KLConsensus(5, _generator(), reverse=True)),
+    "reverse_kl_gaussian": lambda: (False, KLConsensus(5, _generator(), reverse=True)),
+    "energy": lambda: (True, EnergyConsensus(5, _generator(), metric(True))),
+    "energy_gaussian": lambda: (False, EnergyConsensus(5, _generator(), metric(False))),
 }
 
 

@@ -18,24 +18,32 @@ BOX = spaces.Box(-1.0, 1.0, (8,), np.float32)
 DISCRETE = TeamSpaces(spaces.Discrete(5), BOX, 3, th.device("cpu"))
 CONTINUOUS = TeamSpaces(spaces.Box(-1.0, 1.0, (2,), np.float32), BOX, 3, th.device("cpu"))
 # What each estimator takes, by hand; and what of it is for discrete actions only.
+GROUND = {"beta", "action_embedding", "action_metric"}
 STATES = {"p", "metric_coordinates", "scale_observations"}
 OPTIONS = {
-    "conditional": {"beta", "action_embedding", "p", "debiased"},
-    "pooled": {"beta", "action_embedding", "debiased"} | STATES,
-    "own": {"beta", "action_embedding", "debiased"} | STATES,
-    "sampled": {"beta", "action_embedding", "debiased", "support", "gradient"} | STATES,
-    "sliced": {"beta", "action_embedding", "support", "gradient", "n_projections"} | STATES,
-    "kl": set(),
+    "conditional": GROUND | {"p", "debiased"},
+    "pooled": GROUND | {"debiased"} | STATES,
+    "own": GROUND | {"debiased"} | STATES,
+    "sampled": GROUND | {"debiased", "support", "gradient"} | STATES,
+    "sliced": GROUND | {"support", "gradient", "n_projections"} | STATES,
+    "kl": {"action_embedding", "reverse"},
+    "energy": GROUND,
 }
 OPTIONS = {name: options | {"n_support", "weights"} for name, options in OPTIONS.items()}
-FOR_DISCRETE = {name: {"action_embedding"} for name in OPTIONS} | {"conditional": {"action_embedding", "p", "debiased"}}
+FOR_DISCRETE = {name: {"action_embedding", "action_metric"} & options for name, options in OPTIONS.items()}
+FOR_DISCRETE["conditional"] |= {"p", "debiased"}
 ALL = sorted(set().union(*OPTIONS.values()))
 # Another value than the default, and what it must do to the consensus that is built.
 CHANGED = {
     "n_support": (6, lambda built: built.n_support == 6),
     "weights": ("return", lambda built: True),
     "beta": (0.3, lambda built: getattr(built, "beta", None) == 0.3 or built.metric.beta == 0.3),
-    "action_embedding": ([[0.0], [1.0], [2.0], [3.0], [4.0]], lambda built: built.metric.codebook.shape == (5, 1)),
+    "action_embedding": (
+        [[0.0], [1.0], [2.0], [3.0], [3.0]],
+        lambda built: built.placement.max() == 3 if hasattr(built, "placement") else built.metric.codebook.shape == (5, 1),
+    ),
+    "action_metric": ("zero_one", lambda built: built.metric.placement is None and built.metric.codebook.shape == (5, 5)),
+    "reverse": (True, lambda built: built.reverse is True),
     "p": (1, lambda built: built.metric.p == 1.0),
     "debiased": (False, lambda built: built.debiased is False),
     "metric_coordinates": ([0, 3], lambda built: built.metric.coordinates == (0, 3)),
@@ -79,7 +87,7 @@ def test_every_option_is_documented_where_it_is_declared():
 
 
 def test_an_estimator_that_takes_no_strength_has_no_default():
-    assert {name for name, kind in ESTIMATORS.items() if kind.default_reg is None} == {"kl", "sliced"}
+    assert {name for name, kind in ESTIMATORS.items() if kind.default_reg is None} == {"kl", "sliced", "energy"}
 
 
 # Values that no option of that name can mean, with the kind of error.
@@ -90,6 +98,8 @@ BAD = {
     "beta": {TypeError: NOT_NUMBERS, ValueError: [0.0, -0.8, math.nan, math.inf, -math.inf]},
     "p": {TypeError: [None, "2", [2], 2.0, True, math.nan], ValueError: [0, 3, -1]},
     "debiased": {TypeError: [None, "yes", 1, 0, 1.0, [True]], ValueError: []},
+    "reverse": {TypeError: [None, "yes", 1, 0, 0.0, [True], {}], ValueError: []},
+    "action_metric": {TypeError: [None, 1, ["euclidean"]], ValueError: ["one_hot", "", "zero-one"]},
     "scale_observations": {TypeError: [None, "no", 1, 0, []], ValueError: []},
     "weights": {TypeError: [None, 1, [1, 1, 1], True], ValueError: ["best", "", "UNIFORM"]},
     "support": {TypeError: [None, 1, ["own"]], ValueError: ["conditional", "both"]},
@@ -133,7 +143,7 @@ def test_values_that_cannot_be_meant_are_refused_by_name_in_every_estimator(opti
             r"`estimator_kwargs` must be a dict of options or None, got \[\('p', 1\)\]",
         ),
         ({"estimator_kwargs": "p=1"}, TypeError, r"`estimator_kwargs` must be a dict"),
-        ({"estimator": "kl", "estimator_kwargs": {"action_embedding": "one_hot"}}, TypeError, r"`action_embedding`, which"),
+        ({"estimator": "kl", "estimator_kwargs": {"beta": 0.8}}, TypeError, r"`beta`, which"),
         ({"estimator_kwargs": {"support": "own", 3: 4}}, TypeError, r"has `support`, `3`, which .*are `n_support`, `weights`"),
     ],
 )

@@ -55,6 +55,54 @@ def mean_and_interval(values: Sequence[float] | np.ndarray, form: str = ".2f") -
     return f"{x.mean():{form}} ± {half:{form}} ({x.min():{form}} to {x.max():{form}})"
 
 
+@dataclass(frozen=True)
+class Interval:
+    """
+    :param mean: of the seeds
+    :param low: lower end of Student's 95 % interval of it; the mean where there is one seed
+    :param high: upper end
+    """
+
+    mean: float
+    low: float
+    high: float
+
+    def text(self, form: str = ".3f") -> str:
+        """The mean, and the interval in brackets."""
+        return f"{self.mean:{form}} [{self.low:{form}}, {self.high:{form}}]"
+
+
+def student_interval(values: Sequence[float] | np.ndarray) -> Interval:
+    """
+    :param values: one of each seed
+    :return: their mean with Student's 95 % interval
+    """
+    x = np.asarray(values, dtype=np.float64)
+    mean = float(x.mean())
+    if len(x) == 1:
+        return Interval(mean, mean, mean)
+    half = float(student_t.ppf(0.975, len(x) - 1) * x.std(ddof=1) / math.sqrt(len(x)))
+    return Interval(mean, mean - half, mean + half)
+
+
+def paired_verdict(first: Sequence[float] | np.ndarray, second: Sequence[float] | np.ndarray) -> tuple[Interval, str]:
+    """
+    One rule of evidence for every claim: the interval of the differences seed by seed, and on which side of zero it is.
+
+    :param first: one of each seed
+    :param second: the same seeds of what it is compared with
+    :return: the difference, first less second; and "ahead", "behind", or "not told apart" where the interval holds zero
+    :raises ValueError: if the numbers of seeds differ
+    """
+    x, y = (np.asarray(each, dtype=np.float64) for each in (first, second))
+    if x.shape != y.shape:
+        raise ValueError(f"`first` and `second` must be of the same seeds, got {len(x)} and {len(y)}")
+    found = student_interval(x - y)
+    if len(x) == 1:
+        return found, "one seed"
+    return found, "ahead" if found.low > 0 else "behind" if found.high < 0 else "not told apart"
+
+
 @contextmanager
 def one_thread() -> Iterator[None]:
     """Measure on one thread of torch, and leave the number as it was."""

@@ -128,6 +128,22 @@ class TeamDistribution(ABC):
             raise IndexError(f"`agent` must be from 0 to {self.n_agents - 1}, got {agent}")
         return self._map(lambda tensor: tensor if tensor.shape[-2] == 1 else tensor[..., agent : agent + 1, :])
 
+    def subset(self, agents: th.Tensor, rows: slice = slice(None)) -> Self:
+        """
+        Some agents' distributions at some of the rows.
+
+        :param agents: their numbers, shape ``(k,)``
+        :param rows: of the batch
+        :return: with leading shape ``(len(rows), k)``
+        """
+
+        def chosen(tensor: th.Tensor) -> th.Tensor:
+            # What does not depend on the state has no rows, and what agents share is there once.
+            tensor = tensor[rows] if tensor.dim() > 2 else tensor
+            return tensor if tensor.shape[-2] == 1 else tensor.index_select(-2, agents)
+
+        return self._map(chosen)
+
     def get_actions(self, deterministic: bool = False) -> th.Tensor:
         """
         :param deterministic: the mode instead of a sample

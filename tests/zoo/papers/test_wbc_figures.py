@@ -31,6 +31,14 @@ def test_directions_undo_the_turned_moves() -> None:
     np.testing.assert_array_equal(turned[0, 1], [0.1, 0.15, 0.3, 0.4, 0.05])
 
 
+def test_every_heading_counts_for_the_nearest_direction() -> None:
+    # Stay, east, north-east, north, ...: north-east is as near to up as to right, and counts for the first of the two.
+    vectors = NavigationConfig(n_agents=1, headings=9).agent_action_vectors
+    probabilities = np.arange(9.0).reshape(1, 1, 9) / 36.0
+    expected = np.array([0, 1 + 2 + 8, 4 + 5 + 6, 3, 7]) / 36.0
+    np.testing.assert_allclose(as_directions(probabilities, vectors)[0, 0], expected, atol=1e-12)
+
+
 @pytest.fixture(scope="module")
 def paper(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Two seeds of every method, two rollouts each."""
@@ -99,7 +107,7 @@ def test_a_stored_run_is_what_was_trained(tmp_path: Path, monkeypatch: pytest.Mo
 def test_all_methods_play_the_same_starts(paper: Path) -> None:
     folder = paper / "runs" / "homogeneous"
     random = [NavigationResult.load(path).random for path in sorted(folder.glob("*.npz"))]
-    assert len(random) == 8
+    assert len(random) == 2 * len(PAPER.methods)
     for other in random[1:]:
         np.testing.assert_array_equal(other, random[0])
 

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch as th
 
+from otbaselines import ot
 from zoo import theory
 from zoo.papers.wbc import own_support
 from zoo.papers.wbc.contraction import UnrewardedNavigation, consensus_only, disagreement, fit_geometric
@@ -87,3 +88,20 @@ def test_a_team_that_ignores_its_states_carries_no_information_about_them() -> N
 def test_a_single_seed_has_no_spread_and_is_refused() -> None:
     with pytest.raises(SystemExit):
         theory.main(["contraction", "--seeds", "1"])
+
+
+def test_with_opposed_rewards_disagreement_does_not_vanish() -> None:
+    # Two agents, one state, two actions, each paid for another one: they settle where pull and rewards balance.
+    cost = ot.action_cost(ot.one_hot_embedding(2, dtype=th.float64), beta=0.8, p=2)
+    solver, reward = ot.ScalingSolver(cost, reg=0.6), th.eye(2, dtype=th.float64)
+    logits, state, distances = 0.1 * reward, None, []
+    for step in range(240):
+        policies = logits.softmax(-1)
+        solved = solver.solve(policies.unsqueeze(0), 20, state)
+        state = solved.state
+        slope = reward - 2.0 * solved.gradient[0]
+        logits = logits + 0.5 * policies * (slope - (policies * slope).sum(-1, keepdim=True))
+        if step % 120 == 119:
+            distances.append(float(ot.sinkhorn_divergence(cost, *policies, reg=0.6).value))
+    assert distances[0] == pytest.approx(distances[1], rel=1e-2)
+    assert distances[1] > 0.05

@@ -8,7 +8,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from zoo.datasets.references import reference
-from zoo.drawing.curves import STYLE, bootstrap_band, save
+from zoo.drawing.curves import STYLE, confidence_band, save
 from zoo.drawing.tables import Table, mean_and_interval
 from zoo.papers.qdot.runs import OfflineResult
 
@@ -65,7 +65,7 @@ def draw_curves(runs: Runs, path: Path) -> None:
                 steps, color = seeds[0].timesteps / 1000, f"C{methods.index(method)}"
                 axis.plot(steps, curves.mean(0), label=method, lw=1.5, color=color)
                 if len(seeds) > 1:
-                    axis.fill_between(steps, *bootstrap_band(curves), alpha=0.15, lw=0, color=color)
+                    axis.fill_between(steps, *confidence_band(curves), alpha=0.15, lw=0, color=color)
             axis.set(xlabel="gradient steps (thousands)", ylabel="normalised return", title=data)
             axis.grid(alpha=0.25)
         handles = {label: handle for axis in axes for handle, label in zip(*axis.get_legend_handles_labels(), strict=True)}

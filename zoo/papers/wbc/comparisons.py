@@ -6,8 +6,8 @@ from pathlib import Path
 
 import numpy as np
 
-from zoo.drawing.curves import bootstrap_band, draw_learning_curves
-from zoo.drawing.tables import Table
+from zoo.drawing.curves import draw_learning_curves
+from zoo.papers.wbc.evidence import evidence_tables
 from zoo.papers.wbc.maps import NavigationResult, draw_policy_maps, draw_state_probabilities
 from zoo.runs.comparison import Comparison, Method
 
@@ -33,20 +33,12 @@ def draw_paper(runs: Runs, args: argparse.Namespace) -> str:
     title = f"Cooperative navigation, three agents, {TEAMS.get(args.heterogeneous, 'equal agents')}"
     draw_learning_curves(runs, out / f"figure3_learning_curves{suffix}.png", title=title, random=random_reward(runs))
     print(f"Figures are in {out}")
-    return summary(runs)
+    return summary(runs, args)
 
 
-def summary(runs: Runs, args: argparse.Namespace | None = None) -> str:
-    """Compare the methods in a Markdown table, mean over seeds with 95 % bootstrap intervals."""
-    kinds = ("training, whole curve", "training, last 10 rollouts", "evaluation")
-    table = Table("", ("method", "seeds", *kinds, "CPU seconds per run"))
-    for label, seeds in runs.items():
-        values = np.array([(run.rewards.mean(), run.rewards[-10:].mean(), run.evaluation.mean()) for run in seeds])
-        edges = np.stack([values.mean(0), *bootstrap_band(values)], axis=1)
-        cells = [f"{mean:.3f} [{lower:.3f}, {upper:.3f}]" for mean, lower, upper in edges]
-        table.rows.append((label, str(len(seeds)), *cells, f"{np.mean([run.cpu_seconds for run in seeds]):.0f}"))
-    table.rows.append(("random policy", "-", "-", "-", f"{random_reward(runs):.3f}", "-"))
-    return table.markdown()
+def summary(runs: Runs, args: argparse.Namespace) -> str:
+    """Compare the methods in Markdown tables: means with Student's intervals, and paired differences."""
+    return "\n\n".join(table.markdown() for table in evidence_tables(runs, n_seeds=args.seeds))
 
 
 def random_reward(runs: Runs) -> float:
@@ -61,6 +53,9 @@ PAPER = Comparison(
         "wbc": Method(label="WBC", algo="wbc"),
         "kl": Method(label="KL consensus", algo="wbc", variants=("kl",)),
         "sharing": Method(label="parameter sharing", algo="ippo", variants=("sharing",)),
+        "sharing-id": Method(label="parameter sharing with identity", algo="ippo", variants=("sharing", "identity")),
+        "kl-placed": Method(label="KL consensus on placed labels", algo="wbc", variants=("kl", "placed")),
+        "zero-one": Method(label="WBC, 0/1 metric on placed labels", algo="wbc", variants=("zero-one",)),
         "ippo": Method(label="IPPO", algo="ippo"),
     },
     result=NavigationResult,

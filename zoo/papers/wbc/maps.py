@@ -15,10 +15,10 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 from stable_baselines3.common.base_class import BaseAlgorithm
 
-from otbaselines.common.evaluation.team import evaluate_team
 from otbaselines.common.vec_env.make import make_vec_env
 from otbaselines.envs.navigation import MOVES
 from zoo.drawing.curves import STYLE, save
+from zoo.papers.wbc.walker import mean_rewards, random_policy, walker
 from zoo.runs.comparison import Array, RunResult
 from zoo.runs.job import Job
 
@@ -42,6 +42,7 @@ class NavigationResult(RunResult):
     :param state_probs: probability of each direction, shape ``(n_states, n_agents, 5)``
     :param states: descriptions of these states, shape ``(n_states,)``
     :param random: what uniformly random actions earn on the starts of the evaluation, shape ``(n_episodes,)``
+    :param walker: the same of agents who walk straight to their targets, see :mod:`zoo.papers.wbc.walker`
     """
 
     policy_maps: Array
@@ -49,19 +50,14 @@ class NavigationResult(RunResult):
     state_probs: Array
     states: Array
     random: Array
+    walker: Array
 
     @classmethod
     def measure(cls, job: Job, model: BaseAlgorithm, n_episodes: int) -> dict[str, Any]:
         """Play, and ask the agents what they would do; evaluations of all methods and seeds play the same starts."""
         env: Any = make_vec_env(job.env_id, n_copies=50, seed=0, device=model.device, env_kwargs=job.config.env_kwargs)
-        horizon, generator = env.config.max_episode_steps, np.random.default_rng(0)
-
-        def random_policy(rows: Array) -> Array:
-            return generator.integers(len(ACTIONS), size=len(rows))
-
-        played, random = (
-            evaluate_team(policy, env, n_eval_episodes=n_episodes, seed=1).episode_agent_returns.mean(1) / horizon
-            for policy in (model, random_policy)
+        played, random, greedy = (
+            mean_rewards(policy, env, n_episodes) for policy in (model, random_policy(env.config), walker(env.config))
         )
         situations = env.representative_states()
         maps = env.policy_map_observations(RESOLUTION, 0, target=MAP_TARGET)
@@ -71,6 +67,7 @@ class NavigationResult(RunResult):
         return {
             "evaluation": played,
             "random": random,
+            "walker": greedy,
             "policy_maps": directions.T.reshape(-1, RESOLUTION, RESOLUTION).astype(np.int8),
             "team_mates": maps[0, 4:].reshape(-1, 2),
             "state_probs": as_directions(team_probabilities(model, np.stack(list(situations.values()))), vectors),
@@ -98,19 +95,22 @@ def team_probabilities(model: BaseAlgorithm, observations: Array) -> Array:
 
 def as_directions(probabilities: Array, action_vectors: Array) -> Array:
     """
-    Turn probabilities of action numbers into probabilities of directions, for teams whose moves are turned.
+    Turn probabilities of action numbers into probabilities of directions, for teams whose moves are turned or have more
+    headings: each action counts for the nearest of the five, staying for staying only.
 
-    :param probabilities: shape ``(n, n_agents, 5)``
-    :param action_vectors: displacement by each action of each agent, shape ``(n_agents, 5, 2)``
-    :return: the same shape, the last axis in the order of :data:`ACTIONS`
+    :param probabilities: shape ``(n, n_agents, n_actions)``
+    :param action_vectors: displacement by each action of each agent, shape ``(n_agents, n_actions, 2)``
+    :return: shape ``(n, n_agents, 5)``, the last axis in the order of :data:`ACTIONS`
     """
     lengths = np.linalg.norm(action_vectors, axis=-1, keepdims=True)
     headings = action_vectors / np.where(lengths > 0, lengths, 1.0)
     # direction[agent, action] is the entry of MOVES in which that action takes that agent.
-    direction = np.linalg.norm(headings[:, :, None] - MOVES, axis=-1).argmin(-1)
-    turned = np.empty_like(probabilities)
+    # No heading is nearer to staying than to a move; of two at 45 degrees, rounding must not choose.
+    direction = np.linalg.norm(headings[:, :, None] - MOVES, axis=-1).round(9).argmin(-1)
+    turned = np.zeros((*probabilities.shape[:2], len(MOVES)), probabilities.dtype)
     for agent, order in enumerate(direction):
-        turned[:, agent, order] = probabilities[:, agent]
+        for action, nearest in enumerate(order):
+            turned[:, agent, nearest] += probabilities[:, agent, action]
     return turned
 
 

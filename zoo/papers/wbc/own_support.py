@@ -17,7 +17,7 @@ import torch as th
 
 from otbaselines import WBC
 from otbaselines.common.multi_agent.distributions import MaskedCategorical
-from otbaselines.wbc.estimators import TransportEstimator
+from otbaselines.wbc.estimators import MetricEstimator
 from zoo.drawing.tables import Table
 from zoo.papers.wbc.comparisons import NAVIGATION
 from zoo.runs.job import Job
@@ -105,7 +105,7 @@ def distances(model: WBC, n_states: int = 32, n_draws: int = 20) -> tuple[float,
     agents = observations.flatten(3).permute(2, 0, 1, 3).flatten(1, 2)
     spread = agents.flatten(0, 1).std(0)
     points = agents / th.where(spread > 1e-6, spread, 1.0)
-    assert isinstance(model.options, TransportEstimator)
+    assert isinstance(model.options, MetricEstimator)
     generator = th.Generator().manual_seed(0)
     nearest, mean = [], []
     for _ in range(n_draws):

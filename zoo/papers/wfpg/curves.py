@@ -18,7 +18,7 @@ from matplotlib.figure import Figure
 from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.evaluation import evaluate_policy
 
-from zoo.drawing.curves import STYLE, bootstrap_band, save
+from zoo.drawing.curves import STYLE, confidence_band, save
 from zoo.drawing.tables import Table, mean_and_interval
 from zoo.runs.comparison import Array, Comparison, LearningCurve, Method, RunResult
 from zoo.runs.job import Job
@@ -106,7 +106,7 @@ def draw(runs: Runs, path: Path, *, title: str) -> None:
             curves = np.stack([run.curve(steps) for run in seeds])
             (line,) = axis.plot(steps / 1000, curves.mean(0), label=label, lw=1.6)
             if len(seeds) > 1:
-                axis.fill_between(steps / 1000, *bootstrap_band(curves), alpha=0.15, lw=0, color=line.get_color())
+                axis.fill_between(steps / 1000, *confidence_band(curves), alpha=0.15, lw=0, color=line.get_color())
         axis.set(xlabel="environment steps (thousands)", ylabel="return of the last ten episodes", title=title)
         figure.legend(loc="outside lower center", ncols=3, frameon=False)
         axis.grid(alpha=0.25)

@@ -1,0 +1,98 @@
+"""The study of where transport matters: every method means what its label says, and the search is the same for all."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from otbaselines import WBC
+from otbaselines.envs import NavigationConfig
+from zoo import plots
+from zoo.config.entries import read_yaml
+from zoo.papers.wbc.study import CONTESTANTS, SETTINGS, contestants, study_job
+from zoo.papers.wbc.tuning import FIRST_SEED, SPACE, draw, overrides_of
+
+SMALL = {"n_envs": 2, "batch_size": 75}
+
+
+def _build(setting: str, method: str, tmp_path: Path) -> WBC:
+    return study_job(setting, method, 0, tmp_path, name="x", overrides=SMALL).build()  # type: ignore[return-value]
+
+
+@pytest.mark.parametrize("setting", ["turn45", "headings9", "sigma0.3"])
+def test_every_method_of_a_setting_is_built_as_its_label_says(setting: str, tmp_path: Path) -> None:
+    models = {name: _build(setting, name, tmp_path) for name in contestants(setting, [*CONTESTANTS])}
+    continuous = setting.startswith("sigma")
+    assert set(CONTESTANTS) - set(models) == ({"one-hot", "zero-one"} if continuous else set())
+    for model in models.values():
+        assert model.n_steps == 25
+        if continuous:
+            assert float(model.policy.log_std.detach().exp().mean()) == pytest.approx(0.3, abs=0.01)
+    assert models["sharing"].share_parameters
+    assert models["sharing"].policy.append_agent_id
+    assert not models["ippo"].share_parameters
+    consensus = {name: model._consensus.parts[0] for name, model in models.items() if isinstance(model, WBC)}
+    assert consensus["reverse-kl"].reverse is True
+    assert consensus["kl"].reverse is False
+    if continuous:
+        return
+    n_actions = int(models["wbc"].action_space.n)
+    # To stay, and the headings of the agents: at 45 degrees the first and the third agent share theirs.
+    n_points = 9
+    assert len(consensus["wbc"].metric.codebook) == len(consensus["energy"].metric.codebook) == n_points
+    assert len(consensus["zero-one"].metric.codebook) == n_points
+    assert len(consensus["zero-one"].cost.unique().round(decimals=3).unique()) == 2
+    assert consensus["one-hot"].metric.placement is None
+    assert len(consensus["one-hot"].metric.codebook) == n_actions
+    assert int(consensus["kl"].placement.max()) + 1 == n_points
+    np.testing.assert_allclose(consensus["wbc"].metric.codebook, consensus["energy"].metric.codebook)
+
+
+def test_the_nulls_are_the_tasks_that_they_are_called() -> None:
+    jobs = {name: study_job(name, "ippo", 0, Path(), name="x", overrides={}) for name in SETTINGS}
+    assert NavigationConfig(**jobs["headings5"].config.env_kwargs) == NavigationConfig(**jobs["equal"].config.env_kwargs)
+    assert jobs["turn90"].config.env_kwargs["turn"] == 90
+
+
+def test_all_methods_get_the_same_draws_and_their_own_unit_of_the_coefficient() -> None:
+    for trial in range(40):
+        chosen, factor, annealed = draw(trial)
+        assert draw(trial) == (chosen, factor, annealed)
+        assert 1 / 30 <= factor <= 30
+        for name, method in CONTESTANTS.items():
+            found = overrides_of(name, trial)
+            coefficient = found.pop("consensus_coef", None)
+            assert found == chosen
+            assert (coefficient is None) == (method.unit is None)
+            if method.unit is not None:
+                value = float(coefficient.removeprefix("lin_")) if annealed else coefficient
+                assert value == pytest.approx(method.unit * factor, rel=1e-2)
+    seen = {name: {draw(trial)[0].get(name) for trial in range(1, 60)} for name in SPACE}
+    assert seen == {name: set(values) for name, values in SPACE.items()}
+
+
+def test_search_and_test_go_on_where_they_stopped_and_the_best_is_tested(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    few = ["--settings", "turn45", "--methods", "wbc", "kl", "ippo", "--jobs", "1", "--eval-episodes", "10", "-n", "2400"]
+    search = ["wbc-tuning", "--train", "--trials", "2", "--seeds", "1", "--out", str(tmp_path / "search"), *few]
+    plots.main(search)
+    assert "0 of 6 runs are finished" in capsys.readouterr().out
+    plots.main(search)
+    assert "6 of 6 runs are finished" in capsys.readouterr().out
+    assert (tmp_path / "search/runs/turn45" / f"wbc-trial1-seed{FIRST_SEED}.npz").is_file()
+    best = tmp_path / "search" / "tuned.yml"
+    assert read_yaml(best)["turn45"].keys() == {"wbc", "kl", "ippo"}
+    plots.main(["wbc-transport", "--train", "--seeds", "2", "--tuned", str(best), "--out", str(tmp_path / "test"), *few])
+    printed = capsys.readouterr().out
+    assert "## turn45" in printed
+    assert all(CONTESTANTS[name].label in printed for name in ("wbc", "kl", "ippo"))
+    assert "greedy walker" in printed
+    assert "not told apart" in printed or "ahead" in printed or "behind" in printed
+
+
+def test_a_file_that_lacks_a_method_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "tuned.yml").write_text("turn45: {ippo: {}}\n")
+    with pytest.raises(SystemExit):
+        plots.main(["wbc-transport", "--settings", "turn45", "--methods", "wbc", "--tuned", str(tmp_path / "tuned.yml")])
+    assert "has no values of 'wbc' for 'turn45'" in capsys.readouterr().err

@@ -1,0 +1,259 @@
+"""
+Where transport should win, with every control beside it: ``python -m zoo.plots wbc-transport --train``.
+
+Directions that team-mates do not have (turned moves), many directions, and continuous moves; the quarter turn and five
+directions are the null. Hyperparameters come from an equal search (:mod:`zoo.papers.wbc.tuning`) where there is one.
+"""
+
+import argparse
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from stable_baselines3.common.base_class import BaseAlgorithm
+
+from otbaselines.common.vec_env.make import make_vec_env
+from zoo.config.command import count, count_or_default, device, mistakes
+from zoo.config.entries import merge, read_yaml
+from zoo.drawing.tables import write_tables
+from zoo.papers.wbc.evidence import evidence_tables
+from zoo.papers.wbc.walker import mean_rewards, random_policy, walker
+from zoo.runs.comparison import Array, RunResult, finished_runs, train_jobs
+from zoo.runs.job import Job
+
+NAVIGATION = "otbaselines/Navigation-v0"
+FOLDER = "runs/wbc-transport"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Contestant:
+    r"""
+    A method of the study.
+
+    :param label: in tables
+    :param algo: whose hyperparameter file
+    :param variants: of the entry in that file
+    :param changes: merged over the entry
+    :param unit: coefficient at which the pull near agreement is about as stiff for every method: 50 over the curvature of its
+        divergence around the uniform policy over five one-hot actions (per squared Euclidean distance of probabilities);
+        ``None`` where there is no coefficient
+    :param discrete_only: whether it has no meaning for continuous actions
+    """
+
+    label: str
+    algo: str
+    variants: tuple[str, ...] = ()
+    changes: Mapping[str, Any] = field(default_factory=dict)
+    unit: float | None = None
+    discrete_only: bool = False
+
+
+def _divergence(name: str, **options: Any) -> dict[str, Any]:
+    """Changes to WBC's entry for an estimator without a strength."""
+    return {"estimator": name, "estimator_kwargs": options, "reg": None}
+
+
+# The first is what the others are compared with.
+CONTESTANTS: dict[str, Contestant] = {
+    "wbc": Contestant(label="WBC", algo="wbc", changes={"estimator_kwargs": {"action_embedding": "environment"}}, unit=36.0),
+    "kl": Contestant(
+        label="KL, placed labels", algo="wbc", changes=_divergence("kl", action_embedding="environment"), unit=20.0
+    ),
+    "reverse-kl": Contestant(
+        label="reverse KL, placed labels",
+        algo="wbc",
+        changes=_divergence("kl", action_embedding="environment", reverse=True),
+        unit=20.0,
+    ),
+    "energy": Contestant(
+        label="energy distance, same embedding",
+        algo="wbc",
+        changes=_divergence("energy", action_embedding="environment"),
+        unit=44.0,
+    ),
+    "one-hot": Contestant(
+        label="WBC, one-hot",
+        algo="wbc",
+        changes={"estimator_kwargs": {"action_embedding": "one_hot"}},
+        unit=36.0,
+        discrete_only=True,
+    ),
+    "zero-one": Contestant(
+        label="WBC, 0/1 metric on placed labels", algo="wbc", variants=("zero-one",), unit=36.0, discrete_only=True
+    ),
+    "sharing": Contestant(label="sharing with identity", algo="ippo", variants=("sharing", "identity")),
+    "ippo": Contestant(label="IPPO", algo="ippo"),
+}
+
+#: Name on the command line, and what is changed in every method's entry.
+SETTINGS: dict[str, dict[str, Any]] = {
+    "equal": {},
+    **{f"turn{angle}": {"env_kwargs": {"turn": angle}} for angle in (30, 45, 90)},
+    **{f"headings{number}": {"env_kwargs": {"headings": number}} for number in (5, 9, 17, 33, 65)},
+    # Normals that start with these deviations, in units of a step; learning shrinks them.
+    **{
+        f"sigma{sigma:g}": {"env_kwargs": {"continuous_actions": True}, "policy_kwargs": {"log_std_init": log_std}}
+        for sigma, log_std in ((1.0, 0.0), (0.3, -1.2), (0.1, -2.3))
+    },
+}
+# Discrete actions have places and options that continuous ones do not.
+DISCRETE_OPTIONS = ("action_embedding", "action_metric")
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class StudyResult(RunResult):
+    """
+    One run; its evaluation is the mean reward per agent and step of the most probable actions.
+
+    :param random: what uniformly random actions earn on the starts of the evaluation, shape ``(n_episodes,)``
+    :param walker: the same of agents who walk straight to their targets
+    """
+
+    random: Array
+    walker: Array
+
+    @classmethod
+    def measure(cls, job: Job, model: BaseAlgorithm, n_episodes: int) -> dict[str, Any]:
+        """Play the same starts whoever learned."""
+        env: Any = make_vec_env(job.env_id, n_copies=50, seed=0, device=model.device, env_kwargs=job.config.env_kwargs)
+        policies = {"evaluation": model, "random": random_policy(env.config), "walker": walker(env.config)}
+        found = {name: mean_rewards(policy, env, n_episodes) for name, policy in policies.items()}
+        env.close()
+        return found
+
+
+def is_continuous(setting: str) -> bool:
+    """:return: whether the actions of a setting are vectors"""
+    return bool(SETTINGS[setting].get("env_kwargs", {}).get("continuous_actions", False))
+
+
+def contestants(setting: str, chosen: Sequence[str]) -> list[str]:
+    """
+    :param setting: a name in :data:`SETTINGS`
+    :param chosen: names in :data:`CONTESTANTS`
+    :return: those that mean something there, in the usual order
+    """
+    continuous = is_continuous(setting)
+    return [name for name, each in CONTESTANTS.items() if name in chosen and not (continuous and each.discrete_only)]
+
+
+def study_job(
+    setting: str, method: str, seed: int, folder: Path, *, name: str, overrides: Mapping[str, Any], device: str = "cpu"
+) -> Job:
+    """
+    :param setting: a name in :data:`SETTINGS`
+    :param method: a name in :data:`CONTESTANTS`
+    :param seed: of everything random
+    :param folder: where its files go
+    :param name: of its files
+    :param overrides: hyperparameters, merged over everything
+    :param device: where environment and learner live
+    :return: the run
+    """
+    chosen = CONTESTANTS[method]
+    entry_changes = merge(merge(chosen.changes, SETTINGS[setting]), overrides)
+    job = Job.read(
+        chosen.algo,
+        NAVIGATION,
+        variants=chosen.variants,
+        overrides=entry_changes,
+        seed=seed,
+        folder=folder,
+        name=name,
+        device=device,
+    )
+    if not is_continuous(setting) or chosen.algo != "wbc":
+        return job
+    # Options for discrete actions do not apply here.
+    entry = dict(job.entry)
+    entry["estimator_kwargs"] = {k: v for k, v in (entry.get("estimator_kwargs") or {}).items() if k not in DISCRETE_OPTIONS}
+    return Job(**{**vars(job), "entry": entry})
+
+
+def tuned(path: Path | None, setting: str, method: str) -> dict[str, Any]:
+    """
+    :param path: what :mod:`zoo.papers.wbc.tuning` wrote; ``None`` for the zoo's entries
+    :param setting: a name in :data:`SETTINGS`
+    :param method: a name in :data:`CONTESTANTS`
+    :return: the method's hyperparameters
+    :raises ValueError: if the file lacks them
+    """
+    if path is None:
+        return {}
+    found = read_yaml(path).get(setting, {})
+    if not isinstance(found, Mapping) or not isinstance(found.get(method), Mapping):
+        raise ValueError(f"{str(path)!r} has no values of {method!r} for {setting!r}; run zoo.plots wbc-tuning first")
+    return dict(found[method])
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """Describe the command line."""
+    add = parser.add_argument
+    add("--train", action="store_true", help="train the runs that do not exist yet")
+    add("--settings", nargs="+", choices=[*SETTINGS], default=[*SETTINGS])
+    add("--methods", nargs="+", choices=[*CONTESTANTS], default=[*CONTESTANTS])
+    add("--seeds", type=count, default=10, help="seeds 0 .. SEEDS - 1 of every method")
+    add("--tuned", type=Path, default=None, help="hyperparameters that wbc-tuning found; the zoo's entries when omitted")
+    add("-n", "--n-timesteps", type=count_or_default, default=-1, help="agent-steps instead of the YAML entry's")
+    add("--eval-episodes", type=count, default=200, help="episodes of each evaluation")
+    add("--jobs", type=count, default=2, help="training processes, one thread each")
+    add("--device", type=device, default="cpu")
+    add("--out", default=FOLDER, help="folder for runs")
+    add("--tables", type=Path, default=None, help="write the tables to this file as well")
+    parser.set_defaults(draw=compare)
+
+
+def compare(args: argparse.Namespace, parser: argparse.ArgumentParser) -> None:
+    """Train if asked to, and tabulate every run that is finished."""
+    steps = {} if args.n_timesteps == -1 else {"n_timesteps": args.n_timesteps}
+    jobs: dict[str, list[tuple[str, Job]]] = {}
+    with mistakes(parser):
+        for setting in args.settings:
+            folder = Path(args.out) / "runs" / setting
+            jobs[setting] = [
+                (
+                    CONTESTANTS[method].label,
+                    study_job(
+                        setting,
+                        method,
+                        seed,
+                        folder,
+                        name=f"{method}-seed{seed}",
+                        overrides={**tuned(args.tuned, setting, method), **steps},
+                        device=args.device,
+                    ),
+                )
+                for seed in range(args.seeds)
+                for method in contestants(setting, args.methods)
+            ]
+            if args.train:
+                folder.mkdir(parents=True, exist_ok=True)
+    if args.train:
+        train_jobs(
+            [job for each in jobs.values() for _, job in each],
+            StudyResult,
+            n_episodes=args.eval_episodes,
+            n_processes=args.jobs,
+        )
+    with mistakes(parser):
+        runs = {setting: finished_runs(each, StudyResult, args.eval_episodes) for setting, each in jobs.items()}
+    parts = [f"`{command_line(args)}`"]
+    for setting, found in runs.items():
+        parts += [f"## {setting}", *(table.markdown() for table in evidence_tables(found, n_seeds=args.seeds))]
+    text = "\n\n".join(parts) + "\n"
+    print(text)
+    write_tables(text, args.tables)
+
+
+def command_line(args: argparse.Namespace) -> str:
+    """The command that makes the same tables, without what is usual."""
+    words = [f"python -m zoo.plots wbc-transport --train --seeds {args.seeds}"]
+    for name, usual in (("settings", SETTINGS), ("methods", CONTESTANTS)):
+        if getattr(args, name) != [*usual]:
+            words.append(f"--{name} {' '.join(getattr(args, name))}")
+    if args.tuned is not None:
+        words.append(f"--tuned {args.tuned}")
+    if args.n_timesteps != -1:
+        words.append(f"-n {args.n_timesteps}")
+    return " ".join(words)
