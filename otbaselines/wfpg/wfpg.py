@@ -367,8 +367,9 @@ class WassersteinFlowPG(ReplayLearner):
                 start=_WARM_START * policy.last_direction,
             )
             policy.last_direction.copy_(found.solution)
-            # The particles move by less than this on average; curvature that the minibatch has not seen must not fling them.
-            longest = rate * (found.solution @ gradient).clamp(min=0.0).sqrt()
+            # The particles are to move by `step_size` at most, root mean square; curvature that the minibatch has not seen must
+            # not fling them. What the direction's product with the gradient says of that holds at a solution alone.
+            longest = rate * metric.push_forward(found.solution).square().sum(-1).mean().sqrt()
             rate = rate * (self._step_size / longest.clamp(min=_SLOWEST)).clamp(max=1.0)
             th._foreach_add_([p.detach() for p in parameters], list(unflatten(rate * found.solution, parameters)))
         return found.residual
