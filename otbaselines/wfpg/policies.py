@@ -24,6 +24,7 @@ from otbaselines.common.networks.layers import StackedMLP
 from otbaselines.common.offline.policies import StackedCritic
 from otbaselines.common.saving.policy import JsonPolicyMixin
 from otbaselines.common.settings import COUNT, Setting
+from otbaselines.wfpg.checks import check_net_arch, check_observation, check_widths
 
 FORMS = ("pushforward", "gaussian")
 # As in SB3's SAC.
@@ -31,7 +32,7 @@ LOG_STD_MIN, LOG_STD_MAX = -20.0, 2.0
 # Among so many actions a pushforward policy chooses where it is asked for a deterministic one.
 N_CANDIDATES = 10
 # Below it, to the power of the number of actions, a determinant counts as that of a fold, whose logarithm would be infinite.
-# The power of three is still a normal number in single precision, and a Gaussian's narrowest stretch, exp(-20), is not touched.
+# The power of three is still a normal number in single precision; a Gaussian's narrowest stretch, exp(-20), is not touched.
 _SMALLEST_STRETCH = 1e-12
 
 
@@ -163,7 +164,7 @@ def log_abs_det(matrices: th.Tensor) -> th.Tensor:
 
 
 class _LogAbsDet(th.autograd.Function):
-    """By one factorisation for both directions. torch's own has NaN for the slope at a singular matrix, whatever follows it."""
+    """By one factorisation both ways; torch's own has NaN for the slope at a singular matrix, whatever follows it."""
 
     @staticmethod
     def forward(ctx: Any, matrices: th.Tensor) -> th.Tensor:
@@ -179,7 +180,8 @@ class _LogAbsDet(th.autograd.Function):
         factors, pivots, is_free = ctx.saved_tensors
         ones = th.eye(factors.shape[-1], dtype=factors.dtype, device=factors.device).expand_as(factors)
         inverse = th.linalg.lu_solve(factors, pivots, ones, adjoint=True)
-        return th.where(is_free[:, None, None], slopes[0][:, None, None] * inverse, 0.0)
+        found: th.Tensor = th.where(is_free[:, None, None], slopes[0][:, None, None] * inverse, 0.0)
+        return found
 
 
 class FlowCritic(nn.Module):
@@ -290,6 +292,7 @@ class FlowPolicy(JsonPolicyMixin, BasePolicy):
         optimizer_kwargs: dict[str, Any] | None = None,
     ) -> None:
         check_policy_settings(policy_form, latent_dim, bend_width, n_critics, n_candidates)
+        check_net_arch(net_arch)
         if optimizer_kwargs is None:
             optimizer_kwargs = {"fused": True} if optimizer_class is th.optim.Adam else {}
         super().__init__(
@@ -302,7 +305,7 @@ class FlowPolicy(JsonPolicyMixin, BasePolicy):
             optimizer_kwargs=optimizer_kwargs,
             squash_output=True,
         )
-        self.net_arch = [256, 256] if net_arch is None else net_arch
+        self.net_arch = [256, 256] if net_arch is None else list(net_arch) if isinstance(net_arch, tuple) else net_arch
         self.activation_fn, self.policy_form, self.bend_width = activation_fn, policy_form, bend_width
         self.action_dim = int(np.prod(action_space.shape))
         self.latent_dim = self.action_dim if latent_dim is None else latent_dim
@@ -314,7 +317,18 @@ class FlowPolicy(JsonPolicyMixin, BasePolicy):
 
     def _build(self, actor_arch: list[int], critic_arch: list[int]) -> None:
         own = {"policy_form": self.policy_form, "latent_dim": self.latent_dim, "bend_width": self.bend_width}
-        self.actor = MapActor(self.make_features_extractor(), self.action_dim, actor_arch, self.activation_fn, **own)  # type: ignore[arg-type]
+        extractor = self.make_features_extractor()
+        n_features, n, bend = extractor.features_dim, self.action_dim, self.bend_width * (self.policy_form == "pushforward")
+        critics = [n_features + n, *critic_arch, 1]
+        check_widths(
+            [
+                (1, [n_features, *actor_arch, 2 * n + bend]),
+                (1, [self.latent_dim, bend, n]),
+                (self.n_critics, critics),
+            ],
+            f"`net_arch`={str(self.net_arch)[:100]}, `bend_width`={self.bend_width}, `n_critics`={self.n_critics}",
+        )
+        self.actor = MapActor(extractor, self.action_dim, actor_arch, self.activation_fn, **own)  # type: ignore[arg-type]
         extractor = self.actor.features_extractor if self.share_features_extractor else self.make_features_extractor()
         self.critic = FlowCritic(extractor, self.action_dim, critic_arch, self.activation_fn, n_critics=self.n_critics)
         self.critic_target = copy.deepcopy(self.critic).requires_grad_(False)
@@ -404,30 +418,41 @@ class FlowPolicy(JsonPolicyMixin, BasePolicy):
         self.critic_target.train(False)
 
     # ------------------------------------------------------------ acting
-    def _predict(self, observation: PyTorchObs, deterministic: bool = False) -> th.Tensor:
-        seen, shape = self.preprocess(observation), self.action_space.shape
-        n = len(next(iter(seen.values())) if isinstance(seen, dict) else seen)
-        if deterministic:
-            actions = self._best(seen, n)
-        else:
-            noise = th.randn(n, self.latent_dim, device=self.device)
-            u = self.actor(seen, noise)
-            actions = (u + self.kick_std * th.randn_like(u)).tanh()
-        return actions.view(-1, *(shape or ()))
+    def predict(
+        self,
+        observation: Any,
+        state: tuple[np.ndarray, ...] | None = None,
+        episode_start: np.ndarray | None = None,
+        deterministic: bool = False,
+    ) -> tuple[np.ndarray, tuple[np.ndarray, ...] | None]:
+        """
+        As SB3's.
 
-    def _best(self, seen: Any, n: int) -> th.Tensor:
-        """Of the images of the same few noises, the action that the critics think best."""
-        k = self.n_candidates
-        repeated = (
-            {key: value.repeat_interleave(k, 0) for key, value in seen.items()}
-            if isinstance(seen, dict)
-            else seen.repeat_interleave(k, 0)
-        )
-        actions: th.Tensor = self.actor(repeated, self.candidate_noise.repeat(n, 1)).tanh()
+        :raises ValueError: if observations are NaN or infinite
+        """
+        check_observation(observation)
+        return super().predict(observation, state, episode_start, deterministic)
+
+    def _predict(self, observation: PyTorchObs, deterministic: bool = False) -> th.Tensor:
+        seen = self.preprocess(observation)
+        hidden = self.actor.hidden(seen)
+        if deterministic:
+            actions = self._best(seen, hidden)
+        else:
+            noise = th.randn(len(hidden), self.latent_dim, device=self.device)
+            u = self.actor.bend(hidden, noise)
+            actions = (u + self.kick_std * th.randn_like(u)).tanh()
+        return actions.view(len(hidden), *(self.action_space.shape or ()))
+
+    def _best(self, seen: Any, hidden: th.Tensor) -> th.Tensor:
+        """Of the images of the same few noises, the action that the critics think best. Each observation is read once."""
+        n, k = len(hidden), self.n_candidates
+        actions: th.Tensor = self.actor.bend(hidden.repeat_interleave(k, 0), self.candidate_noise.repeat(n, 1)).tanh()
         if k == 1:
             return actions
-        chosen = self.values(repeated, actions).amin(0).view(n, k).argmax(1)
-        return actions.view(n, k, -1)[th.arange(n, device=chosen.device), chosen]
+        features = self.critic_features(seen).repeat_interleave(k, 0)
+        chosen = self.critic.values(features, actions).amin(0).view(n, k).argmax(1)
+        return actions.view(n, k, self.action_dim)[th.arange(n, device=chosen.device), chosen]
 
     def forward(self, observation: PyTorchObs, deterministic: bool = False) -> th.Tensor:
         """

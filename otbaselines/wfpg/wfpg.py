@@ -33,8 +33,8 @@ GAMMA, INNER_STEPS, CG_STEPS, CG_DAMPING = 0.99, 2, 5, 0.1
 STEP_SIZES = {"regression": 1.0, "cg": 0.1, "first_order": 0.1}
 # How much of the running averages of speeds and of the metric a step replaces.
 _FORGETTING = 0.01
-# Temperatures beyond it leave no room for rewards in single precision.
-_HOTTEST = 1e30
+# The squares of errors that hotter entropies make are infinite in single precision.
+_HOTTEST = 1e15
 # Slopes below it are none.
 _SLOWEST = 1e-8
 # How much of the last natural direction the next one starts from.
@@ -181,7 +181,8 @@ class WassersteinFlowPG(ReplayLearner):
         ]
         for name, value, used, where in applies:
             if value is not None and not used:
-                raise TypeError(f"`{name}` applies to {where} only, got {value}; leave it out")
+                remedy = f"leave it out, or give `{name}`=None to `load`"
+                raise TypeError(f"`{name}` applies to {where} only, got {value}; {remedy}")
         if is_langevin and self._learns_temperature:
             raise TypeError(
                 f"`ent_coef` as 'auto' applies to `entropy='bonus'` only, got {self.ent_coef!r}; give a number for 'langevin'"
@@ -367,8 +368,8 @@ class WassersteinFlowPG(ReplayLearner):
                 start=_WARM_START * policy.last_direction,
             )
             policy.last_direction.copy_(found.solution)
-            # The particles are to move by `step_size` at most, root mean square; curvature that the minibatch has not seen must
-            # not fling them. What the direction's product with the gradient says of that holds at a solution alone.
+            # The particles move by `step_size` at most, root mean square: curvature that the minibatch has not seen must not
+            # fling them. What the direction's product with the gradient says of that holds at a solution alone.
             longest = rate * metric.push_forward(found.solution).square().sum(-1).mean().sqrt()
             rate = rate * (self._step_size / longest.clamp(min=_SLOWEST)).clamp(max=1.0)
             th._foreach_add_([p.detach() for p in parameters], list(unflatten(rate * found.solution, parameters)))

@@ -1,4 +1,4 @@
-"""One update of WassersteinFlowPG as its equations say: plain float64 tensors, row by row, without any of the package's code."""
+"""One update of WassersteinFlowPG as its equations say: plain float64 tensors, row by row, without the package's code."""
 
 import math
 
