@@ -11,7 +11,6 @@ from stable_baselines3.common.noise import NormalActionNoise
 from stable_baselines3.common.torch_layers import FlattenExtractor
 
 from otbaselines import WassersteinFlowPG
-from otbaselines.envs.regulators_tensor import PendulumRegulatorVecEnv
 
 BOX, ACTIONS = spaces.Box(-1.0, 1.0, (3,), np.float32), spaces.Box(-1.0, 1.0, (2,), np.float32)
 SMALL = {"net_arch": [8], "bend_width": 4}
@@ -238,8 +237,3 @@ def test_no_observations_have_no_actions_and_nan_is_named(deterministic):
     for bad in (np.nan, np.inf, 1e300):
         with pytest.raises(ValueError, match="`observation` is NaN or infinite"):
             model.predict(np.full(3, bad), deterministic=deterministic)
-
-
-def test_regulators_of_too_many_copies_are_refused():
-    with pytest.raises(ValueError, match=r"`n_copies`=1000000000.* would take"):
-        PendulumRegulatorVecEnv(n_copies=10**9)
