@@ -70,6 +70,8 @@ class WassersteinFlowPG(ReplayLearner):
     This is a formulation of our own: of the paper only an abstract and a summary were at hand. The documentation says which
     choices are ours.
 
+    :param learning_rate: of the critics' optimizer, the temperature's, and the actor's but for ``solver="cg"``, whose step is
+        ``step_size``: a number, or a function of the remaining progress (from 1 to 0)
     :param solver: how the map follows its particles. ``"regression"``: by regression onto where they go, the implicit step;
         ``"cg"``: by the natural step :math:`G^{-1} \nabla_\theta J` of the metric :math:`G = E[\partial T^\top \partial T]`,
         found by conjugate gradients; ``"first_order"``: by a step of the optimizer along :math:`\nabla_\theta J`
