@@ -72,10 +72,14 @@ class TabularModel:
         return int(self.transition.shape[-2])
 
     def absorbing(self) -> TabularModel:
-        """The same process, in which a terminal state is its own successor for ever: what its features are then counts."""
+        """
+        The same process, in which a terminal state is its own successor for ever: what its features are then counts, as their
+        mean over the actions, none of which is taken any more.
+        """
         stays = th.eye(self.n_states, dtype=self.transition.dtype).unsqueeze(-2) * self.terminal[..., None, None]
         moves = self.transition * ~self.terminal[..., None, None]
-        return replace(self, transition=moves + stays)
+        features = th.where(self.terminal[..., None, None], self.features.mean(-2, keepdim=True), self.features)
+        return replace(self, transition=moves + stays, features=features)
 
 
 def stack_models(models: Sequence[TabularModel]) -> TabularModel:

@@ -2,10 +2,12 @@ r"""
 Inverse reinforcement learning where states and actions are vectors, from sampled episodes alone, and the learned reward as an
 environment that any learner takes.
 
-The pieces are functions, which :class:`~otbaselines.fedirl.FedIRL` puts together. Paths have
-the density :math:`q(\tau) \, e^{\theta^\top \sum_t \phi}`, with :math:`q` that of the policy which was sampled
-(Boularias, Kober and Peters 2011): for dynamics that are deterministic and :math:`q` uniform this is maximum entropy, and
-otherwise an approximation that treats chance as if it could be chosen.
+The pieces are functions, which :class:`~otbaselines.fedirl.FedIRL` puts together. Paths have the density
+:math:`q(\tau) \, e^{\theta^\top \sum_t \gamma^t \phi}`, with :math:`q` that of the policy which was sampled: of all laws with
+these features the one of least relative entropy to :math:`q` (Boularias, Kober and Peters 2011). That is maximum entropy where
+dynamics are deterministic, :math:`q` uniform, episodes of one length and :math:`\gamma = 1`. Otherwise it is another
+principle: chance counts as if it could be chosen, a discount weighs rewards and not the entropy of late actions, and an
+episode that ends early is not held to have had less choice.
 """
 
 from __future__ import annotations

@@ -59,12 +59,12 @@ def soft_optimal(probe: TabularModel, theta: th.Tensor, horizon: Horizon) -> th.
     :param probe: the process of the server's world
     :param theta: parameters of the reward, shape ``(k,)``
     :param horizon: discount and length
-    :return: logarithms of the soft-optimal policy, with a horizon of its first step, shape ``(S, A)``
+    :return: logarithms of the soft-optimal policy, shape ``(S, A)``; with a horizon one for each step, ``(T, S, A)``
     """
     rewards = rewards_of(probe, theta)
     if horizon.n_steps is None:
         return soft_values(probe, rewards, discount=horizon.discount).log_policy
-    return soft_values_finite(probe, rewards, horizon=horizon.n_steps, discount=horizon.discount).log_policy[0]
+    return soft_values_finite(probe, rewards, horizon=horizon.n_steps, discount=horizon.discount).log_policy
 
 
 class ExactClients:

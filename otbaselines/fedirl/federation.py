@@ -33,6 +33,7 @@ class Federation(Learner, BaseAlgorithm):
 
     clients: Sequence[Client] | None
     discount: float
+    horizon: int | None
     ends: str | None
     l2: float
     irl_iterations: int | None
@@ -85,8 +86,10 @@ class Federation(Learner, BaseAlgorithm):
         n_clients, n_features = self._shape
         if self._is_finite:
             policy_class: Any = self.policy_class
-            self.policy = policy_class(self.observation_space, self.action_space, self.lr_schedule, **self.policy_kwargs)
-            self.policy = self.policy.to(self.device)
+            of_steps = {} if self.horizon is None else {"n_steps": self.horizon}
+            self.policy = policy_class(
+                self.observation_space, self.action_space, self.lr_schedule, **of_steps, **self.policy_kwargs
+            ).to(self.device)
             states, actions = self.observation_space, self.action_space
             # The policy has refused other spaces.
             assert isinstance(states, spaces.Discrete)

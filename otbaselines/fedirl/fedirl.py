@@ -239,7 +239,7 @@ class FedIRL(Federation):
             self._keep(theta, thetas)
             start = theta.expand(len(thetas), -1)
             self.logger.record("time/rounds", number + 1)
-            self.logger.dump(step=number + 1)
+            self.logger.dump(step=federation.n_steps)
 
     def _learn_policy(self, steps: int, callback: Any, log_interval: int | None, tb_log_name: str, reset: bool) -> None:
         """The policy of the fused reward."""

@@ -8,18 +8,23 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch as th
+from gymnasium import spaces
 from stable_baselines3 import A2C, DDPG, DQN, PPO, SAC, TD3
 from stable_baselines3.common.base_class import BaseAlgorithm
+from stable_baselines3.common.buffers import ReplayBuffer
 from stable_baselines3.common.callbacks import BaseCallback
+from stable_baselines3.common.policies import BasePolicy
 from stable_baselines3.common.running_mean_std import RunningMeanStd
 from stable_baselines3.common.vec_env import VecEnv, VecEnvWrapper, VecNormalize
 from stable_baselines3.common.vec_env.base_vec_env import VecEnvObs, VecEnvStepReturn
 
-from otbaselines.fedirl.features import FeatureFunction
+from otbaselines.fedirl.features import FeatureFunction, evaluated
 from otbaselines.fedirl.maxent import Horizon, discounted_average
 
 #: Those that a model's file can name.
 LEARNERS: dict[str, type[BaseAlgorithm]] = {"a2c": A2C, "ddpg": DDPG, "dqn": DQN, "ppo": PPO, "sac": SAC, "td3": TD3}
+#: Transitions that are paid again at once.
+_ROWS = 16_384
 #: What :class:`~otbaselines.fedirl.FedIRL` has parameters of its own for.
 _GIVEN = ("policy", "env", "gamma", "seed", "device", "verbose", "policy_kwargs", "tensorboard_log", "_init_setup_model")
 
@@ -129,26 +134,24 @@ class PayingVecEnv(VecEnvWrapper):
         for copy, (done, info) in enumerate(zip(dones, infos, strict=True)):
             self._open[copy].append(rows[copy])
             if done:
-                self._close(copy, terminated=not info.get("TimeLimit.truncated", False))
+                self._finished.append(self._average(copy, terminated=not info.get("TimeLimit.truncated", False)))
+                self._open[copy] = []
 
-    def _close(self, copy: int, *, terminated: bool) -> None:
-        self._finished.append(discounted_average(th.stack(self._open[copy]), self.horizon, terminated=terminated))
-        self._open[copy] = []
+    def _average(self, copy: int, *, terminated: bool) -> th.Tensor:
+        return discounted_average(th.stack(self._open[copy]), self.horizon, terminated=terminated)
 
     def feature_averages(self) -> th.Tensor:
         """
         :return: discounted feature averages of the episodes that ended since the last call, shape ``(m, k)``; where none
-            did, of those that are under way
+            did, of those that are under way, which count again when they have ended
         :raises RuntimeError: if there has been no step
         """
-        if not self._finished:
-            for copy in range(self.num_envs):
-                if self._open[copy]:
-                    self._close(copy, terminated=False)
-        if not self._finished:
+        averages, self._finished = self._finished, []
+        if not averages:
+            averages = [self._average(copy, terminated=False) for copy in range(self.num_envs) if self._open[copy]]
+        if not averages:
             raise RuntimeError("there has been no step to take features of; set `remembers` and step the environment")
-        averages, self._finished = th.stack(self._finished), []
-        return averages
+        return th.stack(averages)
 
 
 def normalizing(paying: PayingVecEnv, discount: float) -> VecNormalize:
@@ -158,6 +161,36 @@ def normalizing(paying: PayingVecEnv, discount: float) -> VecNormalize:
     :return: the environment that a learner finds its usual rewards in
     """
     return VecNormalize(paying, norm_obs=False, norm_reward=True, gamma=discount)
+
+
+def pay_again(learner: BaseAlgorithm, features: FeatureFunction, theta: th.Tensor) -> None:
+    """
+    Pay what a learner remembers by another reward, as if it had just been done. Learners without a memory are left alone.
+
+    :param learner: whose replay buffer holds the observations that the features are of
+    :param features: of observations and actions
+    :param theta: parameters of the reward, shape ``(k,)``
+    """
+    buffer = getattr(learner, "replay_buffer", None)
+    if not isinstance(buffer, ReplayBuffer):
+        return
+    n = buffer.size()
+    if n == 0:
+        return
+    seen, done = buffer.observations[:n], buffer.actions[:n].reshape(-1, *buffer.actions.shape[2:])
+    assert isinstance(seen, np.ndarray)
+    seen = seen.reshape(-1, *seen.shape[2:])
+    if isinstance(learner.action_space, spaces.Box):
+        # Off-policy learners remember actions as shares of their range.
+        assert isinstance(learner.policy, BasePolicy)
+        done = learner.policy.unscale_action(done)
+    else:
+        done = done.flatten()
+    paid = [
+        evaluated(features, seen[start : start + _ROWS], done[start : start + _ROWS]) @ theta
+        for start in range(0, len(seen), _ROWS)
+    ]
+    buffer.rewards[:n] = th.cat(paid).numpy().reshape(n, -1)
 
 
 def forget_returns(env: VecEnv) -> None:

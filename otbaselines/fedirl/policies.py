@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 import torch as th
 from gymnasium import spaces
 from stable_baselines3.common.policies import BasePolicy
@@ -16,33 +18,80 @@ class TabularPolicy(JsonPolicyMixin, BasePolicy):
     """
     One distribution over actions for each state; uniform until it is set.
 
+    With a number of steps there is one for each step of an episode as well. Which step it is goes through ``predict`` as the
+    memory of a recurrent policy does: what it returns as ``state`` is given back to it with the next observation, as SB3's
+    ``evaluate_policy`` does. Without, every observation is taken for an episode's first.
+
     :param observation_space: numbers of states
     :param action_space: numbers of actions
     :param lr_schedule: part of SB3's signature; nothing is learned by gradients
+    :param n_steps: of an episode, where distributions depend on the step
     """
 
     log_policy: th.Tensor
 
-    def __init__(self, observation_space: spaces.Space[Any], action_space: spaces.Space[Any], lr_schedule: Any = None) -> None:
+    def __init__(
+        self,
+        observation_space: spaces.Space[Any],
+        action_space: spaces.Space[Any],
+        lr_schedule: Any = None,
+        n_steps: int | None = None,
+    ) -> None:
         del lr_schedule
         super().__init__(observation_space, action_space)
         if not isinstance(observation_space, spaces.Discrete) or not isinstance(action_space, spaces.Discrete):
             raise ValueError(f"a tabular policy needs discrete spaces, got {observation_space} and {action_space}")
-        table = th.zeros(int(observation_space.n), int(action_space.n), dtype=th.float64)
+        self.n_steps = n_steps
+        of_steps = () if n_steps is None else (n_steps,)
+        table = th.zeros(*of_steps, int(observation_space.n), int(action_space.n), dtype=th.float64)
         self.register_buffer("log_policy", table.log_softmax(-1))
 
-    def forward(self, obs: th.Tensor, deterministic: bool = False) -> th.Tensor:
+    def _get_constructor_parameters(self) -> dict[str, Any]:
+        return {"observation_space": self.observation_space, "action_space": self.action_space, "n_steps": self.n_steps}
+
+    def forward(self, obs: th.Tensor, deterministic: bool = False, steps: th.Tensor | None = None) -> th.Tensor:
         """
         :param obs: numbers of states, shape ``(n,)``
         :param deterministic: whether to take the most probable action
+        :param steps: of their episodes, shape ``(n,)``, where distributions depend on them; 0 when omitted
         :return: actions, shape ``(n,)``
         """
-        logits = self.log_policy[obs.long().flatten()]
+        states = obs.long().flatten()
+        if self.n_steps is None:
+            logits = self.log_policy[states]
+        else:
+            steps = th.zeros_like(states) if steps is None else steps.clamp(max=self.n_steps - 1)
+            logits = self.log_policy[steps, states]
         actions: th.Tensor = logits.argmax(-1) if deterministic else th.distributions.Categorical(logits=logits).sample()
         return actions
 
     def _predict(self, observation: Any, deterministic: bool = False) -> th.Tensor:
         return self.forward(observation, deterministic)
+
+    def predict(
+        self,
+        observation: Any,
+        state: tuple[npt.NDArray[Any], ...] | None = None,
+        episode_start: npt.NDArray[Any] | None = None,
+        deterministic: bool = False,
+    ) -> tuple[npt.NDArray[Any], tuple[npt.NDArray[Any], ...] | None]:
+        """
+        :param observation: numbers of states
+        :param state: what the last call returned; None at the start of an episode
+        :param episode_start: where episodes have just begun, shape ``(n_envs,)``
+        :param deterministic: whether to take the most probable actions
+        :return: actions, and the steps that come next, shape ``(n_envs,)`` in a tuple, where distributions depend on them
+        """
+        if self.n_steps is None:
+            return super().predict(observation, state, episode_start, deterministic)
+        seen, is_batch = self.obs_to_tensor(observation)
+        assert isinstance(seen, th.Tensor)
+        steps = np.zeros(len(seen.flatten()), np.int64) if state is None else np.asarray(state[0], np.int64)
+        if episode_start is not None:
+            steps = np.where(episode_start, 0, steps)
+        with th.no_grad():
+            actions = self(seen, deterministic, th.as_tensor(steps, device=self.device)).cpu().numpy()
+        return actions if is_batch else actions[0], (steps + 1,)
 
 
 class TableReward(th.nn.Module):

@@ -16,7 +16,7 @@ from tqdm import tqdm
 from otbaselines.fedirl.clients import Client
 from otbaselines.fedirl.continuous import feature_average, fit_sampled
 from otbaselines.fedirl.features import FeatureFunction
-from otbaselines.fedirl.learners import PayingVecEnv, forget_returns, normalizing
+from otbaselines.fedirl.learners import PayingVecEnv, forget_returns, normalizing, pay_again
 from otbaselines.fedirl.maxent import Horizon
 
 #: Where a policy's features come from.
@@ -70,6 +70,8 @@ class SampledClients:
     ) -> None:
         self._horizon, self._l2, self._tol, self._n_timesteps = horizon, l2, tol, n_timesteps
         self._n_iterations, self._seeds = th.tensor(list(n_iterations)), seeds
+        #: Steps of inverse reinforcement learning in all rounds: where the log is.
+        self.n_steps = 0
         self._envs = [watched(each.env, features, horizon) for each in clients]
         self.expert = th.stack(
             [
@@ -144,7 +146,8 @@ class LearningClients(SampledClients):
             logger.record("irl/feature_gap", float(gaps.max()))
             logger.record("irl/gradient", float(steps.max()))
             logger.record("irl/iterations", iteration + 1)
-            logger.dump(step=iteration + 1)
+            self.n_steps += 1
+            logger.dump(step=self.n_steps)
             if bool(done.all()):
                 break
         return thetas
@@ -155,6 +158,7 @@ class LearningClients(SampledClients):
         paying.theta = theta.clone()
         assert learner.env is not None
         forget_returns(learner.env)
+        pay_again(learner, paying.features, paying.theta)
         learner.learn(self._n_timesteps, reset_num_timesteps=False)
         return paying.feature_averages().mean(0)
 
@@ -187,6 +191,7 @@ class RandomClients(SampledClients):
         logger.record("irl/gradient", float(found.fit.error.max()))
         logger.record("irl/iterations", float(found.fit.n_iter.double().mean()))
         logger.record("irl/effective_samples", float(found.effective_samples.min()))
+        self.n_steps += 1
         return found.fit.theta
 
     def _episodes(self, place: int) -> th.Tensor:

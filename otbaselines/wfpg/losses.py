@@ -32,6 +32,23 @@ def differential_targets(
     return rewards - average_reward + continues * next_values
 
 
+def anchor_error(rewards: th.Tensor, targets: th.Tensor) -> th.Tensor:
+    r"""
+    :math:`E[c \, h(s')] - J`, from the differential targets :math:`r - J + c \, h(s')`.
+
+    Differential values solve their equation up to a constant. Following this error, :math:`J` becomes what they are worth on
+    average where transitions arrive, which chooses the constant: relative value iteration (White 1963; Abounadi, Bertsekas and
+    Borkar 2001). In small steps, with values :math:`Q` that follow their targets at a rate :math:`\kappa`, slow copies at
+    :math:`\tau` and :math:`J` at :math:`\rho`, the constant obeys :math:`\lambda^3 + (\tau + \kappa + \rho) \lambda^2 +
+    \rho (\tau + \kappa) \lambda + \tau \kappa \rho = 0`, whose roots all have negative real parts, whatever the rates.
+
+    :param rewards: of one step, shape ``(batch,)``
+    :param targets: :func:`differential_targets`, shape ``(batch,)``
+    :return: shape ``()``
+    """
+    return (targets - rewards).mean()
+
+
 def critic_loss(values: th.Tensor, targets: th.Tensor) -> th.Tensor:
     """
     Half of the squared errors, summed over critics, as in SB3's SAC.

@@ -112,7 +112,7 @@ class ReplayLearner(Learner, OffPolicyAlgorithm):
         learning_starts: int = 100,
         batch_size: int = 256,
         tau: float = 0.005,
-        gamma: float = 0.99,
+        gamma: float | None = 0.99,
         train_freq: int | tuple[int, str] = 1,
         gradient_steps: int = 1,
         action_noise: ActionNoise | None = None,
@@ -131,6 +131,7 @@ class ReplayLearner(Learner, OffPolicyAlgorithm):
         _init_setup_model: bool = True,
     ) -> None:
         check_settings(settings_of(type(self)), {**vars(self), **locals()})
+        self._check_together(gamma, n_steps)
         if _init_setup_model:
             # A model that was trained so may be loaded anywhere.
             check_cuda_graph(cuda_graph, get_device(device))
@@ -151,6 +152,9 @@ class ReplayLearner(Learner, OffPolicyAlgorithm):
         self._scalars: list[th.Tensor] = []
         if _init_setup_model:
             self._setup_model()
+
+    def _check_together(self, gamma: float | None, n_steps: int) -> None:
+        """Refuse settings that contradict each other; each by itself is sound, and a subclass's own are attributes already."""
 
     # ------------------------------------------------------------------ set-up
     @staticmethod

@@ -21,6 +21,23 @@ _FLAT = 1e-7
 
 
 @dataclass(frozen=True)
+class FlowStep:
+    """
+    What a step of the flow says of itself; all of shape ``()``.
+
+    :param speed: root mean square of the slopes at the particles
+    :param displacement: how far the particles were to go, root mean square
+    :param entropy: of the policy's squashed actions, in nats; without meaning where there are not as many noises as actions
+    :param residual: what the natural step's equation lacks, over its right-hand side
+    """
+
+    speed: th.Tensor
+    displacement: th.Tensor
+    entropy: th.Tensor
+    residual: th.Tensor
+
+
+@dataclass(frozen=True)
 class CGResult:
     """
     Where conjugate gradients stopped.

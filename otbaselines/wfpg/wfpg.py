@@ -2,7 +2,6 @@
 
 import math
 import numbers
-from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch as th
@@ -12,11 +11,20 @@ from stable_baselines3.common.policies import BasePolicy
 from stable_baselines3.common.type_aliases import GymEnv, Schedule
 
 from otbaselines.common.networks.optimizers import clear_gradients, take_step
-from otbaselines.common.settings import Setting, arguments_of, check_settings, settings_of
-from otbaselines.wfpg.losses import critic_loss, differential_targets, discounted_targets, noise_entropy, temperature_gradient
-from otbaselines.wfpg.policies import FORMS, FlowCnnPolicy, FlowMultiInputPolicy, FlowPolicy, squash_log_det
+from otbaselines.common.settings import Setting, arguments_of
+from otbaselines.wfpg.losses import (
+    anchor_error,
+    critic_loss,
+    differential_targets,
+    discounted_targets,
+    noise_entropy,
+    temperature_gradient,
+)
+from otbaselines.wfpg.maps import FORMS, squash_log_det
+from otbaselines.wfpg.policies import FlowCnnPolicy, FlowMultiInputPolicy, FlowPolicy
 from otbaselines.wfpg.replay import ReplayBatch, ReplayLearner
 from otbaselines.wfpg.solvers import (
+    FlowStep,
     Metric,
     ascent_loss,
     flatten,
@@ -39,23 +47,6 @@ _HOTTEST = 1e15
 _SLOWEST = 1e-8
 # How much of the last natural direction the next one starts from.
 _WARM_START = 0.9
-
-
-@dataclass(frozen=True)
-class FlowStep:
-    """
-    What a step of the flow says of itself; all of shape ``()``.
-
-    :param speed: root mean square of the slopes at the particles
-    :param displacement: how far the particles were to go, root mean square
-    :param entropy: of the policy's squashed actions, in nats
-    :param residual: what the natural step's equation lacks, over its right-hand side
-    """
-
-    speed: th.Tensor
-    displacement: th.Tensor
-    entropy: th.Tensor
-    residual: th.Tensor
 
 
 class WassersteinFlowPG(ReplayLearner):
@@ -167,8 +158,6 @@ class WassersteinFlowPG(ReplayLearner):
         self.entropy = entropy
         self.ent_coef = ent_coef
         self.target_entropy = target_entropy
-        check_settings(settings_of(type(self)), {**vars(self), **locals()})
-        self._check_together(gamma, n_steps)
         super().__init__(**arguments_of(super().__init__, locals()))  # type: ignore[arg-type]
 
     def _check_together(self, gamma: float | None, n_steps: int) -> None:
@@ -227,6 +216,8 @@ class WassersteinFlowPG(ReplayLearner):
         self._wanted_entropy = -float(self.policy.action_dim) if self.target_entropy is None else float(self.target_entropy)
         self._step_size = STEP_SIZES[self.solver] if self.step_size is None else float(self.step_size)
         self._n_inner_steps = INNER_STEPS if self.n_inner_steps is None else int(self.n_inner_steps)
+        # Where values follow their targets at once, the anchor settles soonest so, and does not swing.
+        self._anchor_rate = min(1.0, 4.0 * float(self.tau))
         self._noise_entropy = noise_entropy(self.policy.action_dim)
 
     # ------------------------------------------------------------------ the algorithm
@@ -236,20 +227,30 @@ class WassersteinFlowPG(ReplayLearner):
         assert batch is not None
         ent_coef = policy.log_ent_coef.detach().exp() if self._fixed_ent_coef is None else self._fixed_ent_coef
         targets = self._targets(batch, ent_coef)
+        if self.objective == "average":
+            # Before the values are fitted: at rates of one this is relative value iteration, and nothing swings.
+            correction = self._anchor_rate * anchor_error(batch.rewards, targets)
+            policy.average_reward += correction
+            targets = targets - correction
         loss, values = self._critic_loss(batch, targets)
         clear_gradients(policy.critic_optimizer)
         loss.backward()
         take_step(policy.critic_optimizer)
-        if self.objective == "average":
-            # What the targets exceed the values by on average is what the average reward lacks.
-            policy.average_reward += self.tau * (targets - values.detach().mean(0)).mean()
         step = self._move_policy(batch, ent_coef)
         if self._learns_temperature:
             policy.log_ent_coef.grad = temperature_gradient(step.entropy, self._wanted_entropy)
             take_step(policy.ent_coef_optimizer)
         policy.update_target(self.tau)
-        told = (step.speed, step.displacement, step.entropy, ent_coef, step.residual)
-        scalars = (loss, values.mean(), policy.average_reward, *told)
+        scalars = (
+            loss,
+            values.mean(),
+            policy.average_reward,
+            step.speed,
+            step.displacement,
+            step.entropy,
+            ent_coef,
+            step.residual,
+        )
         return th.stack([scalar.detach() for scalar in scalars])
 
     @th.no_grad()
@@ -274,11 +275,12 @@ class WassersteinFlowPG(ReplayLearner):
         return critic_loss(values, targets), values
 
     def _images(self, hidden: th.Tensor, noise: th.Tensor) -> tuple[th.Tensor, th.Tensor]:
-        """The particles, and how the map stretches the noise there, on average."""
-        if not self._has_bonus:
-            return self.policy.actor.bend(hidden, noise), noise.new_zeros(())
-        u, log_det = self.policy.actor.with_log_det(hidden, noise)
-        return u, log_det.mean()
+        """The particles, and how the map stretches the noise there, on average; without a bonus on it that is only told."""
+        actor = self.policy.actor
+        if not actor.is_stretched:
+            return actor.bend(hidden, noise), noise.new_zeros(())
+        u, log_det = actor.with_log_det(hidden, noise)
+        return u, log_det.mean() if self._has_bonus else log_det.detach().mean()
 
     def _velocities(self, seen: Any, u: th.Tensor, ent_coef: th.Tensor) -> th.Tensor:
         r"""

@@ -205,3 +205,23 @@ def test_bad_trajectories_are_named():
         Trajectory(np.array([0.0, np.nan]), np.zeros(1), True)
     with pytest.raises(ValueError, match="`actions` must be an array of numbers"):
         Trajectory(np.zeros(2), np.array(["left"]), True)
+
+
+def test_what_is_left_of_features_in_an_absorbing_state_does_not_depend_on_an_action():
+    model = random_model(3, ends=(2,))
+    counted = model.absorbing()
+    for action in range(3):
+        np.testing.assert_allclose(counted.features[2, action], model.features[2].mean(0))
+    others = [0, 1, 3, 4, 5]
+    np.testing.assert_array_equal(counted.features[others], model.features[others])
+
+
+def test_an_action_that_is_better_by_little_is_the_best():
+    model = random_model(4)
+    rewards = model.rewards.clone()
+    values, _ = optimal_values(model, rewards, discount=0.0)
+    best = rewards.argmax(-1)
+    worse = rewards.scatter(-1, ((best + 1) % 3).unsqueeze(-1), (values - 1e-6).unsqueeze(-1))
+    _, policy = optimal_values(model, worse, discount=0.0)
+    np.testing.assert_array_equal(policy.argmax(-1), best)
+    np.testing.assert_array_equal(policy.amax(-1), 1.0)

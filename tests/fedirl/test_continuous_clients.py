@@ -47,6 +47,26 @@ def test_all_paths_as_samples_give_the_exact_maximum_entropy_solution():
     assert 1 < float(sampled.effective_samples) < 32
 
 
+def test_samples_are_not_maximum_entropy_where_episodes_may_end_early():
+    # At each of four steps one may stay, of feature one, or leave for good. Staying twice is demonstrated.
+    stay = TabularModel(
+        th.tensor([[[1.0, 0.0], [0.0, 1.0]], [[0.0, 0.0], [0.0, 0.0]]]).double(),
+        th.zeros(2, 2).double(),
+        th.tensor([[[1.0], [0.0]], [[0.0], [0.0]]]).double(),
+        th.tensor([1.0, 0.0]).double(),
+        th.tensor([False, True]),
+    )
+    expert = th.tensor([[2.0 / 4.0]]).double()
+    exact = fit(stack_models([stay]), expert, horizon=Horizon(1.0, 4), l2=1e-6, tol=1e-10).theta
+    # Uniformly random play leaves after 0, 1, 2 or 3 steps, or never, with these chances in sixteenths.
+    stayed = np.repeat([0, 1, 2, 3, 4], [8, 4, 2, 1, 1])
+    samples = th.as_tensor(stayed[None, :, None] / 4.0)
+    sampled = fit_sampled(expert, samples, n_steps=4, l2=1e-6, tol=1e-10).fit.theta
+    # Five outcomes weighed e^(theta k) are symmetric around two at zero; weighed by chance as well, staying must be paid.
+    np.testing.assert_allclose(exact, 0.0, atol=1e-4)
+    assert float(sampled) > 0.3
+
+
 def test_the_gradient_is_that_of_finite_differences():
     rng = np.random.default_rng(1)
     expert, samples, theta = (th.as_tensor(rng.normal(size=shape)) for shape in ((2, 3), (2, 20, 3), (2, 3)))
@@ -66,6 +86,20 @@ def test_features_by_hand(discrete):
     np.testing.assert_allclose(made(np.array([[1.0, 0.0]]), action)[0], expected)
     again = rbf_features(BOX, spaces.Discrete(3) if discrete else TORQUE, n_centers=10)
     assert th.equal(made.centers, again.centers)
+
+
+def test_the_bandwidth_is_the_median_distance_of_a_center_to_the_nearest_other():
+    made = rbf_features(BOX, TORQUE, n_centers=9)
+    centers = made.centers.numpy()
+    nearest = [min(np.linalg.norm(one - other) for other in np.delete(centers, i, 0)) for i, one in enumerate(centers)]
+    assert made.bandwidth == pytest.approx(np.median(nearest))
+
+
+def test_a_coordinate_of_one_point_stands_in_the_middle():
+    made = rbf_features(BOX, TORQUE, n_centers=6)
+    support = lattice_support(made, [1, 3, 2])
+    observations = np.array([[1.0, y] for y in np.linspace(-1, 3, 3) for _ in range(2)])
+    np.testing.assert_allclose(support.features, made(observations, np.tile([[-2.0], [2.0]], (3, 1))))
 
 
 @pytest.mark.parametrize("discrete", [True, False])

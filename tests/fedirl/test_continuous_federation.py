@@ -23,7 +23,7 @@ from otbaselines.fedirl.continuous import feature_average
 from otbaselines.fedirl.features import lattice_support, rbf_features
 from otbaselines.fedirl.fusion import Support, aggregate, lattice_cost
 from otbaselines.fedirl.learners import PayingVecEnv
-from otbaselines.fedirl.maxent import Horizon
+from otbaselines.fedirl.maxent import Horizon, discounted_average
 from otbaselines.fedirl.sampled import RandomClients
 
 
@@ -273,6 +273,76 @@ def test_several_copies_are_paid_for_what_each_saw_and_did_also_where_observatio
     weights = 0.1 * 0.9 ** th.arange(10.0).double() / (1 - 0.9**10)
     expected = (weights.view(-1, 1, 1) * th.stack(averages)).sum(0)
     np.testing.assert_allclose(paying.feature_averages(), expected)
+
+
+class Cliff(Line):
+    """The line, beyond whose right end an episode is over."""
+
+    def step(self, action):
+        x, reward, _, truncated, info = super().step(action)
+        return x, reward, bool(x[0] > 0.5), truncated, info
+
+
+def test_nothing_counts_after_an_end_and_an_episode_that_was_cut_counts_for_its_length():
+    features, horizon = _features(), Horizon(0.9)
+    for env, terminated in ((Cliff(), True), (Line(), False)):
+        paying = PayingVecEnv(DummyVecEnv([lambda env=env: env]), features, horizon)
+        paying.remembers = True
+        paying.seed(1)
+        paying.reset()
+        rows, done = [], [False]
+        while not done[0]:
+            rows.append(features(paying.venv.envs[0].x[None], np.ones((1, 1)))[0])
+            _, _, done, infos = paying.step(np.ones((1, 1), np.float32))
+        assert infos[0]["TimeLimit.truncated"] is not terminated
+        expected = discounted_average(th.stack(rows), horizon, terminated=terminated)
+        other = discounted_average(th.stack(rows), horizon, terminated=not terminated)
+        np.testing.assert_allclose(paying.feature_averages(), expected[None], rtol=1e-6)
+        assert float((expected - other).abs().max()) > 1e-3
+
+
+def test_an_episode_that_is_under_way_counts_from_its_first_step():
+    features, horizon = _features(), Horizon(0.9)
+    paying = PayingVecEnv(DummyVecEnv([Line]), features, horizon)
+    paying.remembers = True
+    paying.seed(0)
+    state, rows = paying.reset(), []
+    for n_steps in (6, 4):
+        for _ in range(n_steps):
+            action = np.full((1, 1), 0.3, np.float32)
+            rows.append(features(state, action)[0])
+            state = paying.step(action)[0]
+        np.testing.assert_allclose(paying.feature_averages()[0], discounted_average(th.stack(rows), horizon, terminated=False))
+
+
+@pytest.mark.parametrize("learner", ["sac", "td3", "dqn"])
+@pytest.mark.parametrize("normalize", [True, False])
+def test_what_a_learner_remembers_is_paid_by_the_present_reward(learner, normalize):
+    kwargs = {"learning_starts": 8, "buffer_size": 60, "batch_size": 8}
+    model = _model(
+        learner == "dqn", learner=learner, learner_kwargs=kwargs, irl_iterations=3, irl_timesteps=40,
+        normalize_reward=normalize, irl_tol=0.0, irl_learning_rate=2.0,
+    ).learn(8)  # fmt: skip
+    federation = model._sampled_clients()
+    for paying, client in zip(federation._envs, federation.learners, strict=True):
+        buffer = client.replay_buffer
+        # More was done than the buffer holds, so that it is full and has been written over.
+        assert buffer.full
+        actions = buffer.actions[:, 0]
+        actions = actions.flatten() if learner == "dqn" else client.policy.unscale_action(actions)
+        expected = paying.features(buffer.observations[:, 0], actions) @ paying.theta
+        np.testing.assert_allclose(buffer.rewards[:, 0], expected, rtol=1e-4, atol=1e-5)
+
+
+def test_the_log_goes_forward_over_rounds(tmp_path):
+    model = _model(n_rounds=2)
+    model.set_logger(configure(str(tmp_path), ["csv"]))
+    steps = []
+    dump = model.logger.dump
+    model.logger.dump = lambda step=0: (steps.append(step), dump(step))[1]
+    model.learn(32)
+    rounds = steps[:-1] if steps[-1] == 32 else steps
+    assert rounds[:6] == [1, 2, 2, 3, 4, 4]
 
 
 @pytest.mark.parametrize("env_id", ["Pendulum-v1", "CartPole-v1", "Acrobot-v1", "LunarLanderContinuous-v3"])

@@ -12,11 +12,13 @@ from stable_baselines3.common.evaluation import evaluate_policy
 from stable_baselines3.common.logger import configure
 
 from otbaselines import Client, FedIRL
+from otbaselines.common.tabular import soft_values, soft_values_finite
 from otbaselines.common.trajectories import Trajectory
 from otbaselines.envs import gridworld
 from otbaselines.fedirl import demonstrate, from_minari
 from otbaselines.fedirl.fusion import FUSIONS, Support, aggregate, lattice_cost
 from otbaselines.fedirl.maxent import Horizon, expert_features, fit
+from otbaselines.fedirl.policies import TabularPolicy
 
 
 def _clients(n=3, size=5, n_episodes=20, **kwargs):
@@ -153,6 +155,38 @@ def test_a_constant_changes_nothing_where_ends_are_absorbing():
     # The reduction behind `ends`: with terminal ends the same demonstrations lead to another reward.
     absorbing, terminal = (_model(ends=ends, discount=0.9).learn(1).theta for ends in ("absorbing", "terminal"))
     assert np.abs(absorbing - terminal).max() > 1e-2
+
+
+def test_literal_ends_count_for_the_policy_as_well():
+    model = _model(ends="terminal", discount=0.9).learn(1)
+    tabular = gridworld.make(5, 100).tabular_model
+    expected = soft_values(tabular, tabular.features @ th.as_tensor(model.theta), discount=0.9).log_policy
+    np.testing.assert_allclose(model.policy.log_policy, expected)
+
+
+def test_with_a_horizon_the_policy_knows_the_step_and_is_stored(tmp_path):
+    model = _model(discount=1.0, horizon=6).learn(1)
+    tabular = gridworld.make(5, 100).tabular_model.absorbing()
+    expected = soft_values_finite(tabular, tabular.features @ th.as_tensor(model.theta), horizon=6).log_policy
+    np.testing.assert_allclose(model.policy.log_policy, expected)
+    # The policies of the first and the last step differ, or there would be nothing to know.
+    assert float((expected[0].exp() - expected[5].exp()).abs().max()) > 0.1
+    model.save(tmp_path / "model")
+    model.policy.save(tmp_path / "policy")
+    states, steps, starts = np.arange(25), None, None
+    for step in range(8):
+        best = expected[min(step, 5)].argmax(-1)
+        for player in (FedIRL.load(tmp_path / "model"), TabularPolicy.load(tmp_path / "policy"), model):
+            actions, after = player.predict(states, steps, starts, deterministic=True)
+            np.testing.assert_array_equal(actions, best)
+        steps, starts = after, np.zeros(25, bool)
+    # Episodes that begin anew are at their first step again; without a memory every step is taken for the first.
+    for steps, starts in ((after, np.ones(25, bool)), (None, None)):
+        np.testing.assert_array_equal(model.predict(states, steps, starts, deterministic=True)[0], expected[0].argmax(-1))
+    action, (step,) = model.predict(np.int64(3), deterministic=True)
+    assert (int(action), step.tolist()) == (int(expected[0, 3].argmax()), [1])
+    frequencies = np.bincount([int(model.predict(np.int64(3), (np.array([5]),))[0]) for _ in range(600)], minlength=4) / 600
+    np.testing.assert_allclose(frequencies, expected[5, 3].exp(), atol=0.08)
 
 
 def test_bad_clients_are_named():

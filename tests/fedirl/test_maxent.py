@@ -186,3 +186,16 @@ def test_bad_arguments_are_named():
         expert_features(env.tabular_model, [Trajectory(np.array([0, 25]), np.array([0]), True)], Horizon(0.9))
     with pytest.raises(ValueError, match="must be a row of integers"):
         expert_features(env.tabular_model, [Trajectory(np.array([0.0, 1.0]), np.array([0]), True)], Horizon(0.9))
+
+
+def test_features_after_the_end_are_the_policys_own_also_where_they_depend_on_actions():
+    # One step leads to the end for certain; whatever is demonstrated, ends alike.
+    features = th.tensor([[[1.0, 0.0], [0.0, 1.0]], [[4.0, 0.0], [0.0, 2.0]]]).double()
+    transition = th.zeros(2, 2, 2).double()
+    transition[0, :, 1] = 1.0
+    ends, initial = th.tensor([False, True]), th.tensor([1.0, 0.0]).double()
+    model = TabularModel(transition, th.zeros(2, 2).double(), features, initial, ends).absorbing()
+    episodes = [Trajectory(np.array([0, 1]), np.array([action]), True) for action in (0, 1)]
+    expert = expert_features(model, episodes, Horizon(0.9))
+    uniform = occupancy(model, th.full((2, 2), 0.5).double(), discount=0.9)
+    np.testing.assert_allclose(expert, (uniform.unsqueeze(-1) * model.features).sum((0, 1)))

@@ -12,7 +12,7 @@ from stable_baselines3.common.torch_layers import FlattenExtractor
 
 from otbaselines import WassersteinFlowPG
 from otbaselines.wfpg.losses import noise_entropy
-from otbaselines.wfpg.policies import MapActor, squash_log_det
+from otbaselines.wfpg.maps import MapActor, squash_log_det
 
 DOUBLE = th.float64
 

@@ -9,8 +9,8 @@ from gymnasium import spaces
 from scipy.stats import norm
 from stable_baselines3.common.torch_layers import FlattenExtractor
 
-from otbaselines.wfpg.losses import critic_loss, differential_targets, discounted_targets, noise_entropy
-from otbaselines.wfpg.policies import MapActor, log_abs_det, squash_log_det
+from otbaselines.wfpg.losses import anchor_error, critic_loss, differential_targets, discounted_targets, noise_entropy
+from otbaselines.wfpg.maps import MapActor, log_abs_det, squash_log_det
 from otbaselines.wfpg.solvers import (
     Metric,
     ascent_loss,
@@ -309,3 +309,24 @@ def test_targets_are_those_computed_by_hand():
     # Errors 1, 2 and 0, 4: half of the means of the squares is 2.5 / 2 + 16 / 4.
     values = th.tensor([[11.0, 4.0], [10.0, 6.0]])
     assert float(critic_loss(values, th.tensor([10.0, 2.0]))) == pytest.approx(0.5 * (2.5 + 8.0))
+
+
+@pytest.mark.parametrize("rates", [(1.0, 0.05, 0.2), (0.02, 0.05, 0.2), (0.01, 0.3, 0.9), (1.0, 1.0, 1.0)])
+def test_the_anchored_average_reward_is_that_of_the_stationary_law_whatever_the_rates(rates):
+    # Values, slow copies and the average reward follow each other at rates of their own; each state is replayed as often as
+    # any other, which is not how often the chain visits it.
+    rng = np.random.default_rng(0)
+    chain, rewards = rng.dirichlet(np.ones(5), 5), 10.0 + rng.standard_normal(5)
+    law = np.linalg.matrix_power(chain, 200)[0]
+    kernel, r = th.as_tensor(chain), th.as_tensor(rewards)
+    of_values, of_copies, of_average = rates
+    values, copies, average = th.full((5,), 70.0, dtype=DOUBLE), th.full((5,), -30.0, dtype=DOUBLE), th.zeros((), dtype=DOUBLE)
+    for _ in range(10_000):
+        targets = differential_targets(r, th.ones(5), kernel @ copies, average)
+        correction = of_average * anchor_error(r, targets)
+        average = average + correction
+        values = values + of_values * (targets - correction - values)
+        copies = copies + of_copies * (values - copies)
+    assert float(average) == pytest.approx(float(law @ rewards), abs=1e-9)
+    np.testing.assert_allclose(values - kernel @ values, rewards - law @ rewards, atol=1e-9)
+    assert float((kernel @ values).mean()) == pytest.approx(float(average), abs=1e-9)

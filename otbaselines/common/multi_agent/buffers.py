@@ -1,6 +1,6 @@
 """Rollouts of a team, kept on the learner's device with the agents on an axis of their own."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -9,6 +9,9 @@ import torch as th
 from gymnasium import spaces
 from stable_baselines3.common.preprocessing import get_action_dim
 from stable_baselines3.common.type_aliases import PyTorchObs
+
+#: What becomes of the advantages of minibatches ``(n_minibatches, batch, n_agents)``, given who acted; of the same shape.
+AdvantageScale = Callable[[th.Tensor, th.Tensor | None], th.Tensor]
 
 
 @dataclass(frozen=True)
@@ -20,7 +23,7 @@ class AgentRolloutSamples:
     :param actions: shape ``(batch, n_agents, ...)``
     :param old_values: shape ``(batch, n_agents)``
     :param old_log_prob: shape ``(batch, n_agents)``
-    :param advantages: shape ``(batch, n_agents)``
+    :param advantages: shape ``(batch, n_agents)``; scaled where the buffer was asked to
     :param returns: shape ``(batch, n_agents)``
     :param active: ``False`` where the agent had left its episode, shape ``(batch, n_agents)``; ``None`` when all stay
     :param states: of the teams, shape ``(batch, state_dim)``; ``None`` where no critic reads them
@@ -182,11 +185,13 @@ class AgentRolloutBuffer:
             self.advantages[step] = advantage
         th.add(self.advantages, self.values, out=self.returns)
 
-    def get(self, batch_rows: int) -> Iterator[AgentRolloutSamples]:
+    def get(self, batch_rows: int, scale: AdvantageScale | None = None) -> Iterator[AgentRolloutSamples]:
         """
         One pass over the rollout in minibatches of randomly drawn joint steps.
 
         :param batch_rows: joint steps per minibatch; ``batch_rows * n_agents`` agent-steps
+        :param scale: what becomes of each minibatch's advantages, given all of equal size at once,
+            ``(n_minibatches, batch_rows, n_agents)``, and which agents acted; they stay as they are when omitted
         :return: the minibatches; the last one is smaller when ``batch_rows`` does not divide the rollout
         """
         order = th.randperm(self.size(), device=self.device)
@@ -197,6 +202,8 @@ class AgentRolloutBuffer:
         observations = _map(self.observations, lambda tensor: tensor.flatten(0, 1).index_select(0, order))
         active = None if self.all_active else self.active.flatten(0, 1).index_select(0, order)
         states = None if self.states is None else self.states.flatten(0, 1).index_select(0, order)
+        if scale is not None:
+            shuffled[3] = _scaled(shuffled[3], active, batch_rows, scale)
         for start in range(0, self.size(), batch_rows):
             rows = slice(start, start + batch_rows)
             actions, values, log_probs, advantages, returns = (tensor[rows] for tensor in shuffled)
@@ -210,6 +217,17 @@ class AgentRolloutBuffer:
                 None if active is None else active[rows],
                 None if states is None else states[rows],
             )
+
+
+def _scaled(advantages: th.Tensor, active: th.Tensor | None, batch_rows: int, scale: AdvantageScale) -> th.Tensor:
+    """All minibatches at once: one at a time, the handful of operations would be a thirtieth of a gradient step's time."""
+    whole, parts = len(advantages) // batch_rows * batch_rows, []
+    for rows in (slice(0, whole), slice(whole, None)):
+        if len(advantages[rows]):
+            shape = (-1, min(batch_rows, len(advantages[rows])), advantages.shape[1])
+            mask = None if active is None else active[rows].view(shape)
+            parts.append(scale(advantages[rows].view(shape), mask).view(-1, advantages.shape[1]))
+    return th.cat(parts)
 
 
 def _map(obs: PyTorchObs, function: Any) -> PyTorchObs:

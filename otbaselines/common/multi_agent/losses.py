@@ -23,21 +23,25 @@ def normalize_advantages(advantages: th.Tensor, active: th.Tensor | None, *, poo
     """
     Centre and scale the advantages of a minibatch, with Bessel's correction and SB3's 1e-8.
 
-    :param advantages: shape ``(batch, n_agents)``
-    :param active: shape ``(batch, n_agents)``; all when omitted
+    :param advantages: of one minibatch, or of several of equal size, shape ``(..., batch, n_agents)``
+    :param active: of the same shape; all when omitted
     :param pooled: over all agents together (shared parameters) instead of each agent on its own
-    :return: shape ``(batch, n_agents)``
+    :return: of the same shape
     """
-    centred = advantages - agent_mean(advantages, active, pooled=pooled)
-    count = float(advantages.numel() if pooled else advantages.shape[0])
+
+    def spread(of_sets: th.Tensor) -> th.Tensor:
+        return of_sets[..., None, None] if pooled else of_sets.unsqueeze(-2)
+
+    centred = advantages - spread(agent_mean(advantages, active, pooled=pooled))
     if active is None:
+        count = float(advantages.shape[-2] * (advantages.shape[-1] if pooled else 1))
         if count <= 1.0:
             return advantages
         variance = agent_mean(centred.square(), None, pooled=pooled) * (count / (count - 1.0))
     else:
-        counts = (active.sum() if pooled else active.sum(0)).to(advantages.dtype)
+        counts = active.sum((-2, -1) if pooled else -2).to(advantages.dtype)
         variance = agent_mean(centred.square(), active, pooled=pooled) * counts / (counts - 1.0).clamp_min(1.0)
-    return centred / (variance.sqrt() + 1e-8)
+    return centred / (spread(variance.sqrt()) + 1e-8)
 
 
 def clipped_surrogate(ratio: th.Tensor, advantages: th.Tensor, clip_range: float) -> th.Tensor:

@@ -1,6 +1,7 @@
 """Proximal policy optimisation for teams: every agent's own clipped objective, all agents in one pass."""
 
 import warnings
+from functools import partial
 from typing import Any, ClassVar
 
 import torch as th
@@ -128,9 +129,10 @@ class MultiAgentPPO(MultiAgentOnPolicyAlgorithm):
         metrics = Metrics(self._summarize)
         assert self.batch_size is not None
         rows = self.batch_size // self.layout.n_agents
+        scale = partial(normalize_advantages, pooled=self.share_parameters) if self.normalize_advantage else None
         self._sets = self._all_sets()
         for _ in range(self.n_epochs):
-            for batch in self.rollout_buffer.get(rows):
+            for batch in self.rollout_buffer.get(rows, scale):
                 if not self._update(batch, metrics):
                     break
             self._n_updates += 1
@@ -231,10 +233,7 @@ class MultiAgentPPO(MultiAgentOnPolicyAlgorithm):
         pooled, active = self.share_parameters, batch.active
         clip_range = self.schedule_value("clip_range")
         clip_range_vf = None if self.clip_range_vf is None else self.schedule_value("clip_range_vf")
-        advantages = batch.advantages
-        if self.normalize_advantage:
-            advantages = normalize_advantages(advantages, active, pooled=pooled)
-        policy_loss = -agent_mean(clipped_surrogate(ratio, advantages, clip_range), active, pooled=pooled)
+        policy_loss = -agent_mean(clipped_surrogate(ratio, batch.advantages, clip_range), active, pooled=pooled)
         errors = squared_value_error(evaluation.values, batch.old_values, batch.returns, clip_range_vf)
         # A critic that is not an agent's own learns from everybody's steps as one batch.
         value_loss = agent_mean(errors, active, pooled=pooled or self.critic != "own")
@@ -242,7 +241,10 @@ class MultiAgentPPO(MultiAgentOnPolicyAlgorithm):
         if self.ent_coef != 0.0:
             entropy_loss = -agent_mean(evaluation.entropy, active, pooled=pooled)
             loss = loss + self.ent_coef * entropy_loss
-        return loss.sum() + self.vf_coef * value_loss.sum(), (policy_loss.detach(), value_loss.detach())
+        told = policy_loss.detach(), value_loss.detach()
+        if loss.shape == value_loss.shape:
+            return (loss + self.vf_coef * value_loss).sum(), told
+        return loss.sum() + self.vf_coef * value_loss.sum(), told
 
     def _log_training(self, metrics: Metrics, snapshot: Snapshot) -> None:
         """Read every metric from the device at once, and undo the update if one was not finite."""

@@ -1,5 +1,7 @@
 """The rollout buffer against SB3's, hand computation, and its own promises."""
 
+from functools import partial
+
 import numpy as np
 import pytest
 import torch as th
@@ -7,6 +9,7 @@ from gymnasium import spaces
 from stable_baselines3.common.buffers import RolloutBuffer
 
 from otbaselines.common.multi_agent.buffers import AgentRolloutBuffer
+from otbaselines.common.multi_agent.losses import normalize_advantages
 
 OBS = spaces.Box(-10, 10, (2,), np.float32)
 STEPS, COPIES, AGENTS = 9, 3, 2
@@ -124,6 +127,23 @@ def test_who_was_active_is_kept_only_where_somebody_was_not():
     batch = next(buffer.get(27))
     assert int((~batch.active).sum()) == COPIES
     assert not batch.active[~batch.active[:, 1]][:, 1].any()
+
+
+@pytest.mark.parametrize("pooled", [False, True])
+@pytest.mark.parametrize("somebody_left", [False, True])
+def test_advantages_are_scaled_minibatch_by_minibatch_also_the_last_and_smaller_one(pooled, somebody_left):
+    buffer, _ = _filled()
+    buffer.advantages.normal_()
+    if somebody_left:
+        buffer.active[1, :, 1], buffer.all_active = False, False
+    th.manual_seed(5)
+    plain = list(buffer.get(4))
+    th.manual_seed(5)
+    scaled = list(buffer.get(4, partial(normalize_advantages, pooled=pooled)))
+    assert len(scaled) == len(plain) == 7
+    for one, other in zip(plain, scaled, strict=True):
+        th.testing.assert_close(other.advantages, normalize_advantages(one.advantages, one.active, pooled=pooled))
+        assert th.equal(one.actions, other.actions)
 
 
 def test_adding_to_a_full_buffer_is_an_error():

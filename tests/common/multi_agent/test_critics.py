@@ -14,6 +14,7 @@ from toy_teams import RelayEnv
 
 from otbaselines import IPPO, MAPPO, WBC, ParallelVecEnv
 from otbaselines.common.multi_agent.critics import RunningNormalizer
+from otbaselines.common.multi_agent.losses import normalize_advantages
 from otbaselines.common.multi_agent.policies import MultiAgentActorCriticPolicy
 from otbaselines.common.vec_env.layout import TeamLayout
 from otbaselines.common.vec_env.subproc import SubprocParallelVecEnv
@@ -328,6 +329,8 @@ def test_the_critics_loss_is_the_mean_over_all_agents_and_the_actors_losses_are_
     active = th.rand(32, 3) < 0.7 if has_left else th.ones(32, 3, dtype=th.bool)
     batch = copy.copy(batch)
     object.__setattr__(batch, "active", active if has_left else None)
+    scaled = normalize_advantages(batch.advantages, batch.active, pooled=False)
+    object.__setattr__(batch, "advantages", scaled)
     evaluation = model.policy.evaluate_team_actions(batch.observations, batch.actions, states=batch.states)
     model._ppo_loss(batch, evaluation, (evaluation.log_prob - batch.old_log_prob).exp())[0].backward()
     gradients = [parameter.grad.clone() for parameter in model.policy.parameters()]

@@ -2,6 +2,7 @@
 
 import re
 import zipfile
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -71,7 +72,9 @@ def _rows(batch, agents):
 
 
 def _update_without_step(model, batch):
-    """The loss and, in the parameters, the clipped gradients of the model's own update."""
+    """The loss and, in the parameters, the clipped gradients of the model's own update, on a batch as the buffer gives it."""
+    scaled = normalize_advantages(batch.advantages, batch.active, pooled=model.share_parameters)
+    batch = replace(batch, advantages=scaled)
     model.policy.optimizer.step = lambda: None
     metrics = Metrics(model._summarize)
     assert model._update(batch, metrics)
