@@ -72,9 +72,12 @@ class FlowByHand:
         self.learns = s["ent_coef"] == "auto"
         self.temperature = float(self.log_temperature[""].exp()) if self.learns else s["ent_coef"]
         targets = [self.target(batch, i) for i in range(n)]
-        self.step_critics(batch, targets)
         if s["objective"] == "average":
-            self.average = self.follow_average(batch, targets)
+            # The average reward goes towards what the next states' values exceed it by, and the targets go with it.
+            gap = sum(target - float(reward) for target, reward in zip(targets, batch.rewards, strict=True)) / n
+            step = min(1.0, 4.0 * s["tau"]) * gap
+            self.average, targets = self.average + step, [target - step for target in targets]
+        self.step_critics(batch, targets)
         self.move(batch)
         if self.learns:
             gap = self.told["entropy"] - s["target_entropy"]
@@ -103,14 +106,8 @@ class FlowByHand:
             both = [self.value(own, k, batch.seen[i], batch.actions[i]) for k in range(2)]
             loss = loss + sum(0.5 * (value - target) ** 2 for value in both) / n
             values.append(sum(float(value.detach()) for value in both) / 2.0)
-        self.values = values
         self.told["critic_loss"], self.told["q"] = float(loss.detach()), sum(values) / n
         self.optimizers[1].step(self.critic, dict(zip(own, th.autograd.grad(loss, list(own.values())), strict=True)))
-
-    def follow_average(self, batch, targets):
-        """By what the targets exceed the values, on average."""
-        gaps = [target - value for target, value in zip(targets, self.values, strict=True)]
-        return self.average + self.settings["tau"] * sum(gaps) / len(gaps)
 
     def move(self, batch):
         s, n = self.settings, len(batch.rewards)
