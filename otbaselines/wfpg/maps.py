@@ -151,7 +151,7 @@ class _LogAbsDet(th.autograd.Function):
     @staticmethod
     def forward(ctx: Any, matrices: th.Tensor) -> th.Tensor:
         factors, pivots, _ = th.linalg.lu_factor_ex(matrices)
-        logarithms = factors.diagonal(dim1=-2, dim2=-1).abs().log().sum(-1)
+        logarithms: th.Tensor = factors.diagonal(dim1=-2, dim2=-1).abs().log().sum(-1)
         lowest = matrices.shape[-1] * math.log(_SMALLEST_STRETCH)
         ctx.save_for_backward(factors, pivots, logarithms > lowest)
         return logarithms.clamp(min=lowest)

@@ -237,7 +237,8 @@ class ReplayLearner(Learner, OffPolicyAlgorithm):
         """
         buffer = new_buffer(self) if self.replay_buffer is None else self.replay_buffer
         load_buffer(buffer, path)
-        self.replay_buffer = buffer
+        # The model may have moved since the buffer was made.
+        buffer.device, self.replay_buffer = self.device, buffer
 
     def _optimizers(self) -> list[th.optim.Optimizer]:
         return [getattr(self.policy, name) for name in self.optimizer_names]
@@ -313,6 +314,8 @@ class ReplayLearner(Learner, OffPolicyAlgorithm):
             self._take(self._draw(batch_size))
             self._scalars.append(self._step())
         self._n_updates += gradient_steps
+        self.logger.record("train/n_updates", self._n_updates, exclude="tensorboard")
+        self.logger.record("train/learning_rate", rate)
         if len(self._scalars) >= _UNLOGGED:
             self._check_updates()
 
@@ -386,7 +389,4 @@ class ReplayLearner(Learner, OffPolicyAlgorithm):
         """Write what was recorded, under SB3's names."""
         for name, value in self._check_updates().items():
             self.logger.record(f"train/{name}", value)
-        if self._n_updates:
-            self.logger.record("train/n_updates", self._n_updates, exclude="tensorboard")
-            self.logger.record("train/learning_rate", self.lr_schedule(self._current_progress_remaining))
         super().dump_logs()

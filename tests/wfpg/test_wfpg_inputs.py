@@ -118,6 +118,8 @@ def test_episodes_are_counted_in_one_environment_only():
         build(make_vec_env(lambda: AnySpacesEnv(BOX, ACTIONS, 6), n_envs=2), train_freq=(1, "episode"))
     model = build(train_freq=np.int64(2), stats_window_size=np.int64(5)).learn(16)
     assert model._n_updates == 4
+    # As SB3's learners leave it behind.
+    assert model.logger.name_to_value["train/n_updates"] == 4
 
 
 def test_another_default_precision_is_named():
