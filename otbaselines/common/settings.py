@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import torch as th
 from stable_baselines3.common.callbacks import BaseCallback
+from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
 from stable_baselines3.common.utils import FloatSchedule
 from torch import nn
 
@@ -278,6 +279,8 @@ def check_optimizer(policy_kwargs: Mapping[str, Any]) -> None:
     try:
         with th.random.fork_rng(devices=[]):
             optimizer_class([parameter], lr=1e-3, **options).step()
+        if not parameter.isfinite().all():
+            raise ValueError("its first step leads to NaN or infinity")
     except Exception as error:
         raise ValueError(
             f"{subject} must make an optimizer that steps by dense gradients alone, such as torch.optim.Adam, got "
@@ -320,7 +323,10 @@ LEARN_SETTINGS = {
 # What the keyword arguments of SB3's and our policies may be; a policy of the user's own may have others.
 POLICY_SETTINGS = {
     "net_arch": Setting(
-        (list, tuple, dict), fits=_is_net_arch, what="widths such as [64, 64] or dict(pi=[64], vf=[64])", optional=True
+        (list, tuple, dict),
+        fits=_is_net_arch,
+        what="widths such as [64, 64], or a dictionary of such lists, one a network",
+        optional=True,
     ),
     "activation_fn": Setting((type,), fits=_is_activation, what="a class such as torch.nn.Tanh"),
     "ortho_init": Setting("flag"),
@@ -330,7 +336,9 @@ POLICY_SETTINGS = {
     "full_std": Setting("flag"),
     "use_expln": Setting("flag"),
     "squash_output": Setting("flag"),
-    "features_extractor_class": Setting((type,), what="a class of features extractors"),
+    "features_extractor_class": Setting(
+        (type,), fits=lambda cls: issubclass(cls, BaseFeaturesExtractor), what="a class of features extractors"
+    ),
     "features_extractor_kwargs": Setting((dict,), optional=True),
     "share_features_extractor": Setting("flag"),
     "normalize_images": Setting("flag"),

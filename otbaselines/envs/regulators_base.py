@@ -18,6 +18,8 @@ from otbaselines.envs._drawing import Scene
 
 Array = npt.NDArray[np.float64]
 POSITIVE = Setting("number", low=0.0, above="always")
+#: With twice 128 state variables the Riccati equation takes 3 s of a CPU, with this many some 25 minutes.
+MAX_LINEAR = 2048
 _DISCOUNT = Setting("number", low=0.0, high=1.0, above="always", remedy="1 is the long-run average")
 
 
@@ -186,17 +188,26 @@ class Regulator(ABC):
         :param discount: :math:`\gamma` in (0, 1]; 1 is the long-run average
         :return: gain, value and average cost
         :raises TypeError: if the discount is no number
-        :raises ValueError: if it is out of range, or the linearisation cannot be brought to rest
+        :raises ValueError: if it is out of range, the linearisation cannot be brought to rest, or there are more than
+            :data:`MAX_LINEAR` state variables
         """
         _DISCOUNT.check("discount", discount)
+        if self.state_dim > MAX_LINEAR:
+            raise ValueError(
+                f"`lqr` solves a dense equation, in a time that grows with the cube of the state variables, of which it takes "
+                f"{MAX_LINEAR} at most, got {self.state_dim}; a chain's cost per mass hardly depends on its length"
+            )
         a, b = self.linearised()
         rest = th.zeros(self.state_dim, dtype=th.float64), th.zeros(self.action_dim, dtype=th.float64)
         (of_state, _), (mixed, of_action) = th.func.jacrev(th.func.jacrev(self.cost, argnums=(0, 1)), argnums=(0, 1))(*rest)
         q, n, r = 0.5 * of_state.numpy(), 0.5 * mixed.numpy(), 0.5 * of_action.numpy()
         try:
             value = solve_discrete_are(math.sqrt(discount) * a, math.sqrt(discount) * b, q, r, s=n.T)
-        except np.linalg.LinAlgError as error:
-            raise ValueError(f"`discount` {discount} leaves the Riccati equation without a solution: {error}") from error
+        except (np.linalg.LinAlgError, ValueError) as error:
+            raise ValueError(
+                f"{self} with `discount` {discount} leaves the Riccati equation without a solution in double precision, by "
+                f"parameters or the discount: {error}"
+            ) from error
         gain = -np.linalg.solve(r + discount * b.T @ value @ b, discount * b.T @ value @ a + n)
         noise_cost = discount * float(np.square(self.noise_std) @ np.diag(value))
         return LQRSolution(gain, value, noise_cost, discount, self.is_linear)

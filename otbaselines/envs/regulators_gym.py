@@ -68,6 +68,8 @@ class RegulatorEnv(gym.Env[Any, Any]):
         :raises ValueError: if an option is unknown, or the state does not fit
         """
         super().reset(seed=seed)
+        if options is not None and not isinstance(options, dict):
+            raise TypeError(f"`options` must be a dictionary or None, got {options!r}")
         unknown = set(options or {}) - {"state"}
         if unknown:
             raise ValueError(f"`options` may have the entry 'state' only, got {sorted(unknown)}")
@@ -83,8 +85,8 @@ class RegulatorEnv(gym.Env[Any, Any]):
         :raises RuntimeError: before the first reset
         """
         state, shape = self._present(), self.action_space.shape
-        taken = np.asarray(action, dtype=np.float64)
-        if taken.shape != shape or not np.isfinite(taken).all():
+        taken = _numbers(action)
+        if taken is None or taken.shape != shape or not np.isfinite(taken).all():
             raise ValueError(f"`action` must be finite numbers of shape {shape}, got {action!r}")
         self._state, reward = self._step(state, th.from_numpy(taken), th.from_numpy(self._noise()))
         return self._observation(), float(reward), False, False, {}
@@ -105,12 +107,20 @@ class RegulatorEnv(gym.Env[Any, Any]):
         return self.regulator.observe(self._present()).numpy().astype(np.float32)
 
     def _checked(self, value: Any) -> th.Tensor:
-        state, bounds = np.array(value, dtype=np.float64), np.array(self.regulator.state_bounds)
-        if state.shape != bounds.shape or not (np.abs(state) <= bounds).all():
+        state, bounds = _numbers(value), np.array(self.regulator.state_bounds)
+        if state is None or state.shape != bounds.shape or not (np.abs(state) <= bounds).all():
             raise ValueError(
                 f"`options['state']` must have shape {bounds.shape} and lie within plus and minus {bounds}, got {value!r}"
             )
         return th.from_numpy(state)
+
+
+def _numbers(value: Any) -> Array | None:
+    """A copy in double precision, or None where there are other things than numbers."""
+    try:
+        return np.array(value, dtype=np.float64)
+    except (TypeError, ValueError):
+        return None
 
 
 class ScalarRegulatorEnv(RegulatorEnv):

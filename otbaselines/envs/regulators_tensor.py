@@ -8,6 +8,8 @@ from typing import Any, ClassVar
 import numpy.typing as npt
 import torch as th
 
+from otbaselines.common.memory import check_fits
+from otbaselines.common.settings import COUNT
 from otbaselines.common.vec_env.tensor import TensorVecEnv
 from otbaselines.envs._drawing import draw_scene
 from otbaselines.envs.regulators import CoupledOscillators, PendulumRegulator, Regulator, ScalarRegulator
@@ -49,6 +51,15 @@ class RegulatorVecEnv(TensorVecEnv):
         **parameters: Any,
     ) -> None:
         self.regulator = self.model(**parameters)
+        COUNT.check("n_copies", n_copies)
+        # States before and after a step, their noise, and what is seen of them.
+        numbers = 4 * self.regulator.state_dim + self.regulator.action_dim
+        check_fits(
+            n_copies * numbers * (8 if double_precision else 4),
+            f"`n_copies`={n_copies} of {type(self.regulator).__name__}",
+            "use fewer",
+            th.device(device) if th.cuda.is_available() else None,
+        )
         super().__init__(
             n_copies=n_copies,
             agent_observation_spaces={AGENT: self.regulator.observation_space()},

@@ -13,8 +13,9 @@ from otbaselines.common.networks.layers import StackedMLP
 FORMS = ("pushforward", "gaussian")
 # As in SB3's SAC.
 LOG_STD_MIN, LOG_STD_MAX = -20.0, 2.0
-# Below it a derivative of the map counts as a fold, whose logarithm would be infinite.
-_SMALLEST_DETERMINANT = 1e-8
+# Below it, to the power of the number of actions, a determinant counts as that of a fold, whose logarithm would be infinite.
+# The power of three is still a normal number in single precision; a Gaussian's narrowest stretch, exp(-20), is not touched.
+_SMALLEST_STRETCH = 1e-12
 
 
 class MapActor(nn.Module):
@@ -125,17 +126,41 @@ def squash_log_det(u: th.Tensor) -> th.Tensor:
 
 def log_abs_det(matrices: th.Tensor) -> th.Tensor:
     """
+    Logarithms of determinants, whatever these would underflow or overflow to. At a fold, where there is none, it is bounded
+    from below and has no slope.
+
     :param matrices: square, shape ``(batch, n, n)``
-    :return: logarithms of the absolute determinants, bounded from below, shape ``(batch,)``
+    :return: logarithms of the absolute determinants, shape ``(batch,)``
     """
     n = matrices.shape[-1]
+    if n > 3:
+        found: th.Tensor = _LogAbsDet.apply(matrices)  # type: ignore[no-untyped-call]
+        return found
     if n == 1:
         det = matrices[:, 0, 0]
     elif n == 2:
         det = matrices[:, 0, 0] * matrices[:, 1, 1] - matrices[:, 0, 1] * matrices[:, 1, 0]
-    elif n == 3:
-        det = (matrices[:, 0] * th.linalg.cross(matrices[:, 1], matrices[:, 2])).sum(-1)
     else:
-        det = th.linalg.det(matrices)
-    logarithms: th.Tensor = det.abs().clamp(min=_SMALLEST_DETERMINANT).log()
-    return logarithms
+        det = (matrices[:, 0] * th.linalg.cross(matrices[:, 1], matrices[:, 2])).sum(-1)
+    return det.abs().clamp(min=_SMALLEST_STRETCH**n).log()
+
+
+class _LogAbsDet(th.autograd.Function):
+    """By one factorisation both ways; torch's own has NaN for the slope at a singular matrix, whatever follows it."""
+
+    @staticmethod
+    def forward(ctx: Any, matrices: th.Tensor) -> th.Tensor:
+        factors, pivots, _ = th.linalg.lu_factor_ex(matrices)
+        logarithms: th.Tensor = factors.diagonal(dim1=-2, dim2=-1).abs().log().sum(-1)
+        lowest = matrices.shape[-1] * math.log(_SMALLEST_STRETCH)
+        ctx.save_for_backward(factors, pivots, logarithms > lowest)
+        return logarithms.clamp(min=lowest)
+
+    @staticmethod
+    def backward(ctx: Any, *slopes: th.Tensor) -> th.Tensor:
+        # The slope of log |det A| is the transposed inverse of A.
+        factors, pivots, is_free = ctx.saved_tensors
+        ones = th.eye(factors.shape[-1], dtype=factors.dtype, device=factors.device).expand_as(factors)
+        inverse = th.linalg.lu_solve(factors, pivots, ones, adjoint=True)
+        found: th.Tensor = th.where(is_free[:, None, None], slopes[0][:, None, None] * inverse, 0.0)
+        return found

@@ -147,9 +147,12 @@ class ParticleFlow:
 
         :param states: shape ``(..., d)``; angles within their period
         :return: shape ``(..., m)``
+        :raises ValueError: if there are other than ``d`` coordinates
         """
         points = np.asarray(states, dtype=np.float64)
         axes = [axis.numpy() for axis in self.process.axes]
+        if points.shape[-1:] != (len(axes),):
+            raise ValueError(f"`states` must have the shape (..., {len(axes)}), got {points.shape}")
         table = self._actions.mean(1).numpy().reshape(*map(len, axes), -1)
         held = []
         for i, (axis, period) in enumerate(zip(axes, self.process.problem.periods, strict=True)):
@@ -174,7 +177,7 @@ class ParticleFlow:
         :param step_size: :math:`\eta > 0`
         :param ent: strength of the heat, at least 0, in the unit of the costs
         :raises TypeError: if an argument is no number
-        :raises ValueError: if one is out of range
+        :raises ValueError: if one is out of range, or the particles would go where they cannot be evaluated; they stay then
         """
         _STEP_SIZE.check("step_size", step_size)
         _ENT.check("ent", ent)
@@ -182,7 +185,15 @@ class ParticleFlow:
         if ent > 0.0:
             noise = th.randn(moved.shape, dtype=th.float64, generator=self.generator)
             moved = moved + (2.0 * step_size * ent) ** 0.5 * noise
-        self._move_to(self._bounded(moved))
+        moved = self._bounded(moved)
+        try:
+            evaluation = self.process.evaluate(moved)
+        except ValueError as error:
+            raise ValueError(
+                f"`step_size` {step_size} takes particles to where they cannot be evaluated, and they stay; use a smaller "
+                f"one, or `max_action`: {error}"
+            ) from error
+        self._move_to(moved, evaluation)
 
     def newton_step(
         self, *, transport: bool = False, damping: float = 1e-6, tol: float = 1e-3, max_iterations: int = 100

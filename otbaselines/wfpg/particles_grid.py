@@ -35,6 +35,9 @@ MAX_CONDITION = 1e11
 _DISCOUNT = Setting("number", low=0.0, high=1.0, above="always", remedy="1 is the long-run average")
 
 
+_OF_PROBLEMS = ("action_dim", "noise_std", "periods", "drift", "cost")
+
+
 class ControlProblem(Protocol):
     r"""
     What a grid is laid over: :math:`s' = f(s, a) + \sigma \xi` at the cost :math:`c(s, a)`; the regulators of
@@ -159,6 +162,13 @@ class GridProcess:
         start: th.Tensor | None = None,
     ) -> None:
         _DISCOUNT.check("discount", discount)
+        if absent := [name for name in _OF_PROBLEMS if not hasattr(problem, name)]:
+            raise TypeError(
+                f"`problem` must be a control problem, such as otbaselines.envs.ScalarRegulator(), got {str(problem)[:100]!r} "
+                f"without {', '.join(absent)}"
+            )
+        if not isinstance(axes, Sequence | np.ndarray):
+            raise TypeError(f"`axes` must be a list with the grid points of each state variable, got {str(axes)[:100]!r}")
         self.problem, self.discount = problem, float(discount)
         self.axes = [_axis(i, axis) for i, axis in enumerate(axes)]
         self._check_axes()

@@ -20,6 +20,7 @@ from torch import nn
 
 from otbaselines.common.saving.policy import JsonPolicyMixin
 from otbaselines.common.settings import COUNT, Setting
+from otbaselines.wfpg.checks import check_net_arch, check_observation, check_widths
 from otbaselines.wfpg.critics import FlowCritic
 from otbaselines.wfpg.maps import FORMS, MapActor
 
@@ -79,6 +80,7 @@ class FlowPolicy(JsonPolicyMixin, BasePolicy):
         optimizer_kwargs: dict[str, Any] | None = None,
     ) -> None:
         check_policy_settings(policy_form, latent_dim, bend_width, n_critics, n_candidates)
+        check_net_arch(net_arch)
         if optimizer_kwargs is None:
             optimizer_kwargs = {"fused": True} if optimizer_class is th.optim.Adam else {}
         super().__init__(
@@ -91,7 +93,7 @@ class FlowPolicy(JsonPolicyMixin, BasePolicy):
             optimizer_kwargs=optimizer_kwargs,
             squash_output=True,
         )
-        self.net_arch = [256, 256] if net_arch is None else net_arch
+        self.net_arch = [256, 256] if net_arch is None else list(net_arch) if isinstance(net_arch, tuple) else net_arch
         self.activation_fn, self.policy_form, self.bend_width = activation_fn, policy_form, bend_width
         self.action_dim = int(np.prod(action_space.shape))
         self.latent_dim = self.action_dim if latent_dim is None else latent_dim
@@ -103,7 +105,18 @@ class FlowPolicy(JsonPolicyMixin, BasePolicy):
 
     def _build(self, actor_arch: list[int], critic_arch: list[int]) -> None:
         own = {"policy_form": self.policy_form, "latent_dim": self.latent_dim, "bend_width": self.bend_width}
-        self.actor = MapActor(self.make_features_extractor(), self.action_dim, actor_arch, self.activation_fn, **own)  # type: ignore[arg-type]
+        extractor = self.make_features_extractor()
+        n_features, n, bend = extractor.features_dim, self.action_dim, self.bend_width * (self.policy_form == "pushforward")
+        critics = [n_features + n, *critic_arch, 1]
+        check_widths(
+            [
+                (1, [n_features, *actor_arch, 2 * n + bend]),
+                (1, [self.latent_dim, bend, n]),
+                (self.n_critics, critics),
+            ],
+            f"`net_arch`={str(self.net_arch)[:100]}, `bend_width`={self.bend_width}, `n_critics`={self.n_critics}",
+        )
+        self.actor = MapActor(extractor, self.action_dim, actor_arch, self.activation_fn, **own)  # type: ignore[arg-type]
         extractor = self.actor.features_extractor if self.share_features_extractor else self.make_features_extractor()
         self.critic = FlowCritic(extractor, self.action_dim, critic_arch, self.activation_fn, n_critics=self.n_critics)
         self.critic_target = copy.deepcopy(self.critic).requires_grad_(False)
@@ -193,30 +206,41 @@ class FlowPolicy(JsonPolicyMixin, BasePolicy):
         self.critic_target.train(False)
 
     # ------------------------------------------------------------ acting
-    def _predict(self, observation: PyTorchObs, deterministic: bool = False) -> th.Tensor:
-        seen, shape = self.preprocess(observation), self.action_space.shape
-        n = len(next(iter(seen.values())) if isinstance(seen, dict) else seen)
-        if deterministic:
-            actions = self._best(seen, n)
-        else:
-            noise = th.randn(n, self.latent_dim, device=self.device)
-            u = self.actor(seen, noise)
-            actions = (u + self.kick_std * th.randn_like(u)).tanh()
-        return actions.view(-1, *(shape or ()))
+    def predict(
+        self,
+        observation: Any,
+        state: tuple[np.ndarray, ...] | None = None,
+        episode_start: np.ndarray | None = None,
+        deterministic: bool = False,
+    ) -> tuple[np.ndarray, tuple[np.ndarray, ...] | None]:
+        """
+        As SB3's.
 
-    def _best(self, seen: Any, n: int) -> th.Tensor:
-        """Of the images of the same few noises, the action that the critics think best."""
-        k = self.n_candidates
-        repeated = (
-            {key: value.repeat_interleave(k, 0) for key, value in seen.items()}
-            if isinstance(seen, dict)
-            else seen.repeat_interleave(k, 0)
-        )
-        actions: th.Tensor = self.actor(repeated, self.candidate_noise.repeat(n, 1)).tanh()
+        :raises ValueError: if observations are NaN or infinite
+        """
+        check_observation(observation)
+        return super().predict(observation, state, episode_start, deterministic)
+
+    def _predict(self, observation: PyTorchObs, deterministic: bool = False) -> th.Tensor:
+        seen = self.preprocess(observation)
+        hidden = self.actor.hidden(seen)
+        if deterministic:
+            actions = self._best(seen, hidden)
+        else:
+            noise = th.randn(len(hidden), self.latent_dim, device=self.device)
+            u = self.actor.bend(hidden, noise)
+            actions = (u + self.kick_std * th.randn_like(u)).tanh()
+        return actions.view(len(hidden), *(self.action_space.shape or ()))
+
+    def _best(self, seen: Any, hidden: th.Tensor) -> th.Tensor:
+        """Of the images of the same few noises, the action that the critics think best. Each observation is read once."""
+        n, k = len(hidden), self.n_candidates
+        actions: th.Tensor = self.actor.bend(hidden.repeat_interleave(k, 0), self.candidate_noise.repeat(n, 1)).tanh()
         if k == 1:
             return actions
-        chosen = self.values(repeated, actions).amin(0).view(n, k).argmax(1)
-        return actions.view(n, k, -1)[th.arange(n, device=chosen.device), chosen]
+        features = self.critic_features(seen).repeat_interleave(k, 0)
+        chosen = self.critic.values(features, actions).amin(0).view(n, k).argmax(1)
+        return actions.view(n, k, self.action_dim)[th.arange(n, device=chosen.device), chosen]
 
     def forward(self, observation: PyTorchObs, deterministic: bool = False) -> th.Tensor:
         """

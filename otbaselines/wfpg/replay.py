@@ -9,7 +9,7 @@ import numpy as np
 import torch as th
 from gymnasium import spaces
 from stable_baselines3.common.base_class import maybe_make_env
-from stable_baselines3.common.buffers import ReplayBuffer
+from stable_baselines3.common.buffers import NStepReplayBuffer, ReplayBuffer
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.noise import ActionNoise
 from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
@@ -18,11 +18,14 @@ from stable_baselines3.common.utils import get_device
 from stable_baselines3.common.vec_env import VecEnv
 
 from otbaselines.common.learner import Learner
-from otbaselines.common.memory import check_fits
 from otbaselines.common.offline.algorithm import check_cuda_graph
 from otbaselines.common.offline.graphs import GraphedStep, make_capturable, set_learning_rate, without_capture
+from otbaselines.common.saving.archive import SavePath
+from otbaselines.common.saving.replay_buffer import load_buffer
 from otbaselines.common.settings import LEARN_SETTINGS, MANY, Setting, arguments_of, check_settings, settings_of
 from otbaselines.common.training import Snapshot, check_finite, parameter_sum
+from otbaselines.wfpg import checks
+from otbaselines.wfpg.buffers import buffer_choice, check_buffer_settings, new_buffer
 
 _ALIASES = ("actor", "critic", "critic_target")
 # Gradient steps between looks at the losses where no episode ends.
@@ -82,7 +85,7 @@ class ReplayLearner(Learner, OffPolicyAlgorithm):
         "tau": Setting("number", low=0.0, high=1.0),
         "gamma": Setting("number", low=0.0, high=1.0),
         "train_freq": Setting(
-            (int, tuple, TrainFreq), fits=lambda value: _is_frequency(value), what="a count, or a pair such as (1, 'episode')"
+            (int, np.integer, tuple, TrainFreq), fits=checks.is_frequency, what="a count, or a pair such as (1, 'episode')"
         ),
         "gradient_steps": Setting("integer", low=-1, high=MANY),
         "action_noise": Setting((ActionNoise,), optional=True),
@@ -137,9 +140,13 @@ class ReplayLearner(Learner, OffPolicyAlgorithm):
                     f"`env` must be an environment or its id, got None; a saved model needs none: {type(self).__name__}.load"
                 )
         self.compile, self.cuda_graph = compile, cuda_graph
-        env = None if env is None else maybe_make_env(env, verbose)
+        train_freq, stats_window_size = checks.plain_frequency(train_freq), int(stats_window_size)
         if env is not None:
-            check_action_space(env.action_space)
+            checks.check_env(env)
+            env = maybe_make_env(env, verbose)
+            checks.check_action_space(env.action_space)
+            checks.check_observation_space(env.observation_space)
+            checks.check_noise(action_noise, env.action_space.shape or ())
         given = {**locals(), "policy_kwargs": dict(policy_kwargs or {}), "sde_support": False, "support_multi_env": True}
         super().__init__(**arguments_of(super().__init__, given))
         self._scalars: list[th.Tensor] = []
@@ -170,13 +177,21 @@ class ReplayLearner(Learner, OffPolicyAlgorithm):
             dict(self.replay_buffer_kwargs),
             dict(self.policy_kwargs),
         )
-        n_numbers = 2 * _n_numbers(self.observation_space) + int(np.prod(self.action_space.shape or ())) + 3
-        check_fits(
-            4 * int(self.batch_size) * n_numbers,
-            f"a minibatch of `batch_size`={self.batch_size} rows",
-            "lower it",
-            self.device,
+        checks.check_precision()
+        checks.check_sizes(
+            observation_space=self.observation_space,
+            action_dim=int(np.prod(self.action_space.shape or ())),
+            batch_size=int(self.batch_size),
+            # A model that is loaded for its predictions fills no buffer.
+            buffer_size=None if self.env is None else int(self.buffer_size),
+            halves=self.optimize_memory_usage,
+            device=self.device,
         )
+        check_buffer_settings(chosen, settings, self.n_steps, self.gamma)
+        if chosen is NStepReplayBuffer:
+            # SB3 makes it where there are several steps, and warns where it is asked for beside them.
+            _, self.replay_buffer_kwargs = buffer_choice(self)
+            self.replay_buffer_class = None
         if isinstance(self.observation_space, spaces.Dict) and self.n_steps > 1:
             raise ValueError(
                 f"`n_steps` must be 1 for dictionaries of observations, got {self.n_steps}; SB3 has no such buffer"
@@ -189,6 +204,11 @@ class ReplayLearner(Learner, OffPolicyAlgorithm):
             )
         self.policy_kwargs.update(own)
         super()._setup_model()
+        if self.n_envs > 1 and self.train_freq.unit.value == "episode":  # type: ignore[union-attr]
+            raise ValueError(
+                f"`train_freq` in episodes works with one environment, and there are {self.n_envs}, whose episodes end at "
+                "different times; count steps"
+            )
         for name in own:
             del self.policy_kwargs[name]
         # SB3's names; they are saved as parts of the policy.
@@ -206,6 +226,19 @@ class ReplayLearner(Learner, OffPolicyAlgorithm):
 
     def _excluded_save_params(self) -> list[str]:
         return [*super()._excluded_save_params(), *_ALIASES]
+
+    def load_replay_buffer(self, path: SavePath, truncate_last_traj: bool = True) -> None:
+        """
+        Fill the replay buffer from what ``save_replay_buffer`` has written; a model without one gets it.
+
+        :param path: the file, with or without ``.npz``
+        :param truncate_last_traj: part of SB3's signature, and about ``HerReplayBuffer`` alone, which is refused
+        :raises ValueError: if the file is damaged, or of a buffer of other size or spaces
+        """
+        buffer = new_buffer(self) if self.replay_buffer is None else self.replay_buffer
+        load_buffer(buffer, path)
+        # The model may have moved since the buffer was made.
+        buffer.device, self.replay_buffer = self.device, buffer
 
     def _optimizers(self) -> list[th.optim.Optimizer]:
         return [getattr(self.policy, name) for name in self.optimizer_names]
@@ -249,6 +282,7 @@ class ReplayLearner(Learner, OffPolicyAlgorithm):
 
     def _setup_learn(self, *args: Any, **kwargs: Any) -> tuple[int, BaseCallback]:
         result = super()._setup_learn(*args, **kwargs)
+        checks.check_finite_rows("observations", self._last_obs, self.num_timesteps)
         # Made anew: a graph knows the tensors of the optimizers' states, and a restored state has others.
         self._batch: ReplayBatch | None = None
         self._step: Callable[[], th.Tensor] = self._gradient_step
@@ -280,6 +314,8 @@ class ReplayLearner(Learner, OffPolicyAlgorithm):
             self._take(self._draw(batch_size))
             self._scalars.append(self._step())
         self._n_updates += gradient_steps
+        self.logger.record("train/n_updates", self._n_updates, exclude="tensorboard")
+        self.logger.record("train/learning_rate", rate)
         if len(self._scalars) >= _UNLOGGED:
             self._check_updates()
 
@@ -325,17 +361,7 @@ class ReplayLearner(Learner, OffPolicyAlgorithm):
     def _store_transition(
         self, replay_buffer: ReplayBuffer, buffer_action: Any, new_obs: Any, reward: Any, dones: Any, infos: Any
     ) -> None:
-        parts = new_obs if isinstance(new_obs, dict) else {"": new_obs}
-        for quantity, values in [
-            ("rewards", reward),
-            *((f"observations {key}".rstrip(), part) for key, part in parts.items()),
-        ]:
-            if values.dtype.kind == "f" and not np.isfinite(values).all():
-                copies = np.flatnonzero(~np.isfinite(values).reshape(len(values), -1).all(1)).tolist()
-                raise ValueError(
-                    f"`{quantity}` became NaN or infinite at step {self.num_timesteps}, in the copies {copies[:10]} of the "
-                    "environment; it has to return finite numbers"
-                )
+        checks.check_transition(new_obs, reward, dones, infos, self.num_timesteps)
         super()._store_transition(replay_buffer, buffer_action, new_obs, reward, dones, infos)
 
     # ------------------------------------------------------------------ guard and log
@@ -343,7 +369,7 @@ class ReplayLearner(Learner, OffPolicyAlgorithm):
         return [self.policy, *self._optimizers()]
 
     def _remember(self) -> None:
-        self._scalars, self._snapshot = [], Snapshot(*self._parts())
+        self._scalars, self._snapshot, self._n_kept = [], Snapshot(*self._parts()), self._n_updates
 
     def _check_updates(self) -> dict[str, float]:
         """Read what the steps since the last look have said, and go back to there if it is not finite."""
@@ -352,7 +378,9 @@ class ReplayLearner(Learner, OffPolicyAlgorithm):
         sums = [parameter_sum(self.policy)]
         means = th.cat([th.stack(self._scalars).mean(0), th.stack(sums)]).tolist()
         numbers = dict(zip((*self.metric_names, "parameters"), means, strict=True))
-        check_finite(numbers, self._snapshot, f"{self._n_updates} gradient steps")
+        n_updates, self._n_updates = self._n_updates, self._n_kept
+        check_finite(numbers, self._snapshot, f"{n_updates} gradient steps")
+        self._n_updates = n_updates
         del numbers["parameters"]
         self._remember()
         return numbers
@@ -361,34 +389,4 @@ class ReplayLearner(Learner, OffPolicyAlgorithm):
         """Write what was recorded, under SB3's names."""
         for name, value in self._check_updates().items():
             self.logger.record(f"train/{name}", value)
-        if self._n_updates:
-            self.logger.record("train/n_updates", self._n_updates, exclude="tensorboard")
-            self.logger.record("train/learning_rate", self.lr_schedule(self._current_progress_remaining))
         super().dump_logs()
-
-
-def _n_numbers(space: spaces.Space[Any]) -> int:
-    parts = list(space.spaces.values()) if isinstance(space, spaces.Dict) else [space]
-    return sum(int(np.prod(part.shape or ())) for part in parts)
-
-
-def _is_frequency(value: Any) -> bool:
-    if isinstance(value, bool):
-        return False
-    count, unit = value if isinstance(value, tuple) and len(value) == 2 else (value, "step")
-    is_count = isinstance(count, int) and not isinstance(count, bool) and 1 <= count <= MANY
-    return is_count and getattr(unit, "value", unit) in ("step", "episode")
-
-
-def check_action_space(space: Any) -> None:
-    """
-    :param space: of an environment
-    :raises ValueError: if its actions cannot be moved along a slope
-    """
-    if not isinstance(space, spaces.Box) or not space.shape or 0 in space.shape:
-        raise ValueError(f"actions have to be vectors in a Box, whose values have slopes, but the action space is {space}")
-    if not (np.isfinite(space.low).all() and np.isfinite(space.high).all() and (space.low < space.high).all()):
-        raise ValueError(
-            f"actions are scaled by their box, but the action space {space} is not bounded on all sides, or has a dimension "
-            "with a single value; bound it, for example with gymnasium.wrappers.RescaleAction"
-        )

@@ -41,8 +41,8 @@ GAMMA, INNER_STEPS, CG_STEPS, CG_DAMPING = 0.99, 2, 5, 0.1
 STEP_SIZES = {"regression": 1.0, "cg": 0.1, "first_order": 0.1}
 # How much of the running averages of speeds and of the metric a step replaces.
 _FORGETTING = 0.01
-# Temperatures beyond it leave no room for rewards in single precision.
-_HOTTEST = 1e30
+# The squares of errors that hotter entropies make are infinite in single precision.
+_HOTTEST = 1e15
 # Slopes below it are none.
 _SLOWEST = 1e-8
 # How much of the last natural direction the next one starts from.
@@ -61,6 +61,8 @@ class WassersteinFlowPG(ReplayLearner):
     This is a formulation of our own: of the paper only an abstract and a summary were at hand. The documentation says which
     choices are ours.
 
+    :param learning_rate: of the critics' optimizer, the temperature's, and the actor's but for ``solver="cg"``, whose step is
+        ``step_size``: a number, or a function of the remaining progress (from 1 to 0)
     :param solver: how the map follows its particles. ``"regression"``: by regression onto where they go, the implicit step;
         ``"cg"``: by the natural step :math:`G^{-1} \nabla_\theta J` of the metric :math:`G = E[\partial T^\top \partial T]`,
         found by conjugate gradients; ``"first_order"``: by a step of the optimizer along :math:`\nabla_\theta J`
@@ -170,7 +172,8 @@ class WassersteinFlowPG(ReplayLearner):
         ]
         for name, value, used, where in applies:
             if value is not None and not used:
-                raise TypeError(f"`{name}` applies to {where} only, got {value}; leave it out")
+                remedy = f"leave it out, or give `{name}`=None to `load`"
+                raise TypeError(f"`{name}` applies to {where} only, got {value}; {remedy}")
         if is_langevin and self._learns_temperature:
             raise TypeError(
                 f"`ent_coef` as 'auto' applies to `entropy='bonus'` only, got {self.ent_coef!r}; give a number for 'langevin'"
@@ -369,8 +372,9 @@ class WassersteinFlowPG(ReplayLearner):
                 start=_WARM_START * policy.last_direction,
             )
             policy.last_direction.copy_(found.solution)
-            # The particles move by less than this on average; curvature that the minibatch has not seen must not fling them.
-            longest = rate * (found.solution @ gradient).clamp(min=0.0).sqrt()
+            # The particles move by `step_size` at most, root mean square: curvature that the minibatch has not seen must not
+            # fling them. What the direction's product with the gradient says of that holds at a solution alone.
+            longest = rate * metric.push_forward(found.solution).square().sum(-1).mean().sqrt()
             rate = rate * (self._step_size / longest.clamp(min=_SLOWEST)).clamp(max=1.0)
             th._foreach_add_([p.detach() for p in parameters], list(unflatten(rate * found.solution, parameters)))
         return found.residual

@@ -3,6 +3,7 @@
 import math
 import pickle
 import warnings
+from dataclasses import dataclass
 from typing import Any
 
 import gymnasium as gym
@@ -124,6 +125,32 @@ def test_the_linear_optimum_is_the_fixed_point_of_value_iteration(system: Regula
     solution = system.lqr(discount)
     np.testing.assert_allclose(solution.gain, gain, atol=1e-9)
     np.testing.assert_allclose(solution.value, value, atol=1e-9)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Mixed(ScalarRegulator):
+    """A cost in which state and action meet."""
+
+    def cost(self, states: th.Tensor, actions: th.Tensor) -> th.Tensor:
+        return super().cost(states, actions) + 0.4 * (states * actions).squeeze(-1)
+
+
+@pytest.mark.parametrize("discount", [1.0, 0.9])
+def test_the_linear_optimum_knows_of_costs_in_which_state_and_action_meet(discount: float) -> None:
+    # s' = .9 s + .5 a at s^2 + .1 a^2 + .4 s a: value iteration, minimising over the action by hand.
+    value = 0.0
+    for _ in range(3000):
+        gain = -(0.2 + discount * 0.45 * value) / (0.1 + discount * 0.25 * value)
+        value = 1.0 + 0.1 * gain**2 + 0.4 * gain + discount * value * (0.9 + 0.5 * gain) ** 2
+    solution = Mixed(bend=0.0).lqr(discount)
+    assert solution.gain.item() == pytest.approx(gain, rel=1e-9)
+    assert solution.value.item() == pytest.approx(value, rel=1e-9)
+
+
+def test_first_states_are_uniform_over_the_whole_box_of_starts() -> None:
+    step = CoupledOscillators(n=2, max_start=0.7).transition(th.float64)
+    draws = th.tensor([0.0, 0.25, 0.5, 1.0], dtype=th.float64)
+    assert step.start(draws).tolist() == pytest.approx([-0.7, -0.35, 0.0, 0.7])
 
 
 @every_linear
@@ -380,17 +407,35 @@ def test_a_discount_that_is_none_is_named(discount: Any, error: type[Exception])
         ScalarRegulator().lqr(discount)
 
 
+def test_a_regulator_without_a_linear_optimum_is_named() -> None:
+    with pytest.raises(ValueError, match=r"PendulumRegulator\(.*without a solution in double precision"):
+        PendulumRegulator(gravity=1e30).lqr()
+    with pytest.raises(ValueError, match="cube of the state variables, of which it takes 2048 at most, got 8192"):
+        CoupledOscillators(n=4096).lqr()
+
+
+def test_a_device_that_is_not_there_and_too_many_copies_are_named() -> None:
+    if not th.cuda.is_available():
+        with pytest.raises(ValueError, match="`device` is 'cuda', but torch finds no CUDA device"):
+            make_tensor(PENDULUM, n_copies=2, device="cuda")
+    with pytest.raises(ValueError, match=r"`n_copies`=1000000000 of PendulumRegulator would take"):
+        make_tensor(PENDULUM, n_copies=10**9)
+
+
 def test_misuse_of_an_environment_is_named() -> None:
     env = gym.make(PENDULUM).unwrapped
     with pytest.raises(RuntimeError, match="never reset"):
         env.step(np.zeros(1, np.float32))
     with pytest.raises(ValueError, match="`options` may have the entry 'state' only"):
         env.reset(options={"speed": 1.0})
-    for state in ([0.0], [0.0, 9.0], [math.nan, 0.0], [[0.0, 0.0]]):
+    for options in (5, ["state"], "state"):
+        with pytest.raises(TypeError, match="`options` must be a dictionary or None"):
+            env.reset(options=options)
+    for state in ([0.0], [0.0, 9.0], [math.nan, 0.0], [[0.0, 0.0]], "ab", {}, [1j, 1j]):
         with pytest.raises(ValueError, match=r"`options\['state'\]` must have shape"):
             env.reset(options={"state": state})
     env.reset(seed=0)
-    for action in (np.zeros(2), np.array([np.nan]), np.zeros((1, 1))):
+    for action in (np.zeros(2), np.array([np.nan]), np.zeros((1, 1)), "x", {}):
         with pytest.raises(ValueError, match="`action` must be finite numbers of shape"):
             env.step(action)
     with pytest.raises(ValueError, match="`render_mode` must be 'rgb_array' or None"):

@@ -337,3 +337,20 @@ def test_a_step_that_does_not_fit_is_named_and_not_taken(settings: Any, error: t
 def test_a_newton_step_that_does_not_fit_is_named(settings: Any, error: type[Exception], message: str) -> None:
     with pytest.raises(error, match=message):
         ParticleFlow(LINEAR, LINE, seed=0).newton_step(**settings)
+
+
+def test_what_is_no_problem_no_grid_and_no_state_is_named():
+    axes = [np.linspace(-2.0, 2.0, 21)]
+    with pytest.raises(TypeError, match=r"`problem` must be a control problem, .* without action_dim, noise_std"):
+        ParticleFlow("pendulum", axes)
+    with pytest.raises(TypeError, match="`axes` must be a list with the grid points of each state variable, got '5'"):
+        ParticleFlow(ScalarRegulator(), 5)
+    flow = ParticleFlow(ScalarRegulator(), axes, seed=0)
+    for states in (1.0, [], [[0.0, 1.0]]):
+        with pytest.raises(ValueError, match=r"`states` must have the shape \(\.\.\., 1\)"):
+            flow.mean_actions(states)
+    before = flow.actions
+    for step_size in (1e200, 1e308):
+        with pytest.raises(ValueError, match="takes particles to where they cannot be evaluated, and they stay"):
+            flow.step(step_size)
+        assert flow.actions is before

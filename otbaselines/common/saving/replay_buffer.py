@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+from gymnasium import spaces
 from stable_baselines3.common.buffers import DictReplayBuffer, NStepReplayBuffer, ReplayBuffer
 
 from otbaselines.common.saving.archive import SavePath, describe
@@ -86,6 +87,11 @@ def load_buffer(buffer: ReplayBuffer, path: SavePath) -> None:
             )
         if array.dtype.kind == "f" and not np.isfinite(stored[name]).all():
             raise ValueError(f"{label} has NaN or infinite entries in `{name}`")
+        if name in ("dones", "timeouts") and not np.isin(stored[name], (0, 1)).all():
+            raise ValueError(f"{label} has entries in `{name}` that are neither 0 nor 1")
+        # Boxes are scaled to [-1, 1] before they are stored, up to rounding.
+        if name == "actions" and isinstance(buffer.action_space, spaces.Box) and np.abs(stored[name]).max(initial=0.0) > 1.001:
+            raise ValueError(f"{label} has entries in `actions` outside of [-1, 1], to which actions are scaled")
     for name, array in own.items():
         array[:rows] = stored[name]
     buffer.pos, buffer.full = int(pos), bool(full)

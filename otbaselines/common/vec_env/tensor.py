@@ -329,6 +329,8 @@ class TensorVecEnv(TensorRows):
 def _resolve(device: th.device | str) -> th.device:
     """Give a CUDA device its index, so that comparing it with a tensor's device works."""
     resolved = th.device(device)
+    if resolved.type == "cuda" and not th.cuda.is_available():
+        raise ValueError(f"`device` is {str(device)!r}, but torch finds no CUDA device here; use 'cpu'")
     if resolved.type == "cuda" and resolved.index is None:
         return th.device("cuda", th.cuda.current_device())
     return resolved
