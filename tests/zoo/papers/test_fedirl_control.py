@@ -39,7 +39,9 @@ def test_a_seed_is_computed_once_and_all_rewards_are_judged_in_the_same_environm
     }
     changes |= {"n_timesteps": 32, "learner_kwargs": tiny, "expert": {"n_timesteps": 32, "kwargs": tiny}}
     entry = control.entry_of("CartPole-v1") | changes
-    monkeypatch.setattr(control, "entry_of", lambda task: entry)
+    monkeypatch.setattr(
+        control, "entry_of", lambda task, variant=None: entry | ({"normalize_reward": False} if variant else {})
+    )
     monkeypatch.setattr(control, "N_CLIENTS", 2)
     monkeypatch.setattr(control, "N_EVALUATIONS", 2)
     folder = tmp_path / "runs"
@@ -58,6 +60,12 @@ def test_a_seed_is_computed_once_and_all_rewards_are_judged_in_the_same_environm
     path.unlink()
     assert finished(ControlJob("CartPole-v1", 0), folder, train=False) is None
     assert finished(ControlJob("CartPole-v1", 0), folder, train=True) == ControlResult(**kept)
+    # A variant of the settings is another run.
+    assert finished(ControlJob("CartPole-v1", 0, "paper"), folder, train=True).returns.keys() == kept["returns"].keys()
+    assert (folder / "CartPole-v1_paper_seed0.json").is_file()
+    assert set(control.read_entry("fedirl", "CartPole-v1", variants=["paper"])) == set(
+        control.read_entry("fedirl", "CartPole-v1")
+    )
 
 
 def test_tables_hold_means_and_paired_differences():

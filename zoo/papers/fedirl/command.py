@@ -33,6 +33,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     add("--sizes", type=int, nargs="*", choices=sorted(N_CLIENTS), default=sorted(N_CLIENTS), help="of the grids in Table 1")
     add("--weak", type=float, nargs="*", default=list(WEAK_SHARES), help="shares of weak clients in Table 2")
     add("--tasks", nargs="*", choices=TASKS, default=[], help="of the Gymnasium part, which takes minutes a seed")
+    add("--variant", default=None, help="of the control tasks' entries, such as the paper's rate")
     add("--map", type=Path, default=None, help="draw Figure 1, recovered reward maps, to this PNG")
     add("--curves", type=Path, default=None, help="draw the learning curves of the control tasks to this PNG")
     add("--out", default=FOLDER, help="folder for results")
@@ -97,7 +98,7 @@ def _tasks(args: argparse.Namespace, folder: Path) -> dict[str, list[ControlResu
     """Results on control tasks, by task."""
     results: dict[str, list[ControlResult]] = {}
     for task in args.tasks:
-        jobs = [ControlJob(task, seed) for seed in range(args.seeds)]
+        jobs = [ControlJob(task, seed, args.variant) for seed in range(args.seeds)]
         found = [result for job in jobs if (result := control.finished(job, folder, train=args.train)) is not None]
         if found:
             results[task] = found

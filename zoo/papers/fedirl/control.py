@@ -44,15 +44,17 @@ class ControlJob:
 
     :param task: id of the environment
     :param seed: of demonstrations, learning and policies; demonstrators are the same for all seeds
+    :param variant: of the task's entry; none when omitted
     """
 
     task: str
     seed: int
+    variant: str | None = None
 
     @property
     def name(self) -> str:
         """Of its file."""
-        return f"{self.task}_seed{self.seed}"
+        return f"{self.task}{'_' + self.variant if self.variant else ''}_seed{self.seed}"
 
 
 @dataclass(frozen=True)
@@ -73,12 +75,13 @@ class ControlResult:
     curves: dict[str, list[float | None]] = field(default_factory=dict)
 
 
-def entry_of(task: str) -> dict[str, Any]:
+def entry_of(task: str, variant: str | None = None) -> dict[str, Any]:
     """
     :param task: id of the environment
+    :param variant: of its entry
     :return: its settings
     """
-    return read_entry("fedirl", task)
+    return read_entry("fedirl", task, variants=() if variant is None else (variant,))
 
 
 def copies(task: str, index: int) -> DummyVecEnv:
@@ -132,7 +135,7 @@ def run_control(job: ControlJob, folder: Path) -> ControlResult:
     :param folder: where demonstrators are kept
     :return: true returns of all methods
     """
-    entry = entry_of(job.task)
+    entry = entry_of(job.task, job.variant)
     streams = np.random.SeedSequence([job.seed, 17]).generate_state(N_CLIENTS + 2).tolist()
     clients, returns = [], []
     for index in range(N_CLIENTS):
@@ -152,7 +155,7 @@ def run_control(job: ControlJob, folder: Path) -> ControlResult:
             "ppo", "MlpPolicy", env, discount=horizon.discount, seed=seed, device="cpu", **entry["learner_kwargs"]
         ),
         learning_rate=float(entry["irl_learning_rate"]),
-        normalize=True,
+        normalize=bool(entry["normalize_reward"]),
         horizon=horizon,
         l2=float(entry["l2"]),
         n_iterations=[int(entry["irl_iterations"])] * N_CLIENTS,
@@ -199,10 +202,10 @@ def _judged(
     """The true return of a policy that was trained on a reward, both in the environment of client 0, and its curve."""
     paying = PayingVecEnv(VecMonitor(copies(task, 0)), features, horizon)
     paying.theta = theta
+    env = normalizing(paying, horizon.discount) if entry["normalize_reward"] else paying
     learner = make_learner(
-        "ppo", "MlpPolicy", normalizing(paying, horizon.discount), discount=horizon.discount, seed=seed, device="cpu",
-        **entry["learner_kwargs"],
-    )  # fmt: skip
+        "ppo", "MlpPolicy", env, discount=horizon.discount, seed=seed, device="cpu", **entry["learner_kwargs"]
+    )
     episodes, n_timesteps = _Episodes(), int(entry["n_timesteps"])
     learner.learn(n_timesteps, episodes)
     judge = VecMonitor(copies(task, 0))
