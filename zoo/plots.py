@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from zoo.benchmarks.sb3 import SPREAD
-from zoo.config.command import count, count_or_default, device, make_parser, mistakes
+from zoo.config.command import add_training, count, make_parser, mistakes
 from zoo.config.registry import OFFLINE
 from zoo.drawing.curves import draw_evaluations
 from zoo.drawing.tables import write_tables
@@ -93,7 +93,6 @@ def learning_curve(args: argparse.Namespace, parser: argparse.ArgumentParser) ->
 def _add_comparison(parser: argparse.ArgumentParser, tasks: Mapping[str, Comparison[Any]]) -> None:
     add, first = parser.add_argument, next(iter(tasks.values()))
     methods = [*dict.fromkeys(name for comparison in tasks.values() for name in comparison.methods)]
-    add("--train", action="store_true", help="train the runs that do not exist yet")
     add("--seeds", type=count, default=first.seeds, help="seeds 0 .. SEEDS - 1 of every method")
     add("--methods", nargs="+", choices=sorted(methods), default=methods)
     if len(tasks) > 1:
@@ -101,12 +100,7 @@ def _add_comparison(parser: argparse.ArgumentParser, tasks: Mapping[str, Compari
     if first.teams:
         teams = sorted(first.teams)
         add("--heterogeneous", nargs="?", const="dynamics", choices=teams, help="how the agents differ")
-    add("-n", "--n-timesteps", type=count_or_default, default=-1, help="agent-steps instead of the YAML entry's")
-    add("--eval-episodes", type=count, default=200, help="episodes of each evaluation")
-    add("--jobs", type=count, default=2, help="training processes, one thread each")
-    add("--device", type=device, default="cpu")
-    add("--out", default=first.folder, help="folder for runs and figures")
-    add("--tables", type=Path, default=None, help="write the table to this file as well")
+    add_training(parser, eval_episodes=200, folder=first.folder)
     parser.set_defaults(draw=partial(compare, tasks))
 
 

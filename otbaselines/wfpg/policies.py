@@ -18,9 +18,10 @@ from stable_baselines3.common.torch_layers import (
 from stable_baselines3.common.type_aliases import PyTorchObs, Schedule
 from torch import nn
 
+from otbaselines.common.observations import check_observation
 from otbaselines.common.saving.policy import JsonPolicyMixin
 from otbaselines.common.settings import COUNT, Setting
-from otbaselines.wfpg.checks import check_net_arch, check_observation, check_widths
+from otbaselines.wfpg.checks import check_net_arch, check_widths
 from otbaselines.wfpg.critics import FlowCritic
 from otbaselines.wfpg.maps import FORMS, MapActor
 

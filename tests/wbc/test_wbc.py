@@ -300,6 +300,14 @@ def test_without_rewards_and_without_consensus_nothing_moves():
 
 
 # ---------------------------------------------------------------- what actions do
+def _go_right(model, env):
+    """Let everybody mostly go right, whatever the number of that move is."""
+    with th.no_grad():
+        model.policy.action_net.weight.zero_()
+        moves = th.as_tensor(env.agent_action_vectors, dtype=th.float32)
+        model.policy.action_net.bias[:, 0] = 3.0 * moves[..., 0] / moves.norm(dim=-1).max()
+
+
 @pytest.mark.parametrize("estimator", ["conditional", "pooled"])
 def test_teams_with_roles_are_compared_by_what_their_actions_do(estimator):
     # Everybody mostly goes right, which is another action for each, because their moves are turned.
@@ -307,10 +315,7 @@ def test_teams_with_roles_are_compared_by_what_their_actions_do(estimator):
     for embedding in ("one_hot", "environment"):
         env = _navigation(heterogeneous="roles")
         model = _wbc(env, estimator, options={"action_embedding": embedding, "p": 1}, learning_rate=0.0)
-        with th.no_grad():
-            model.policy.action_net.weight.zero_()
-            moves = th.as_tensor(env.agent_action_vectors, dtype=th.float32)
-            model.policy.action_net.bias[:, 0] = 3.0 * moves[..., 0] / moves.norm(dim=-1).max()
+        _go_right(model, env)
         results[embedding] = _logged(model, 1)[0]["consensus/max_divergence"]
     assert results["one_hot"] > 0.3
     assert results["environment"] == pytest.approx(0.0, abs=1e-4)
@@ -342,10 +347,7 @@ def test_placed_kl_pulls_together_what_shares_a_direction(turn):
     for embedding in ("one_hot", "environment"):
         env = _navigation(turn=turn)
         model = _wbc(env, "kl", options={"action_embedding": embedding}, learning_rate=0.0)
-        with th.no_grad():
-            model.policy.action_net.weight.zero_()
-            moves = th.as_tensor(env.agent_action_vectors, dtype=th.float32)
-            model.policy.action_net.bias[:, 0] = 3.0 * moves[..., 0] / moves.norm(dim=-1).max()
+        _go_right(model, env)
         divergences[embedding] = _logged(model, 1)[0]["consensus/divergence_0"]
     assert divergences["one_hot"] > 0.1
     if turn == 90:

@@ -4,6 +4,7 @@ import argparse
 import ast
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import torch as th
@@ -141,3 +142,22 @@ def _assign(stored: dict[str, Any], assignment: str) -> None:
     if last in target:
         raise ValueError(f"{key!r} is given twice")
     target[last] = parse_value(text)
+
+
+def add_training(parser: argparse.ArgumentParser, *, eval_episodes: int, folder: str, kept: str = "runs and figures") -> None:
+    """
+    The options of every command that trains several runs, keeps them, and tells of those that are finished.
+
+    :param parser: of the command
+    :param eval_episodes: usual episodes of an evaluation
+    :param folder: usual folder
+    :param kept: what goes there
+    """
+    add = parser.add_argument
+    add("--train", action="store_true", help="train the runs that do not exist yet")
+    add("-n", "--n-timesteps", type=count_or_default, default=-1, help="agent-steps instead of the YAML entry's")
+    add("--eval-episodes", type=count, default=eval_episodes, help="episodes of each evaluation")
+    add("--jobs", type=count, default=2, help="training processes, one thread each")
+    add("--device", type=device, default="cpu")
+    add("--out", default=folder, help=f"folder for {kept}")
+    add("--tables", type=Path, default=None, help="write the tables to this file as well")

@@ -12,6 +12,7 @@ from stable_baselines3.common.type_aliases import Schedule
 from torch import nn
 
 from otbaselines.common.networks.layers import StackedLinear, StackedMLP
+from otbaselines.common.observations import check_observation
 from otbaselines.common.saving.policy import JsonPolicyMixin
 from otbaselines.common.settings import Setting
 
@@ -169,10 +170,7 @@ class OfflineActorPolicy(JsonPolicyMixin, BasePolicy):
 
         :raises ValueError: if observations are NaN or infinite
         """
-        if not np.isfinite(observation).all():
-            raise ValueError(
-                f"`observation` is NaN or infinite: {str(observation)[:200]}; look at the environment that made it"
-            )
+        check_observation(observation)
         return super().predict(observation, state, episode_start, deterministic)
 
     def _predict(self, observation: Any, deterministic: bool = False) -> th.Tensor:

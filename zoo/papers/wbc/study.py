@@ -14,7 +14,7 @@ from typing import Any
 from stable_baselines3.common.base_class import BaseAlgorithm
 
 from otbaselines.common.vec_env.make import make_vec_env
-from zoo.config.command import count, count_or_default, device, mistakes
+from zoo.config.command import add_training, count, mistakes
 from zoo.config.entries import merge, read_yaml
 from zoo.drawing.tables import write_tables
 from zoo.papers.wbc.evidence import evidence_tables
@@ -190,17 +190,11 @@ def tuned(path: Path | None, setting: str, method: str) -> dict[str, Any]:
 def add_options(parser: argparse.ArgumentParser) -> None:
     """Describe the command line."""
     add = parser.add_argument
-    add("--train", action="store_true", help="train the runs that do not exist yet")
     add("--settings", nargs="+", choices=[*SETTINGS], default=[*SETTINGS])
     add("--methods", nargs="+", choices=[*CONTESTANTS], default=[*CONTESTANTS])
     add("--seeds", type=count, default=10, help="seeds 0 .. SEEDS - 1 of every method")
     add("--tuned", type=Path, default=None, help="hyperparameters that wbc-tuning found; the zoo's entries when omitted")
-    add("-n", "--n-timesteps", type=count_or_default, default=-1, help="agent-steps instead of the YAML entry's")
-    add("--eval-episodes", type=count, default=200, help="episodes of each evaluation")
-    add("--jobs", type=count, default=2, help="training processes, one thread each")
-    add("--device", type=device, default="cpu")
-    add("--out", default=FOLDER, help="folder for runs")
-    add("--tables", type=Path, default=None, help="write the tables to this file as well")
+    add_training(parser, eval_episodes=200, folder=FOLDER, kept="runs")
     parser.set_defaults(draw=compare)
 
 

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import yaml
 
-from zoo.config.command import count, count_or_default, device, mistakes, number
+from zoo.config.command import add_training, mistakes, number
 from zoo.drawing.tables import Table, write_tables
 from zoo.papers.wbc.evidence import MEASURES, measures
 from zoo.papers.wbc.study import CONTESTANTS, SETTINGS, StudyResult, contestants, study_job
@@ -67,18 +67,12 @@ def overrides_of(method: str, trial: int) -> dict[str, Any]:
 def add_options(parser: argparse.ArgumentParser) -> None:
     """Describe the command line."""
     add = parser.add_argument
-    add("--train", action="store_true", help="train the runs that do not exist yet")
     add("--settings", nargs="+", choices=[*SETTINGS], default=[*SETTINGS])
     add("--methods", nargs="+", choices=[*CONTESTANTS], default=[*CONTESTANTS])
     add("--trials", type=number(1, 1000), default=24, help="of every method in every setting")
     add("--seeds", type=number(1, 1000), default=3, help=f"seeds {FIRST_SEED} .. {FIRST_SEED} + SEEDS - 1 of every trial")
     add("--criterion", choices=[*MEASURES], default="training, whole curve", help="what is best")
-    add("-n", "--n-timesteps", type=count_or_default, default=-1, help="agent-steps instead of the YAML entry's")
-    add("--eval-episodes", type=count, default=100, help="episodes of each evaluation")
-    add("--jobs", type=count, default=2, help="training processes, one thread each")
-    add("--device", type=device, default="cpu")
-    add("--out", default=FOLDER, help="folder for runs, and for the hyperparameters, tuned.yml")
-    add("--tables", type=Path, default=None, help="write the tables to this file as well")
+    add_training(parser, eval_episodes=100, folder=FOLDER, kept="runs, and for the hyperparameters, tuned.yml")
     parser.set_defaults(draw=search)
 
 
