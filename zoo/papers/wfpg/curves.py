@@ -134,7 +134,9 @@ METHODS: Mapping[str, Method] = {
     "first-order-gaussian": Method(label="first order, Gaussian", algo="wfpg", variants=("first_order_gaussian",)),
     "cg": Method(label="natural, pushforward", algo="wfpg", variants=("cg",)),
     "cg-gaussian": Method(label="natural, Gaussian", algo="wfpg", variants=("cg_gaussian",)),
+    "fixed-bonus": Method(label="regression, fixed bonus", algo="wfpg", variants=("fixed_bonus",)),
     "langevin": Method(label="regression, Langevin", algo="wfpg", variants=("langevin",)),
+    "no-entropy": Method(label="regression, no entropy", algo="wfpg", variants=("no_entropy",)),
     "single-critic": Method(label="regression, one critic", algo="wfpg", variants=("single_critic",)),
 }
 
