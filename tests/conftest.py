@@ -1,6 +1,7 @@
 """What every test needs: one thread, a random stream of its own, and the small environments of other tests."""
 
 import os
+import signal
 import sys
 from pathlib import Path
 
@@ -16,6 +17,10 @@ HERE = Path(__file__).parent
 sys.path.append(str(HERE))
 
 th.set_num_threads(1)
+
+# A shell that starts the tests in the background lets them ignore interrupts, which some of them send.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(autouse=True)

@@ -3,6 +3,7 @@
 import math
 
 import torch as th
+from torch.nn import functional as F
 
 
 def discounted_targets(rewards: th.Tensor, discounts: th.Tensor, next_values: th.Tensor) -> th.Tensor:
@@ -57,7 +58,7 @@ def critic_loss(values: th.Tensor, targets: th.Tensor) -> th.Tensor:
     :param targets: held constant, shape ``(batch,)``
     :return: shape ``()``
     """
-    return 0.5 * (values - targets).square().mean(1).sum()
+    return F.mse_loss(values, targets.expand_as(values), reduction="sum") * (0.5 / len(targets))
 
 
 def noise_entropy(n: int) -> float:

@@ -194,8 +194,7 @@ class FlowPolicy(JsonPolicyMixin, BasePolicy):
         """
         :param tau: how far the slow copies go towards the critics; running statistics are copied
         """
-        fast, slow = ([p.detach() for p in module.parameters()] for module in (self.critic, self.critic_target))
-        th._foreach_lerp_(slow, fast, tau)
+        th._foreach_lerp_(list(self.critic_target.parameters()), list(self.critic.parameters()), tau)
         for own, given in zip(self.critic_target.buffers(), self.critic.buffers(), strict=True):
             own.copy_(given)
 

@@ -56,6 +56,20 @@ class ReplayBatch:
     noise: th.Tensor
     kicks: th.Tensor
 
+    def first(self, n: int) -> "ReplayBatch":
+        """
+        :param n: how many
+        :return: the first transitions, which are as random as any
+        """
+        parts: dict[str, Any] = {}
+        for part in dataclasses.fields(self):
+            value = getattr(self, part.name)
+            if isinstance(value, dict):
+                parts[part.name] = {key: rows[:n] for key, rows in value.items()}
+            else:
+                parts[part.name] = value[:, :n] if part.name in ("noise", "kicks") else value[:n]
+        return ReplayBatch(**parts)
+
 
 class ReplayLearner(Learner, OffPolicyAlgorithm):
     """

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch as th
+from torch.nn import functional as F
 
 Images = Callable[[tuple[th.Tensor, ...]], th.Tensor]
 # What a curvature is at least, so that a search that has converged divides by no zero.
@@ -210,7 +211,7 @@ def proximal_loss(particles: th.Tensor, targets: th.Tensor) -> th.Tensor:
     :param targets: :math:`u^+`, of the same shape
     :return: shape ``()``
     """
-    return 0.5 * (particles - targets).square().sum(-1).mean()
+    return F.mse_loss(particles, targets, reduction="sum") * (0.5 / len(targets))
 
 
 def ascent_loss(particles: th.Tensor, velocities: th.Tensor) -> th.Tensor:

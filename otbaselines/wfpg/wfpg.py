@@ -12,6 +12,7 @@ from stable_baselines3.common.type_aliases import GymEnv, Schedule
 
 from otbaselines.common.networks.optimizers import clear_gradients, take_step
 from otbaselines.common.settings import Setting, arguments_of
+from otbaselines.wfpg.log_det import squash_log_det
 from otbaselines.wfpg.losses import (
     anchor_error,
     critic_loss,
@@ -20,7 +21,7 @@ from otbaselines.wfpg.losses import (
     noise_entropy,
     temperature_gradient,
 )
-from otbaselines.wfpg.maps import FORMS, squash_log_det
+from otbaselines.wfpg.maps import FORMS
 from otbaselines.wfpg.policies import FlowCnnPolicy, FlowMultiInputPolicy, FlowPolicy
 from otbaselines.wfpg.replay import ReplayBatch, ReplayLearner
 from otbaselines.wfpg.solvers import (
@@ -72,6 +73,8 @@ class WassersteinFlowPG(ReplayLearner):
     :param n_inner_steps: optimizer steps of a regression; 2 when omitted
     :param cg_max_steps: of conjugate gradients, for ``"cg"``; 5 when omitted
     :param cg_damping: what is added to the metric's diagonal, in units of its mean, for ``"cg"``; 0.1 when omitted
+    :param policy_batch_size: of how many states of a minibatch the particles move; of half of them when omitted, since a step
+        of the policy costs as much as one of the critics
     :param objective: the ``"discounted"`` return, or the long-run ``"average"`` of rewards, which is learned along with
         differential values; for tasks that do not end
     :param policy_form: ``"pushforward"``, whose law may have several modes, or a squashed ``"gaussian"``
@@ -89,6 +92,7 @@ class WassersteinFlowPG(ReplayLearner):
         "n_inner_steps": Setting("integer", low=1, high=1000, optional=True),
         "cg_max_steps": Setting("integer", low=1, high=1000, optional=True),
         "cg_damping": Setting("number", low=0.0, optional=True),
+        "policy_batch_size": Setting("integer", low=1, optional=True),
         "objective": Setting("text", choices=("discounted", "average")),
         "policy_form": Setting("text", choices=FORMS),
         "entropy": Setting("text", choices=("bonus", "langevin")),
@@ -133,6 +137,7 @@ class WassersteinFlowPG(ReplayLearner):
         n_inner_steps: int | None = None,
         cg_max_steps: int | None = None,
         cg_damping: float | None = None,
+        policy_batch_size: int | None = None,
         objective: str = "discounted",
         policy_form: str = "pushforward",
         entropy: str = "bonus",
@@ -153,6 +158,7 @@ class WassersteinFlowPG(ReplayLearner):
         self.n_inner_steps = n_inner_steps
         self.cg_max_steps = cg_max_steps
         self.cg_damping = cg_damping
+        self.policy_batch_size = policy_batch_size
         self.objective = objective
         self.policy_form = policy_form
         self.entropy = entropy
@@ -202,6 +208,11 @@ class WassersteinFlowPG(ReplayLearner):
         if self.objective == "discounted" and self.gamma is None:
             self.gamma = GAMMA
         super()._setup_model()
+        if self.policy_batch_size is not None and self.policy_batch_size > self.batch_size:
+            raise ValueError(
+                f"`policy_batch_size` must be at most `batch_size`={self.batch_size}, got {self.policy_batch_size}; "
+                "the particles that move are those of a minibatch"
+            )
         if self._has_bonus and self.policy.latent_dim != self.policy.action_dim:
             raise ValueError(
                 f"`entropy`='bonus' needs as much noise as there are actions, {self.policy.action_dim}, to see how the map "
@@ -270,6 +281,10 @@ class WassersteinFlowPG(ReplayLearner):
             return differential_targets(batch.rewards, batch.continues, next_values, self.policy.average_reward)
         return discounted_targets(batch.rewards, batch.continues * batch.discounts, next_values)
 
+    def _n_moved(self, batch_size: int) -> int:
+        """Of how many states of a minibatch the particles move."""
+        return (batch_size + 1) // 2 if self.policy_batch_size is None else int(self.policy_batch_size)
+
     def _critic_loss(self, batch: ReplayBatch, targets: th.Tensor) -> tuple[th.Tensor, th.Tensor]:
         values = self.policy.values(batch.seen, batch.actions)
         return critic_loss(values, targets), values
@@ -301,12 +316,13 @@ class WassersteinFlowPG(ReplayLearner):
     def _move_policy(self, batch: ReplayBatch, ent_coef: th.Tensor) -> FlowStep:
         """One step of the flow, and of the map after it."""
         policy = self.policy
+        batch = batch.first(self._n_moved(len(batch.rewards)))
         hidden = policy.actor.hidden(batch.seen)
         # The first of several steps of a regression is of the layers behind the trunk alone.
         is_partial = self.solver == "regression" and self._n_inner_steps > 1
         u, log_det = self._images(hidden.detach() if is_partial else hidden, batch.noise[0])
         velocities = self._velocities(batch.seen, u, ent_coef)
-        speed = velocities.square().sum(-1).mean().sqrt()
+        speed = velocities.norm() / math.sqrt(len(velocities))
         scale = policy.velocity_scale
         scale.copy_(th.where(scale > 0.0, scale.lerp(speed, _FORGETTING), speed))
         rate = self._step_size / scale.clamp(min=_SLOWEST)

@@ -154,6 +154,7 @@ BAD_OF: dict[Any, dict[str, list[Any]]] = {
         ],
         "cg_max_steps": [1001, *COUNT],
         "cg_damping": [*NOT_A_NUMBER, *NOT_FINITE, *FALLING],
+        "policy_batch_size": [257, *COUNT],
     },
     HATRPO: {"target_kl": [*NOT_A_SCHEDULE, *FALLING, *BAD_SCHEDULES, 0, 0.0, "lin_0.01"]},
 }
@@ -414,6 +415,7 @@ def test_random_good_settings_of_the_flow_train():
             "n_inner_steps": pick(None, 1, 4) if solver == "regression" else None,
             "cg_max_steps": pick(None, 1, 20) if solver == "cg" else None,
             "cg_damping": pick(None, 0, 5.0) if solver == "cg" else None,
+            "policy_batch_size": pick(None, 1),
             "objective": objective,
             "policy_form": policy_form,
             "entropy": entropy,

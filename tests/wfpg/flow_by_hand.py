@@ -1,5 +1,6 @@
 """One update of WassersteinFlowPG as its equations say: plain float64 tensors, row by row, without the package's code."""
 
+import dataclasses
 import math
 
 import torch as th
@@ -18,6 +19,13 @@ class Adam:
             self.moments[name] = first, second, t
             corrected = (second / (1.0 - 0.999**t)).sqrt() + 1e-8
             tensors[name] = (tensors[name] - self.rate * first / (1.0 - 0.9**t) / corrected).detach()
+
+
+def first_of(batch, n):
+    """The first rows of a minibatch, whose noise has two draws a row."""
+    return dataclasses.replace(
+        batch, seen=batch.seen[:n], rewards=batch.rewards[:n], noise=batch.noise[:, :n], kicks=batch.kicks[:, :n]
+    )
 
 
 class FlowByHand:
@@ -78,7 +86,7 @@ class FlowByHand:
             step = min(1.0, 4.0 * s["tau"]) * gap
             self.average, targets = self.average + step, [target - step for target in targets]
         self.step_critics(batch, targets)
-        self.move(batch)
+        self.move(first_of(batch, s.get("policy_batch_size") or n // 2))
         if self.learns:
             gap = self.told["entropy"] - s["target_entropy"]
             self.optimizers[2].step(self.log_temperature, {"": th.as_tensor(gap, dtype=th.float64)})
@@ -114,7 +122,8 @@ class FlowByHand:
         images, slopes = [], []
         for i in range(n):
             u = self.image(self.actor, batch.seen[i], batch.noise[0, i]).detach().requires_grad_()
-            gain = self.value(self.critic, 0 if i < n // 2 else 1, batch.seen[i], th.tanh(u))
+            climbed = [0, 1] if i == n // 2 * 2 else [0] if i < n // 2 else [1]
+            gain = sum(self.value(self.critic, k, batch.seen[i], th.tanh(u)) for k in climbed) / len(climbed)
             if self.has_bonus:
                 gain = gain + self.temperature * sum((1.0 - th.tanh(x) ** 2).log() for x in u)
             slopes.append(th.autograd.grad(gain, u)[0])

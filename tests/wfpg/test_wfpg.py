@@ -395,8 +395,8 @@ def test_a_gaussian_policy_finds_the_regulator_with_the_default_temperature_and_
 
 
 @pytest.mark.slow
-# torch's compiler uses parts of torch that torch has deprecated.
-@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
+# torch's compiler uses parts of torch that torch has deprecated, and looks at the gradients of tensors that have none.
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning", "ignore:The .grad attribute:UserWarning")
 def test_compiled_losses_are_those_of_eager_ones():
     eager, compiled = build().learn(14), build(compile=True).learn(14)
     theirs = state(eager)

@@ -11,8 +11,9 @@ from gymnasium import spaces
 from stable_baselines3.common.torch_layers import FlattenExtractor
 
 from otbaselines import WassersteinFlowPG
+from otbaselines.wfpg.log_det import squash_log_det
 from otbaselines.wfpg.losses import noise_entropy
-from otbaselines.wfpg.maps import MapActor, squash_log_det
+from otbaselines.wfpg.maps import MapActor
 
 DOUBLE = th.float64
 

@@ -9,8 +9,9 @@ from gymnasium import spaces
 from scipy.stats import norm
 from stable_baselines3.common.torch_layers import FlattenExtractor
 
+from otbaselines.wfpg.log_det import bent_with_log_det, log_abs_det, squash_log_det
 from otbaselines.wfpg.losses import anchor_error, critic_loss, differential_targets, discounted_targets, noise_entropy
-from otbaselines.wfpg.maps import MapActor, log_abs_det, squash_log_det
+from otbaselines.wfpg.maps import MapActor
 from otbaselines.wfpg.solvers import (
     Metric,
     ascent_loss,
@@ -204,6 +205,25 @@ def test_determinants_have_their_logarithms_and_slopes_where_they_would_underflo
     # The slopes are the transposed inverses.
     found.sum().backward()
     np.testing.assert_allclose(scale * ours.grad, scale * th.linalg.inv(exact.detach()).mT, rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize("n", [1, 2, 3, 4])
+def test_the_slopes_of_images_and_of_their_stretch_are_finite_differences(n):
+    generator = th.Generator().manual_seed(n)
+    heads, noise, inwards, outwards = (
+        th.randn(shape, dtype=DOUBLE, generator=generator).requires_grad_()
+        for shape in ((6, 2 * n + 5), (6, n), (5, n), (n, 5))
+    )
+    with th.no_grad():
+        # Where standard deviations are held, they have no slopes.
+        heads[0, n], heads[1, n] = 2.5, -20.5
+    assert th.autograd.gradcheck(bent_with_log_det, (heads, noise, inwards, outwards), eps=1e-6, atol=1e-6)
+    u, log_det = bent_with_log_det(heads, noise, inwards, outwards)
+    with th.no_grad():
+        for found, expected in zip(bent_with_log_det(heads, noise, inwards, outwards), (u, log_det), strict=True):
+            np.testing.assert_array_equal(found, expected)
+    with pytest.raises(RuntimeError, match="differentiable once here, got create_graph=True"):
+        th.autograd.grad(log_det.sum(), heads, create_graph=True)
 
 
 @pytest.mark.parametrize("n", [1, 2, 3, 5, 17])

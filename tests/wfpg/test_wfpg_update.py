@@ -13,6 +13,8 @@ from otbaselines.wfpg.replay import ReplayBatch
 BOX, ACTIONS = spaces.Box(-1.0, 1.0, (3,), np.float32), spaces.Box(-1.0, 1.0, (2,), np.float32)
 FORMS = {
     "defaults": {},
+    "every state moves": {"policy_batch_size": 6},
+    "two states move": {"policy_batch_size": 2, "solver": "cg", "ent_coef": 0.25},
     "a gaussian": {"policy_form": "gaussian", "target_entropy": 0.5, "n_inner_steps": 1},
     "a fixed temperature": {"ent_coef": 0.25, "n_inner_steps": 3, "step_size": 0.5},
     "no entropy": {"ent_coef": 0.0},
@@ -114,7 +116,7 @@ def test_updates_are_those_written_by_hand(form):
 
 def test_a_natural_step_moves_its_particles_by_the_step_size_at_most_wherever_it_starts():
     # A warm start that points elsewhere leaves a direction whose product with the gradient says little of where it leads.
-    model = build(solver="cg", cg_max_steps=1, ent_coef=0.0, step_size=1e-3)
+    model = build(solver="cg", cg_max_steps=1, ent_coef=0.0, step_size=1e-3, policy_batch_size=6)
     policy, generator = model.policy, th.Generator().manual_seed(2)
     model._setup_learn(1, None)
     for _ in range(12):
