@@ -25,6 +25,7 @@ from zoo.papers.wbc import study as wbc_study
 from zoo.papers.wbc import tuning as wbc_tuning
 from zoo.papers.wbc.comparisons import ESTIMATORS, NAVIGATION, PAPER
 from zoo.papers.wfpg import command as wfpg_paper
+from zoo.papers.wfpg import metric as wfpg_metric
 from zoo.papers.wfpg.curves import CURVE_TASKS
 from zoo.papers.wfpg.oscillators import OSCILLATOR_TASKS
 from zoo.papers.wmatrpo import command as wmatrpo_paper
@@ -124,6 +125,8 @@ def parser_of_figures() -> argparse.ArgumentParser:
     fedirl_paper.add_options(figures.add_parser("fedirl-paper", help=worlds, allow_abbrev=False))
     particles = "the policy flow of the Wasserstein formulation, with particles"
     wfpg_paper.add_options(figures.add_parser("wfpg-paper", help=particles, allow_abbrev=False))
+    alone = "the solvers of WassersteinFlowPG on values that are known: where the metric of the parameters helps"
+    wfpg_metric.add_options(figures.add_parser("wfpg-metric", help=alone, allow_abbrev=False))
     curve = figures.add_parser("learning-curve", help="evaluations of runs by zoo.train", allow_abbrev=False)
     curve.add_argument("--algo", nargs="+", default=["wbc", "ippo"])
     curve.add_argument("--env", default=NAVIGATION)

@@ -7,7 +7,9 @@ from torch.optim import optimizer as torch_optimizer
 from torch.optim.adam import adam
 
 _MOMENTS = ("exp_avg", "exp_avg_sq", "step")
-_ADAM_OPTIONS = ("foreach", "capturable", "fused", "decoupled_weight_decay", "lr", "weight_decay", "eps", "maximize")
+_FUSED_OPTIONS = ("lr", "weight_decay", "eps", "maximize")
+_ADAM_OPTIONS = ("foreach", "capturable", "fused", "decoupled_weight_decay", *_FUSED_OPTIONS)
+_PLAIN = {(th.device("cpu"), th.float32)}
 
 
 def default_optimizer_kwargs(
@@ -71,22 +73,19 @@ def take_step(optimizer: th.optim.Optimizer) -> None:
     if not _is_bare_adam(optimizer, group, states):
         optimizer.step()
         return
+    grads = [p.grad for p in params if p.grad is not None]
     averages, squares, steps = ([state[name] for state in states] for name in _MOMENTS)
     beta1, beta2 = group["betas"]
-    options = {name: group[name] for name in _ADAM_OPTIONS}
     with th.no_grad():
-        adam(
-            params,
-            [p.grad for p in params if p.grad is not None],
-            averages,
-            squares,
-            [],
-            steps,
-            amsgrad=False,
-            beta1=beta1,
-            beta2=beta2,
-            **options,
-        )
+        is_plain = {(p.device, p.dtype) for p in params} == _PLAIN and not isinstance(beta1, th.Tensor)
+        if group["fused"] and not group["decoupled_weight_decay"] and is_plain:
+            # What is left of the functional form where nothing has to be sorted by device.
+            th._foreach_add_(steps, 1)
+            options = {name: group[name] for name in _FUSED_OPTIONS}
+            th._fused_adam_(params, grads, averages, squares, [], steps, amsgrad=False, beta1=beta1, beta2=beta2, **options)
+        else:
+            options = {name: group[name] for name in _ADAM_OPTIONS}
+            adam(params, grads, averages, squares, [], steps, amsgrad=False, beta1=beta1, beta2=beta2, **options)
 
 
 def _is_bare_adam(optimizer: th.optim.Optimizer, group: dict[str, Any], states: list[dict[str, Any]]) -> bool:
