@@ -1,6 +1,7 @@
 """What is saved and acts: a map of noise, the critics beside it, their slow copies, and the scalars of the flow."""
 
 import copy
+import math
 from typing import Any
 
 import numpy as np
@@ -247,7 +248,8 @@ class FlowPolicy(JsonPolicyMixin, BasePolicy):
         best, chosen = values.max(1)
         # Around a single mode critics differ by their errors, and the best of many is the one that they flatter most. A mean
         # between two modes is worth much less than either.
-        chosen = th.where(best - values[:, 0] > values.std(1), chosen, 0)
+        spread = (values - values.mean(1, keepdim=True)).norm(dim=1) / math.sqrt(k - 1)
+        chosen = th.where(best - values[:, 0] > spread, chosen, 0)
         return actions.view(n, k, self.action_dim)[th.arange(n, device=chosen.device), chosen]
 
     def forward(self, observation: PyTorchObs, deterministic: bool = False) -> th.Tensor:

@@ -382,13 +382,14 @@ def test_the_entropy_that_is_told_is_the_policys_with_a_bonus_or_without(solver)
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("policy_form", ["gaussian", "pushforward"])
 @pytest.mark.parametrize("objective", ["average", "discounted"])
-def test_a_gaussian_policy_finds_the_regulator_with_the_default_temperature_and_critics(objective):
+def test_policies_find_the_regulator_with_the_default_temperature_and_critics(objective, policy_form):
     model = WassersteinFlowPG(
         "MlpPolicy",
         make_vec_env(Scalar, n_envs=4, seed=0),
         objective=objective,
-        policy_form="gaussian",
+        policy_form=policy_form,
         learning_rate="lin_1e-3",
         learning_starts=500,
         policy_kwargs={"net_arch": [64, 64]},
@@ -435,8 +436,12 @@ def test_a_pushforward_keeps_two_modes_between_which_sacs_gaussian_blurs(seed):
         # Both have the same entropy to spend, by SAC's automatic temperature.
         model = algorithm("MlpPolicy", TwoModes(), policy_kwargs={"net_arch": [64, 64]}, **settings, **own).learn(2000)
         actions = model.predict(np.zeros((4000, 1), np.float32))[0]
+        if name == "flow":
+            # The mean noise's image lies between them.
+            chosen = model.predict(np.zeros((1, 1), np.float32), deterministic=True)[0]
         shares[name] = [float(part.mean()) for part in (actions > 0.4, actions < -0.4, np.abs(actions) < 0.3)]
     right, left, middle = shares["flow"]
     assert min(right, left) > 0.35
     assert middle < 0.2
     assert shares["sac"][2] > 2.0 * middle
+    assert abs(float(chosen[0, 0])) == pytest.approx(0.6, abs=0.1)
