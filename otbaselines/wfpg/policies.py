@@ -1,6 +1,7 @@
 """What is saved and acts: a map of noise, the critics beside it, their slow copies, and the scalars of the flow."""
 
 import copy
+import math
 from typing import Any
 
 import numpy as np
@@ -42,8 +43,9 @@ class FlowPolicy(JsonPolicyMixin, BasePolicy):
     :param latent_dim: of a pushforward's noise; as many as actions when omitted
     :param bend_width: of the layer that a pushforward's noise passes
     :param n_critics: action values, of which the smallest counts
-    :param n_candidates: among how many actions the critics choose the deterministic one; when omitted, 10 for a pushforward,
-        whose modes its mean may miss, and 1 for a Gaussian, which is the image of its mean
+    :param n_candidates: among how many actions the deterministic one is chosen, the image of the mean noise and others: the
+        one that the critics think best, where it is clearly better than that image. When omitted, 10 for a pushforward,
+        whose modes its mean may miss, and 1 for a Gaussian
     :param keeps_metric: whether the diagonal of the metric and the last natural direction are part of the state
     :param features_extractor_class: as in SB3
     :param features_extractor_kwargs: its settings
@@ -233,13 +235,21 @@ class FlowPolicy(JsonPolicyMixin, BasePolicy):
         return actions.view(len(hidden), *(self.action_space.shape or ()))
 
     def _best(self, seen: Any, hidden: th.Tensor) -> th.Tensor:
-        """Of the images of the same few noises, the action that the critics think best. Each observation is read once."""
+        """
+        The image of the mean noise, but where the critics think another of a few images better, by more than the standard
+        deviation of what they say of all of them. Each observation is read once.
+        """
         n, k = len(hidden), self.n_candidates
         actions: th.Tensor = self.actor.bend(hidden.repeat_interleave(k, 0), self.candidate_noise.repeat(n, 1)).tanh()
         if k == 1:
             return actions
         features = self.critic_features(seen).repeat_interleave(k, 0)
-        chosen = self.critic.values(features, actions).amin(0).view(n, k).argmax(1)
+        values = self.critic.values(features, actions).amin(0).view(n, k)
+        best, chosen = values.max(1)
+        # Around a single mode critics differ by their errors, and the best of many is the one that they flatter most. A mean
+        # between two modes is worth much less than either.
+        spread = (values - values.mean(1, keepdim=True)).norm(dim=1) / math.sqrt(k - 1)
+        chosen = th.where(best - values[:, 0] > spread, chosen, 0)
         return actions.view(n, k, self.action_dim)[th.arange(n, device=chosen.device), chosen]
 
     def forward(self, observation: PyTorchObs, deterministic: bool = False) -> th.Tensor:
