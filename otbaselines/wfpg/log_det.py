@@ -171,7 +171,8 @@ def _cofactors(matrices: th.Tensor) -> th.Tensor:
         return th.ones_like(matrices)
     if n == 2:
         swapped = matrices.flip(0, 1)
-        swapped.view(4, -1)[1:3].neg_()
+        swapped[0, 1].neg_()
+        swapped[1, 0].neg_()
         return swapped
     first, second, third, fourth = matrices.reshape(9, -1).index_select(0, _minors(matrices.device)).view(4, 3, 3, -1)
     found: th.Tensor = first * second - third * fourth

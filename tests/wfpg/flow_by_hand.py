@@ -86,7 +86,7 @@ class FlowByHand:
             step = min(1.0, 4.0 * s["tau"]) * gap
             self.average, targets = self.average + step, [target - step for target in targets]
         self.step_critics(batch, targets)
-        self.move(first_of(batch, s.get("policy_batch_size") or n // 2))
+        self.move(first_of(batch, s.get("policy_batch_size") or -(-n // 2)))
         if self.learns:
             gap = self.told["entropy"] - s["target_entropy"]
             self.optimizers[2].step(self.log_temperature, {"": th.as_tensor(gap, dtype=th.float64)})

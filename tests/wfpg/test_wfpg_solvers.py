@@ -217,6 +217,8 @@ def test_the_slopes_of_images_and_of_their_stretch_are_finite_differences(n):
     with th.no_grad():
         # Where standard deviations are held, they have no slopes.
         heads[0, n], heads[1, n] = 2.5, -20.5
+        on_the_bounds = heads.clone()
+        on_the_bounds[0, n], on_the_bounds[1, n] = 2.0, -20.0
     assert th.autograd.gradcheck(bent_with_log_det, (heads, noise, inwards, outwards), eps=1e-6, atol=1e-6)
     u, log_det = bent_with_log_det(heads, noise, inwards, outwards)
     with th.no_grad():
@@ -224,6 +226,10 @@ def test_the_slopes_of_images_and_of_their_stretch_are_finite_differences(n):
             np.testing.assert_array_equal(found, expected)
     with pytest.raises(RuntimeError, match="differentiable once here, got create_graph=True"):
         th.autograd.grad(log_det.sum(), heads, create_graph=True)
+    # On the bounds there are slopes, as torch's clamp has them.
+    on_the_bounds.requires_grad_()
+    slope = th.autograd.grad(bent_with_log_det(on_the_bounds, noise, inwards, outwards)[0].sum(), on_the_bounds)[0]
+    np.testing.assert_allclose(slope[:2, n], (noise[:2, 0] * on_the_bounds[:2, n].exp()).detach())
 
 
 @pytest.mark.parametrize("n", [1, 2, 3, 5, 17])
@@ -235,6 +241,8 @@ def test_a_fold_has_a_logarithm_and_no_slope(n):
     found.sum().backward()
     np.testing.assert_allclose(found.detach(), [n * math.log(1e-12), 0.0], rtol=1e-5)
     assert float(matrices.grad[0].abs().max()) == 0.0
+    with pytest.raises(RuntimeError, match="differentiable once here, got create_graph=True"):
+        th.autograd.grad(log_abs_det(matrices).sum(), matrices, create_graph=True)
     np.testing.assert_allclose(matrices.grad[1], np.eye(n))
 
 

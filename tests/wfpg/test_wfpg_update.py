@@ -51,13 +51,12 @@ def build(**form):
         AnySpacesEnv(BOX, ACTIONS, 5),
         learning_rate=1e-2,
         tau=0.125,
-        batch_size=6,
         buffer_size=50,
         learning_starts=4,
         policy_kwargs={"net_arch": [6], "bend_width": 4, "activation_fn": th.nn.Tanh},
         seed=0,
         device="cpu",
-        **form,
+        **{"batch_size": 6, **form},
     )
     with th.no_grad():
         # The slow copies and the critics differ from the start, and critics have slopes to speak of.
@@ -87,6 +86,19 @@ def draw(generator, n=6):
         noise=normal(2, n, 2),
         kicks=normal(2, n, 2),
     )
+
+
+def test_the_larger_half_of_an_odd_minibatch_moves():
+    model = build(batch_size=5)
+    model._setup_learn(1, None)
+    hand, batch = (
+        FlowByHand(model, **DEFAULTS, learning_rate=1e-2, tau=0.125, step_size=1.0),
+        draw(th.Generator().manual_seed(1), n=5),
+    )
+    model._take(batch)
+    told = dict(zip(model.metric_names, model._gradient_step().tolist(), strict=True))
+    hand.update(batch)
+    assert told["speed"] == pytest.approx(hand.told["speed"], rel=1e-6)
 
 
 @pytest.mark.parametrize("form", FORMS.values(), ids=FORMS)

@@ -60,6 +60,15 @@ def test_a_step_is_torchs_own(make):
     _assert_same(make)
 
 
+def test_parameters_of_two_precisions_and_tensors_for_betas_are_torchs_own_too():
+    def mixed(parameters):
+        parameters[-1].data = parameters[-1].data.double()
+        return th.optim.Adam(parameters, **ADAM)
+
+    _assert_same(mixed)
+    _assert_same(lambda ps: th.optim.Adam(ps, **ADAM, betas=(th.tensor(0.8), th.tensor(0.9))))
+
+
 def test_a_parameter_without_gradient_is_left_alone():
     _assert_same(lambda ps: th.optim.Adam(ps, **ADAM), without=(0, 3))
 
