@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from zoo.benchmarks.sb3 import SPREAD
-from zoo.config.command import add_training, count, make_parser, mistakes
+from zoo.config.command import add_training, check_outputs, count, make_parser, mistakes
 from zoo.config.registry import OFFLINE
 from zoo.drawing.curves import draw_evaluations
 from zoo.drawing.tables import write_tables
@@ -140,6 +140,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Run the command line ``argv``, that of the process when omitted."""
     parser = parser_of_figures()
     args = parser.parse_args(argv)
+    with mistakes(parser):
+        check_outputs(getattr(args, "tables", None))
     args.draw(args, parser)
 
 

@@ -2,6 +2,7 @@
 
 import argparse
 import ast
+import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -142,6 +143,23 @@ def _assign(stored: dict[str, Any], assignment: str) -> None:
     if last in target:
         raise ValueError(f"{key!r} is given twice")
     target[last] = parse_value(text)
+
+
+def check_outputs(*paths: Path | None) -> None:
+    """
+    Notice before hours of computing, and not after them, what cannot be written; folders are made.
+
+    :param paths: files to be written; ``None`` is passed over
+    :raises OSError: if one of them cannot be
+    """
+    for path in paths:
+        if path is None:
+            continue
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if path.is_dir():
+            raise IsADirectoryError(f"{str(path)!r} is a folder, and no file to write")
+        if not os.access(path if path.exists() else path.parent, os.W_OK):
+            raise PermissionError(f"{str(path)!r} must not be written; choose another file")
 
 
 def add_training(parser: argparse.ArgumentParser, *, eval_episodes: int, folder: str, kept: str = "runs and figures") -> None:

@@ -7,8 +7,8 @@ from typing import Any
 import matplotlib as mpl
 import numpy as np
 from matplotlib.figure import Figure
-from scipy.stats import t as student_t
 
+from zoo.drawing.tables import student_half_width
 from zoo.runs.comparison import Array, RunResult
 
 METHOD_STYLES: dict[str, dict[str, Any]] = {
@@ -36,10 +36,7 @@ def confidence_band(curves: Array) -> tuple[Array, Array]:
     :param curves: shape ``(n_seeds, n_points)``
     :return: lower and upper edge, shape ``(n_points,)`` each; the curve itself where there is one seed
     """
-    if len(curves) == 1:
-        return curves[0], curves[0]
-    half = student_t.ppf(0.975, len(curves) - 1) * curves.std(0, ddof=1) / np.sqrt(len(curves))
-    mean = curves.mean(0)
+    mean, half = curves.mean(0), student_half_width(curves)
     return mean - half, mean + half
 
 

@@ -5,6 +5,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch as th
@@ -42,6 +43,17 @@ def write_tables(text: str, path: Path | None) -> None:
         path.write_text(text)
 
 
+def student_half_width(values: np.ndarray) -> Any:
+    """
+    Half of Student's 95 % interval of the mean over the first axis.
+
+    :param values: shape ``(n_seeds, ...)``
+    :return: shape ``(...)``; zero where there is one seed
+    """
+    n = len(values)
+    return student_t.ppf(0.975, n - 1) * values.std(0, ddof=1) / math.sqrt(n) if n > 1 else np.zeros_like(values[0])
+
+
 def mean_and_interval(values: Sequence[float] | np.ndarray, form: str = ".2f") -> str:
     """
     :param values: one of each seed
@@ -51,7 +63,7 @@ def mean_and_interval(values: Sequence[float] | np.ndarray, form: str = ".2f") -
     x = np.asarray(values, dtype=np.float64)
     if len(x) == 1:
         return f"{x[0]:{form}}"
-    half = student_t.ppf(0.975, len(x) - 1) * x.std(ddof=1) / math.sqrt(len(x))
+    half = student_half_width(x)
     return f"{x.mean():{form}} ± {half:{form}} ({x.min():{form}} to {x.max():{form}})"
 
 
@@ -78,10 +90,7 @@ def student_interval(values: Sequence[float] | np.ndarray) -> Interval:
     :return: their mean with Student's 95 % interval
     """
     x = np.asarray(values, dtype=np.float64)
-    mean = float(x.mean())
-    if len(x) == 1:
-        return Interval(mean, mean, mean)
-    half = float(student_t.ppf(0.975, len(x) - 1) * x.std(ddof=1) / math.sqrt(len(x)))
+    mean, half = float(x.mean()), float(student_half_width(x))
     return Interval(mean, mean - half, mean + half)
 
 

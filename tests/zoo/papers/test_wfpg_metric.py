@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch as th
 
+from zoo import plots
 from zoo.papers.wfpg.metric import PROBLEMS, Problem, left_over
 
 
@@ -23,3 +24,11 @@ def test_the_natural_step_minds_the_scale_of_observations_less_than_other_steps(
         for solver, rate in (("first_order", 1e-2), ("cg", 0.3))
     }
     assert left["cg"] < 0.5 * left["first_order"]
+
+
+def test_a_table_that_cannot_be_written_is_told_before_anything_is_measured(tmp_path, capsys):
+    (tmp_path / "file").touch()
+    for path, said in ((tmp_path, "is a folder"), (tmp_path / "file" / "table.md", "file")):
+        with pytest.raises(SystemExit):
+            plots.main(["wfpg-metric", "--tables", str(path)])
+        assert said in capsys.readouterr().err

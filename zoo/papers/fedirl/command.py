@@ -3,7 +3,7 @@
 import argparse
 from pathlib import Path
 
-from zoo.config.command import count, mistakes
+from zoo.config.command import check_outputs, count, mistakes
 from zoo.drawing.tables import Table, one_thread, write_tables
 from zoo.papers.fedirl import control
 from zoo.papers.fedirl.control import TASKS, ControlJob, ControlResult, paired_returns, returns_table
@@ -47,12 +47,7 @@ def compare(args: argparse.Namespace, parser: argparse.ArgumentParser) -> None:
     with mistakes(parser):
         if any(not 0.0 <= share <= 1.0 for share in args.weak):
             raise ValueError(f"`--weak` must be shares from 0 to 1, got {args.weak}")
-        for path in (args.map, args.curves, args.tables):
-            if path is not None:
-                # Before hours of computing, not after them.
-                path.parent.mkdir(parents=True, exist_ok=True)
-                if path.is_dir():
-                    raise IsADirectoryError(f"{str(path)!r} is a folder, and no file to write")
+        check_outputs(args.map, args.curves)
         if args.train:
             folder.mkdir(parents=True, exist_ok=True)
         with one_thread():

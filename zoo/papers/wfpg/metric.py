@@ -22,7 +22,7 @@ from gymnasium import spaces
 
 from otbaselines import WassersteinFlowPG
 from otbaselines.wfpg.replay import ReplayBatch
-from zoo.config.command import count, mistakes
+from zoo.config.command import count
 from zoo.drawing.tables import Table, one_thread, write_tables
 from zoo.runs.comparison import Array
 
@@ -187,11 +187,6 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 def draw(args: argparse.Namespace, parser: argparse.ArgumentParser) -> None:
     """Measure all problems, one after the other, on one thread."""
-    if args.tables is not None:
-        # Before minutes are spent on what cannot be kept.
-        with mistakes(parser):
-            args.tables.parent.mkdir(parents=True, exist_ok=True)
-            args.tables.open("a").close()
     table = Table(
         f"what is left of the first loss after the policy's steps: geometric mean (range) over {args.seeds} seeds",
         ("problem", "layers of the policy", "solver", "steps", "rate chosen", "loss left, %", "CPU s"),
