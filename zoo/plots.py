@@ -21,6 +21,7 @@ from zoo.drawing.curves import draw_evaluations
 from zoo.drawing.tables import write_tables
 from zoo.papers.fedirl import command as fedirl_paper
 from zoo.papers.qdot import command as qdot
+from zoo.papers.qdot import extractions
 from zoo.papers.wbc import study as wbc_study
 from zoo.papers.wbc import tuning as wbc_tuning
 from zoo.papers.wbc.comparisons import ESTIMATORS, NAVIGATION, PAPER
@@ -121,6 +122,8 @@ def parser_of_figures() -> argparse.ArgumentParser:
     wmatrpo_paper.add_options(figures.add_parser("wmatrpo-paper", help=game, allow_abbrev=False))
     recorded = "table and learning curves of QDOT, IQL and BC on recorded data"
     qdot.add_options(figures.add_parser("qdot", help=recorded, allow_abbrev=False))
+    ways = "every way to extract QDOT's policy, at every price, on the critics of one training"
+    extractions.add_options(figures.add_parser("qdot-extractions", help=ways, allow_abbrev=False))
     worlds = "Tables 1 and 2, Figure 1 and control tasks of the FedIRL paper"
     fedirl_paper.add_options(figures.add_parser("fedirl-paper", help=worlds, allow_abbrev=False))
     particles = "the policy flow of the Wasserstein formulation, with particles"

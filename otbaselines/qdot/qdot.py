@@ -9,14 +9,21 @@ from stable_baselines3.common.policies import BasePolicy
 from stable_baselines3.common.type_aliases import GymEnv, Schedule
 
 from otbaselines.common.offline.implicit_q import ImplicitQLearning
-from otbaselines.common.offline.losses import advantage_weights, bounded_weights, effective_share, expectile_loss
+from otbaselines.common.offline.losses import (
+    advantage_weights,
+    agreed_weights,
+    bounded_weights,
+    disagreement,
+    effective_share,
+    expectile_loss,
+)
 from otbaselines.common.offline.rows import OfflineBatch
 from otbaselines.common.settings import Setting, arguments_of, check_settings, settings_of
 from otbaselines.ot.maps import displacement_cost
 from otbaselines.qdot.policies import ACTS, N_CANDIDATES, TransportPolicy
 
 # What is taken where nothing is said.
-EXPECTILE, MAX_WEIGHT, WEIGHT_DIVERGENCE = 0.7, 100.0, 0.1
+EXPECTILE, MAX_WEIGHT, NOISE_DIVERGENCE = 0.7, 100.0, 0.05
 WEIGHTED = ("awr", "weighted_map")
 LARGEST_PRICE = 1e30
 
@@ -58,10 +65,11 @@ class QDOT(ImplicitQLearning):
         ``"bc_map"``: the map applied to cloned behaviour; ``"best_of"``: of several such actions the one of highest value
     :param normalize_q: divide :math:`Q` by its mean magnitude in the minibatch, so that ``alpha`` means the same in every task
     :param expectile: for ``v_target="expectile"`` only; 0.7 when omitted
-    :param weight_divergence: for extractions with weights only: bound on the Kullback-Leibler divergence, in nats, of the
-        weighted minibatch from the minibatch, from which the temperature of the weights follows; 0.1 when omitted
-    :param inverse_temperature: :math:`\beta` of implicit Q-learning's weights :math:`e^{\beta A}`, in place of this bound
-    :param max_weight: the largest of them; 100 when omitted
+    :param noise_divergence: for extractions with weights only: how far, in nats, the weighted minibatch may be from the minibatch
+        by the disagreement of the critics alone, from which the temperature of the weights follows; 0.05 when omitted
+    :param weight_divergence: in its place, how far it is from the minibatch in all
+    :param inverse_temperature: in its place, :math:`\beta` of implicit Q-learning's weights :math:`e^{\beta A}`
+    :param max_weight: the largest of these; 100 when omitted
     :param n_candidates: for ``extraction="best_of"`` only; 10 when omitted
     """
 
@@ -75,6 +83,7 @@ class QDOT(ImplicitQLearning):
             name: replace(ImplicitQLearning.setting_ranges[name], optional=True)
             for name in ("expectile", "inverse_temperature", "max_weight")
         },
+        "noise_divergence": Setting("number", low=0.0, above="always", high=100.0, optional=True),
         "weight_divergence": Setting("number", low=0.0, above="always", high=100.0, optional=True),
         "n_candidates": Setting("integer", low=1, high=10**6, optional=True),
     }
@@ -98,9 +107,11 @@ class QDOT(ImplicitQLearning):
         gamma: float = 0.99,
         tau: float = 0.005,
         expectile: float | None = None,
+        noise_divergence: float | None = None,
         weight_divergence: float | None = None,
         inverse_temperature: float | None = None,
         max_weight: float | None = None,
+        return_share: float = 0.2,
         n_candidates: int | None = None,
         reward_scale: float | str = "return_range",
         normalize_observations: bool = True,
@@ -119,6 +130,7 @@ class QDOT(ImplicitQLearning):
         self.v_target = v_target
         self.extraction = extraction
         self.normalize_q = normalize_q
+        self.noise_divergence = noise_divergence
         self.weight_divergence = weight_divergence
         self.n_candidates = n_candidates
         check_settings(settings_of(type(self)), {**vars(self), **locals()})
@@ -132,6 +144,7 @@ class QDOT(ImplicitQLearning):
             )
         applies = [
             ("expectile", expectile, self.v_target == "expectile", "`v_target='expectile'`"),
+            ("noise_divergence", self.noise_divergence, self.extraction in WEIGHTED, f"`extraction` in {WEIGHTED}"),
             ("weight_divergence", self.weight_divergence, self.extraction in WEIGHTED, f"`extraction` in {WEIGHTED}"),
             ("inverse_temperature", inverse_temperature, self.extraction in WEIGHTED, f"`extraction` in {WEIGHTED}"),
             ("max_weight", max_weight, inverse_temperature is not None, "weights of a given `inverse_temperature`"),
@@ -140,11 +153,14 @@ class QDOT(ImplicitQLearning):
         for name, value, used, where in applies:
             if value is not None and not used:
                 raise TypeError(f"`{name}` applies to {where} only, got {value}; leave it out")
-        if self.weight_divergence is not None and inverse_temperature is not None:
-            raise TypeError(
-                f"`weight_divergence`={self.weight_divergence} and `inverse_temperature`={inverse_temperature} are two ways "
-                "to say how sharply advantages weigh; give one of them"
-            )
+        sharpness = {
+            "noise_divergence": self.noise_divergence,
+            "weight_divergence": self.weight_divergence,
+            "inverse_temperature": inverse_temperature,
+        }
+        given = [f"`{name}`={value}" for name, value in sharpness.items() if value is not None]
+        if len(given) > 1:
+            raise TypeError(f"{' and '.join(given)} are different ways to say how sharply advantages weigh; give one of them")
         if self.extraction == "awr" and self.v_target == "expectile" and math.isfinite(self.alpha):
             raise ValueError(
                 "`extraction`='awr' with `v_target`='expectile' would train a map that nothing uses; set `alpha` to infinity, "
@@ -161,6 +177,15 @@ class QDOT(ImplicitQLearning):
         n_candidates = N_CANDIDATES if self.n_candidates is None else int(self.n_candidates)
         return {"use_map": self.uses_map, "extraction": self.extraction, "n_candidates": n_candidates}
 
+    def _setup_model(self) -> None:
+        super()._setup_model()
+        asks = self.extraction in WEIGHTED and self.weight_divergence is None and self.inverse_temperature is None
+        if asks and self.policy.n_critics < 2:
+            raise ValueError(
+                f"`policy_kwargs['n_critics']`={self.policy.n_critics} leaves nobody to disagree with, which `noise_divergence` "
+                "takes the temperature of the weights from; have two critics, or set `weight_divergence` or `inverse_temperature`"
+            )
+
     def _optimizer_names(self) -> tuple[str, ...]:
         return (*self.optimizer_names, *(["map_optimizer"] if self.uses_map else []))
 
@@ -168,15 +193,18 @@ class QDOT(ImplicitQLearning):
     def _losses(self, batch: OfflineBatch) -> tuple[th.Tensor, th.Tensor]:
         policy = self.policy
         values, next_values = policy.value(batch.observations), self._next_values(batch)
-        target_q = policy.target_value(batch.observation_actions)
-        moved, inside, moved_q, map_loss = self._moved(batch, target_q)
+        data_q = policy.target_values(batch.observation_actions)
+        target_q = data_q.amin(0)
+        moved, inside, all_moved_q, map_loss = self._moved(batch, data_q)
+        moved_q = all_moved_q.amin(0)
         if self.v_target == "map":
             value_loss = expectile_loss(moved_q.detach() - values, 0.5)
         else:
             value_loss = expectile_loss(target_q - values, EXPECTILE if self.expectile is None else self.expectile)
         critic_loss = self._critic_loss(batch, next_values)
-        advantages = (target_q if self.extraction == "awr" else moved_q.detach()) - values.detach()
-        weights = self._weights(advantages)
+        weighed = data_q if self.extraction == "awr" else all_moved_q.detach()
+        advantages = weighed.amin(0) - values.detach()
+        weights = self._weights(advantages, weighed)
         followed = inside if self.extraction in ("regression", "weighted_map") else batch.actions
         actor_loss = -(weights * policy.log_prob(batch.observations, followed)).mean()
         displacement = displacement_cost(batch.actions, moved.detach(), order=1, validate=False).mean()
@@ -186,27 +214,29 @@ class QDOT(ImplicitQLearning):
         )
         return value_loss + critic_loss + actor_loss + map_loss, th.stack(scalars).detach()
 
-    def _moved(self, batch: OfflineBatch, target_q: th.Tensor) -> tuple[th.Tensor, th.Tensor, th.Tensor, th.Tensor]:
+    def _moved(self, batch: OfflineBatch, data_q: th.Tensor) -> tuple[th.Tensor, th.Tensor, th.Tensor, th.Tensor]:
         """
-        The data's actions after the map.
+        The data's actions after the map, within the box, their values by every critic, and the map's loss.
 
         The critics are asked inside of the box only: beyond it, the price alone has a slope, which leads back. What the map's
         best response is therefore lies in the box.
         """
         if not self.uses_map:
-            return batch.actions, batch.actions, target_q, target_q.new_zeros(())
+            return batch.actions, batch.actions, data_q, data_q.new_zeros(())
         moved = self.policy.transport(batch.observations, batch.actions)
         inside = moved.clamp(-1.0, 1.0)
-        moved_q = self.policy.target_value(th.cat([batch.observations, inside], 1))
-        scale = target_q.abs().mean().clamp(min=1e-6) if self.normalize_q else target_q.new_ones(())
-        loss = transport_loss(moved_q, batch.actions, moved, alpha=self.alpha, order=self.order, scale=scale)
+        moved_q = self.policy.target_values(th.cat([batch.observations, inside], 1))
+        scale = data_q.amin(0).abs().mean().clamp(min=1e-6) if self.normalize_q else data_q.new_ones(())
+        loss = transport_loss(moved_q.amin(0), batch.actions, moved, alpha=self.alpha, order=self.order, scale=scale)
         return moved, inside.detach(), moved_q, loss
 
-    def _weights(self, advantages: th.Tensor) -> th.Tensor:
+    def _weights(self, advantages: th.Tensor, values: th.Tensor) -> th.Tensor:
         if self.extraction not in WEIGHTED:
             return th.ones_like(advantages)
+        if self.weight_divergence is not None:
+            return bounded_weights(advantages, float(self.weight_divergence))
         if self.inverse_temperature is None:
-            divergence = WEIGHT_DIVERGENCE if self.weight_divergence is None else self.weight_divergence
-            return bounded_weights(advantages, float(divergence))
+            divergence = NOISE_DIVERGENCE if self.noise_divergence is None else self.noise_divergence
+            return agreed_weights(advantages, disagreement(values), float(divergence))
         largest = MAX_WEIGHT if self.max_weight is None else self.max_weight
         return advantage_weights(advantages, self.inverse_temperature, largest)

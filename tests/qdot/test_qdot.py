@@ -25,11 +25,11 @@ def _with_quadratic_values(model, hessian, goal):
     """Put :math:`Q(s, a) = -(a - m(s))^T H (a - m(s)) / 2` in the place of the slow critics."""
     sees = model.policy.obs_dim
 
-    def target_value(rows):
+    def target_values(rows):
         gap = rows[:, sees:] - goal(rows[:, :sees])
-        return -0.5 * (gap @ hessian * gap).sum(-1)
+        return -0.5 * (gap @ hessian * gap).sum(-1).expand(2, -1)
 
-    model.policy.target_value = target_value
+    model.policy.target_values = target_values
     return model
 
 
@@ -95,7 +95,7 @@ def test_a_linear_price_is_paid_in_full_or_not_at_all():
     slope = th.tensor([0.5, 0.0])
     for alpha, moves in ((1.0, False), (0.25, True)):
         model = _qdot(alpha=alpha, order=1, learning_rate="lin_1e-2")
-        model.policy.target_value = lambda rows: rows[:, -2:] @ slope
+        model.policy.target_values = lambda rows: (rows[:, -2:] @ slope).expand(2, -1)
         model.learn(300)
         observations, actions = _inputs(model)
         moved = model.policy.transport(observations, actions).detach()
@@ -116,7 +116,7 @@ def test_the_scale_of_rewards_does_not_matter_when_values_are_normalised():
         model = _qdot(normalize_q=True, alpha=0.5)
         _with_quadratic_values(model, factor * HESSIAN, _goal).learn(1)
         batch = model._rows.batch(th.arange(300))
-        loss = model._moved(batch, model.policy.target_value(batch.observation_actions))[3]
+        loss = model._moved(batch, model.policy.target_values(batch.observation_actions))[3]
         gradients.append(th.autograd.grad(loss, model.policy.potential.last_head.bias)[0])
     np.testing.assert_allclose(gradients[0], gradients[1], rtol=1e-3, atol=1e-6)
 
@@ -130,7 +130,9 @@ def _learned(algorithm, **kwargs):
 @pytest.mark.parametrize("extraction", ["weighted_map", "awr"])
 def test_without_the_map_it_is_implicit_q_learning_bit_for_bit(extraction):
     iql = _learned(IQL, inverse_temperature=2.0)
-    assert same(state(iql), state(_learned(QDOT, alpha=math.inf, extraction=extraction, inverse_temperature=2.0)))
+    assert same(
+        state(iql), state(_learned(QDOT, alpha=math.inf, extraction=extraction, inverse_temperature=2.0, return_share=0.0))
+    )
     assert not same(state(iql), state(_learned(IQL, inverse_temperature=1.0)))
 
 
@@ -145,17 +147,17 @@ def test_a_price_beyond_all_values_is_the_map_switched_off():
 def test_values_under_a_map_that_stays_are_those_of_the_behaviour():
     """With `v_target="map"` and no map, V is regressed on Q(s, a): the expectile one half, at half the loss in both."""
     mean = _learned(IQL, expectile=0.5)
-    assert same(state(mean), state(_learned(QDOT, alpha=math.inf, v_target="map", inverse_temperature=3.0)))
+    assert same(state(mean), state(_learned(QDOT, alpha=math.inf, v_target="map", inverse_temperature=3.0, return_share=0.0)))
 
 
 def test_regression_without_a_map_is_cloning():
     cloned = _learned(IQL, inverse_temperature=0.0)
-    assert same(state(cloned), state(_learned(QDOT, alpha=math.inf, extraction="regression")))
+    assert same(state(cloned), state(_learned(QDOT, alpha=math.inf, extraction="regression", return_share=0.0)))
 
 
-@pytest.mark.parametrize("inverse_temperature", [None, 3.0])
-def test_one_step_weighs_and_follows_the_moved_actions_by_hand(inverse_temperature):
-    model = _learned(QDOT, alpha=0.1, learning_rate=1e-2, reward_scale=1.0, inverse_temperature=inverse_temperature)
+@pytest.mark.parametrize("sharpness", [{}, {"weight_divergence": 0.1}, {"inverse_temperature": 3.0}])
+def test_one_step_weighs_and_follows_the_moved_actions_by_hand(sharpness):
+    model = _learned(QDOT, alpha=0.1, learning_rate=1e-2, reward_scale=1.0, **sharpness)
     policy, batch = model.policy, model._rows.batch(th.arange(20))
     seen, actions = batch.observations, batch.actions
     with th.no_grad():
@@ -163,11 +165,16 @@ def test_one_step_weighs_and_follows_the_moved_actions_by_hand(inverse_temperatu
         assert (moved - actions).abs().max() > 0.05
         inside = moved.clamp(-1, 1)
         q = policy.critic_target(th.cat([seen, actions], 1)).amin(0)
-        moved_q = policy.critic_target(th.cat([seen, inside], 1)).amin(0)
+        first, second = policy.critic_target(th.cat([seen, inside], 1))
+        moved_q = th.minimum(first, second)
         values = policy.value(seen)
         weights = (3.0 * (moved_q - values)).exp().clamp(max=100.0)
-        if inverse_temperature is None:
+        if "weight_divergence" in sharpness:
             weights = bounded_weights(moved_q - values, 0.1)
+        elif not sharpness:
+            # The mean of two numbers that differ by d varies by d^2 / 4.
+            temperature = ((first - second).square().mean() / 4 / (2 * 0.05)).sqrt()
+            weights = 20 * th.softmax((moved_q - values) / temperature, 0)
         map_loss = 0.1 * (moved - actions).square().sum(1).mean() - moved_q.mean() / q.abs().mean()
         actor_loss = -(weights * policy.log_prob(seen, inside)).mean()
         gap = q - values
@@ -181,7 +188,7 @@ def test_one_step_weighs_and_follows_the_moved_actions_by_hand(inverse_temperatu
 def test_no_loss_reaches_into_the_network_of_another():
     model = _learned(QDOT, alpha=0.1, learning_rate=1e-2)
     batch, policy = model._rows.batch(th.arange(20)), model.policy
-    moved, _, moved_q, map_loss = model._moved(batch, policy.target_value(batch.observation_actions))
+    moved, _, moved_q, map_loss = model._moved(batch, policy.target_values(batch.observation_actions))
     assert moved.requires_grad
     assert moved_q.requires_grad
     map_loss.backward()
@@ -193,7 +200,7 @@ def test_no_loss_reaches_into_the_network_of_another():
     # What the sum of the losses says of the map is what the map's own loss says.
     total = [parameter.grad.clone() for parameter in policy.potential.parameters()]
     policy.zero_grad()
-    model._moved(batch, policy.target_value(batch.observation_actions))[3].backward()
+    model._moved(batch, policy.target_values(batch.observation_actions))[3].backward()
     assert all(parameter.grad is None for parameter in others)
     for parameter, gradient in zip(policy.potential.parameters(), total, strict=True):
         np.testing.assert_allclose(parameter.grad, gradient, atol=1e-7)
@@ -265,7 +272,14 @@ def test_infinite_prices_survive_saving(tmp_path):
         ),
         ({"weight_divergence": 0.1, "extraction": "bc_map"}, TypeError, "`weight_divergence` applies to `extraction` in"),
         ({"weight_divergence": 0.0}, ValueError, r"`weight_divergence` must be a number in \(0, 100\]"),
-        ({"weight_divergence": 0.1, "inverse_temperature": 1.0}, TypeError, "two ways to say how sharply advantages weigh"),
+        (
+            {"weight_divergence": 0.1, "inverse_temperature": 1.0},
+            TypeError,
+            "different ways to say how sharply advantages weigh",
+        ),
+        ({"noise_divergence": 0.1, "weight_divergence": 0.1}, TypeError, "different ways to say how sharply advantages weigh"),
+        ({"noise_divergence": 0.1, "extraction": "regression"}, TypeError, "`noise_divergence` applies to `extraction` in"),
+        ({"policy_kwargs": {"n_critics": 1}}, ValueError, "leaves nobody to disagree with"),
         ({"n_candidates": 3}, TypeError, "`n_candidates` applies to `extraction='best_of'` only, got 3"),
         ({"reward_scale": "range"}, TypeError, "`reward_scale` must be a number above 0, got 'range'; or use 'return_range'"),
     ],

@@ -21,6 +21,7 @@ from otbaselines.wbc import WBC
 from otbaselines.wfpg import WassersteinFlowPG
 from otbaselines.wmatrpo import WMATRPO
 from zoo.papers.qdot.adversarial import AdversarialW1
+from zoo.papers.qdot.fan import PolicyFan
 
 #: Name on the command line, name of the hyperparameter file, name of the output folder.
 ALGOS: dict[str, type[BaseAlgorithm]] = {
@@ -72,4 +73,5 @@ LEARNERS: dict[str, Callable[..., BaseAlgorithm]] = {
     "sb3-sac": SAC,
     "sb3-td3": sb3_td3,
     "adversarial-w1": AdversarialW1,
+    "qdot-fan": PolicyFan,
 }

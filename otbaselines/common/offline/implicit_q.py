@@ -11,7 +11,7 @@ from otbaselines.common.datasets import OfflineDataset
 from otbaselines.common.offline.algorithm import DatasetAlgorithm
 from otbaselines.common.offline.losses import advantage_weights, effective_share, expectile_loss, td_targets
 from otbaselines.common.offline.policies import ImplicitQPolicy
-from otbaselines.common.offline.rows import OfflineBatch
+from otbaselines.common.offline.rows import Leaps, OfflineBatch, Rows
 from otbaselines.common.schedules import parse_schedule
 from otbaselines.common.settings import MANY, Setting, arguments_of, check_settings, settings_of
 
@@ -32,6 +32,9 @@ class ImplicitQLearning(DatasetAlgorithm):
     :param expectile: of :math:`Q` over the data's actions that :math:`V` estimates; 0.5 is the mean, 1 would be the maximum
     :param inverse_temperature: :math:`\beta` of the weights :math:`e^{\beta A}`; 0 clones the data
     :param max_weight: largest weight
+    :param return_share: share, in the critics' targets, of the data's own returns to the ends of their episodes, with :math:`V`
+        where an episode was cut off; 0 are the one-step targets of implicit Q-learning, 1 is one step of improvement on the
+        behaviour that was recorded (Brandfonbrener et al. 2021)
     :param reward_scale: factor on rewards; ``"return_range"`` scales them so that the returns of the data's episodes span 1000
     """
 
@@ -44,6 +47,7 @@ class ImplicitQLearning(DatasetAlgorithm):
         ),
         "inverse_temperature": Setting("number", low=0.0),
         "max_weight": Setting("number", low=0.0, above="always", high=float(MANY)),
+        "return_share": Setting("number", low=0.0, high=1.0),
     }
     metric_names: ClassVar[tuple[str, ...]] = (
         *("value_loss", "critic_loss", "actor_loss", "value", "q", "advantage", "weight", "effective_share"),
@@ -65,6 +69,7 @@ class ImplicitQLearning(DatasetAlgorithm):
         expectile: float = 0.7,
         inverse_temperature: float = 3.0,
         max_weight: float = 100.0,
+        return_share: float = 0.0,
         reward_scale: float | str = "return_range",
         normalize_observations: bool = True,
         compile: bool = False,
@@ -83,6 +88,7 @@ class ImplicitQLearning(DatasetAlgorithm):
         self.expectile = expectile
         self.inverse_temperature = inverse_temperature
         self.max_weight = max_weight
+        self.return_share = return_share
         self.reward_scale = reward_scale
         check_settings(settings_of(type(self)), {**vars(self), **locals()})
         if reward_scale != "return_range":
@@ -117,6 +123,10 @@ class ImplicitQLearning(DatasetAlgorithm):
     def _reward_factor(self) -> float:
         return float(self.policy.reward_factor)
 
+    def _make_rows(self, dataset: OfflineDataset) -> Rows:
+        rows = super()._make_rows(dataset)
+        return rows.with_returns(dataset.episodes, self.gamma) if self.return_share > 0.0 else rows
+
     def _learning_rates(self) -> list[float]:
         rates = super()._learning_rates()
         return [self.schedule_value("actor_learning_rate"), *rates[1:]]
@@ -141,10 +151,16 @@ class ImplicitQLearning(DatasetAlgorithm):
     def _next_values(self, batch: OfflineBatch) -> th.Tensor:
         return self.policy.value(batch.next_observations)
 
+    @th.no_grad()
+    def _returns(self, leaps: Leaps) -> th.Tensor:
+        return leaps.rewards + leaps.discounts * self.policy.value(leaps.next_observations)
+
     def _critic_loss(self, batch: OfflineBatch, next_values: th.Tensor) -> th.Tensor:
         """Squared errors of all critics, summed (Kostrikov et al. 2022, Eq. 6)."""
         q = self.policy.critic(batch.observation_actions)
         targets = td_targets(batch.rewards, batch.continues, next_values, self.gamma)
+        if batch.to_the_end is not None:
+            targets = th.lerp(targets, self._returns(batch.to_the_end), float(self.return_share))
         loss: th.Tensor = (q - targets).square().mean(1).sum()
         return loss
 

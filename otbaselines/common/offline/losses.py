@@ -79,6 +79,34 @@ def bounded_weights(advantages: th.Tensor, divergence: float) -> th.Tensor:
     return th.softmax(a * (-log_eta).exp(), 0) * len(a)
 
 
+def agreed_weights(advantages: th.Tensor, variances: th.Tensor, noise_divergence: float) -> th.Tensor:
+    r"""
+    :math:`w_j = n e^{A_j / \eta} / \sum_k e^{A_k / \eta}`, as sharp as the critics agree: :math:`\eta^2 = \bar v / (2 \delta)`
+    with :math:`\bar v` the mean variance of an advantage as an estimate.
+
+    Normal errors of that variance and nothing else would give weights :math:`\bar v / (2 \eta^2) = \delta` nats from equal ones,
+    and advantages that vary :math:`r` times as much as their errors about :math:`r \delta`. A shift of the advantages, or a
+    positive factor on advantages and errors, changes nothing.
+
+    :param advantages: :math:`A`, shape ``(n,)``
+    :param variances: of their errors, shape ``(n,)``; see :func:`disagreement`
+    :param noise_divergence: :math:`\delta`, in nats, above 0
+    :return: shape ``(n,)``, without a gradient
+    """
+    a, v = advantages.detach(), variances.detach().mean()
+    return th.softmax(a * (2.0 * noise_divergence / v.clamp(min=th.finfo(a.dtype).tiny)).sqrt(), 0) * len(a)
+
+
+def disagreement(values: th.Tensor) -> th.Tensor:
+    """
+    Variance of the mean of several critics, as far as they differ.
+
+    :param values: shape ``(n_critics, batch)``, of two critics or more
+    :return: shape ``(batch,)``
+    """
+    return values.var(0) / len(values)
+
+
 def effective_share(weights: th.Tensor) -> th.Tensor:
     r"""
     :math:`(\sum_j w_j)^2 / (n \sum_j w_j^2)`: how many equally weighted rows would vary as much, as a share of all.

@@ -241,8 +241,15 @@ class ImplicitQPolicy(OfflineActorPolicy):
         :param observation_actions: shape ``(batch, obs_dim + action_dim)``
         :return: the smallest of the slow copies' action values, shape ``(batch,)``
         """
+        return self.target_values(observation_actions).amin(0)
+
+    def target_values(self, observation_actions: th.Tensor) -> th.Tensor:
+        """
+        :param observation_actions: shape ``(batch, obs_dim + action_dim)``
+        :return: every slow copy's action values, shape ``(n_critics, batch)``
+        """
         values: th.Tensor = self.critic_target(observation_actions)
-        return values.amin(0)
+        return values
 
     def update_target(self, tau: float) -> None:
         """

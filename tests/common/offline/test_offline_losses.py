@@ -5,7 +5,15 @@ import pytest
 import torch as th
 from scipy.optimize import brentq, minimize
 
-from otbaselines.common.offline.losses import advantage_weights, bounded_weights, effective_share, expectile_loss, td_targets
+from otbaselines.common.offline.losses import (
+    advantage_weights,
+    agreed_weights,
+    bounded_weights,
+    disagreement,
+    effective_share,
+    expectile_loss,
+    td_targets,
+)
 
 
 def _minimiser(sample: th.Tensor, expectile: float) -> float:
@@ -97,3 +105,30 @@ def test_a_divergence_beyond_all_leaves_the_best_row_alone():
 def test_the_effective_share_counts_equal_weights():
     assert float(effective_share(th.tensor([2.0, 2.0, 0.0, 0.0]))) == 0.5
     assert float(effective_share(th.full((7,), 0.3))) == pytest.approx(1.0)
+
+
+def test_critics_that_differ_by_noise_alone_weigh_by_as_many_nats_as_was_said():
+    generator = th.Generator().manual_seed(0)
+    for noise in (0.1, 30.0):
+        values = noise * th.randn(2, 200_000, generator=generator)
+        variances = disagreement(values)
+        # The mean of two such critics.
+        assert float(variances.mean()) == pytest.approx(noise**2 / 2, rel=0.02)
+        weights = agreed_weights(values.mean(0), variances, 0.05)
+        assert float(weights.mean()) == pytest.approx(1.0, rel=1e-4)
+        assert float((weights * weights.log()).mean()) == pytest.approx(0.05, rel=0.02)
+
+
+def test_agreed_weights_are_as_much_sharper_as_advantages_exceed_the_noise():
+    generator = th.Generator().manual_seed(0)
+    advantages = 2.0 * th.randn(200_000, generator=generator)
+    weights = agreed_weights(advantages, th.full((200_000,), 1.0), 0.05)
+    assert float((weights * weights.log()).mean()) == pytest.approx(4 * 0.05, rel=0.03)
+    # Neither the unit of the returns nor a shift matters.
+    other = agreed_weights(1000 * advantages + 50, th.full((200_000,), 1e6), 0.05)
+    np.testing.assert_allclose(other, weights, rtol=1e-3)
+
+
+def test_critics_that_agree_wholly_leave_the_best_row_alone():
+    assert agreed_weights(th.tensor([1.0, 3.0, 2.0]), th.zeros(3), 0.05).tolist() == [0.0, 3.0, 0.0]
+    assert agreed_weights(th.ones(3), th.zeros(3), 0.05).tolist() == [1.0, 1.0, 1.0]

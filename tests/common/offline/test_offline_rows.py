@@ -1,6 +1,7 @@
 """What the networks read of a data set: every row, scaled as the policy scales what it sees."""
 
 import numpy as np
+import pytest
 import torch as th
 from gymnasium import spaces
 
@@ -37,3 +38,55 @@ def test_rows_are_the_data_in_the_units_of_the_networks():
 def test_every_row_is_drawn():
     data, model = _model(batch_size=1000)
     assert model._drawn.unique().tolist() == list(range(len(data)))
+
+
+def test_rows_that_know_their_returns_know_them_as_a_loop_over_episodes_does():
+    data, model = _model(reward_scale=3.0, return_share=0.5, gamma=0.9)
+    # Episodes end at rows 2 and 4 of every five; of the last one nothing is known but its row.
+    plain = _model(reward_scale=3.0)[1]._rows.batch(th.arange(len(data)))
+    batch = model._rows.batch(th.arange(len(data)))
+    leaps = batch.to_the_end
+    for row in range(len(data)):
+        last = next(end for end in range(row, len(data)) if end % 5 in (2, 4))
+        rewards = sum(0.9**k * float(plain.rewards[row + k]) for k in range(last - row + 1))
+        assert float(leaps.rewards[row]) == pytest.approx(rewards, rel=1e-5, abs=1e-6)
+        rest = 0.0 if last % 5 == 4 else 0.9 ** (last - row + 1)
+        assert float(leaps.discounts[row]) == pytest.approx(rest, rel=1e-5)
+        assert th.equal(leaps.next_observations[row], plain.next_observations[last])
+    for name in ("observations", "observation_actions", "actions", "next_observations", "rewards", "continues"):
+        assert th.equal(getattr(batch, name), getattr(plain, name)), name
+
+
+def test_rows_of_incomplete_episodes_lead_one_step_far():
+    data, model = _model(reward_scale=1.0)
+    rows = model._rows.with_returns(np.full(len(data), -1), 0.9)
+    batch = rows.batch(th.arange(len(data)))
+    assert th.equal(batch.to_the_end.rewards, batch.rewards)
+    th.testing.assert_close(batch.to_the_end.discounts, 0.9 * batch.continues)
+    assert th.equal(batch.to_the_end.next_observations, batch.next_observations)
+
+
+def test_critics_of_returns_learn_the_behaviours_values_many_times_sooner():
+    """A chain of 200 steps with a reward of one at each: the return from its start is 86.6, nine tenths of it far away."""
+    n, horizon = 4000, 200
+    place = np.arange(n) % horizon
+    data = OfflineDataset(
+        observations=np.stack([place / horizon, np.ones(n)], 1),
+        actions=np.random.default_rng(0).uniform(-1, 1, (n, 1)),
+        rewards=np.ones(n),
+        next_observations=np.stack([(place + 1) / horizon, np.ones(n)], 1),
+        terminations=place == horizon - 1,
+        truncations=np.zeros(n, bool),
+        action_space=spaces.Box(-1, 1, (1,), np.float32),
+    )
+    exact = (1 - 0.99 ** (horizon - place)) / 0.01
+    errors = {}
+    for share in (0.0, 0.2, 1.0):
+        kwargs = {"return_share": share, "reward_scale": 1.0, "learning_rate": 1e-3, "policy_kwargs": {"net_arch": [32, 32]}}
+        model = IQL("MlpPolicy", dataset=data, seed=0, device="cpu", **kwargs).learn(1500)
+        with th.no_grad():
+            values = model.policy.value(model.policy.normalize(data.observations)).numpy()
+        errors[share] = np.abs(values - exact).mean()
+    assert errors[1.0] < 5.0
+    assert errors[0.2] < 25.0
+    assert errors[0.0] > 40.0

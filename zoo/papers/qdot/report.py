@@ -35,8 +35,8 @@ def scores_table(runs: Runs) -> Table:
                 method,
                 f"{steps:,}",
                 str(len(seeds)),
-                mean_and_interval([float(np.mean(_scaled(data, run.evaluation))) for run in seeds], ".1f"),
-                f"{np.mean(_scaled(data, np.array(halfway))):.1f}",
+                mean_and_interval([float(np.mean(scaled(data, run.evaluation))) for run in seeds], ".1f"),
+                f"{np.mean(scaled(data, np.array(halfway))):.1f}",
                 f"{sum(run.collapsed for run in seeds)} of {len(seeds)}",
                 "-" if np.isnan(moved).any() else f"{np.mean(moved):.3f}",
                 f"{np.median([run.cpu_seconds for run in seeds]):.0f}",
@@ -61,7 +61,7 @@ def draw_curves(runs: Runs, path: Path) -> None:
             for (found, method), seeds in runs.items():
                 if found != data:
                     continue
-                curves = np.stack([_scaled(data, run.rewards) for run in seeds])
+                curves = np.stack([scaled(data, run.rewards) for run in seeds])
                 steps, color = seeds[0].timesteps / 1000, f"C{methods.index(method)}"
                 axis.plot(steps, curves.mean(0), label=method, lw=1.5, color=color)
                 if len(seeds) > 1:
@@ -73,7 +73,11 @@ def draw_curves(runs: Runs, path: Path) -> None:
         save(figure, path)
 
 
-def _scaled(data: str, returns: np.ndarray) -> np.ndarray:
-    """In per cent of the task's scale, where it has one."""
+def scaled(data: str, returns: np.ndarray) -> np.ndarray:
+    """
+    :param data: its name, which begins with that of the task
+    :param returns: any shape
+    :return: in per cent of the task's scale, where it has one
+    """
     scale = reference(data.split(",")[0])
     return np.asarray(returns) if scale is None else scale.normalized(returns)

@@ -147,7 +147,7 @@ def offline_jobs(
     """
     jobs = []
     for path in datasets:
-        task = env_id or _task_of(path)
+        task = env_id or task_of(path)
         for seed in range(seeds):
             for name in methods:
                 method = METHODS[name]
@@ -169,7 +169,12 @@ def offline_jobs(
     return jobs
 
 
-def _task_of(path: Path) -> str:
+def task_of(path: Path) -> str:
+    """
+    :param path: of recorded data
+    :return: the environment that their name says
+    :raises ValueError: if it says none
+    """
     name = OfflineDataset.load(str(path)).name
     task = name.split(" ")[0]
     if task not in gym.registry:

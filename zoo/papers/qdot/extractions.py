@@ -1,0 +1,233 @@
+"""
+``python -m zoo.plots qdot-extractions``: every way to extract a policy, at every price of moving actions.
+
+All ways of one seed share the critics and the minibatches of one training, so that what they differ by is the extraction and the
+map alone; implicit Q-learning and cloning are two of them.
+"""
+
+import argparse
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+from stable_baselines3.common.base_class import BaseAlgorithm
+
+from otbaselines import evaluate_team
+from zoo.config.command import StoreAssignments, add_training, count, mistakes, seed
+from zoo.drawing.tables import Table, mean_and_interval, student_interval, write_tables
+from zoo.papers.qdot.fan import IQL_WEIGHTS, PLAIN, PolicyFan, weights_by_name
+from zoo.papers.qdot.report import scaled
+from zoo.papers.qdot.runs import EPISODES, EVALUATIONS, ROWS, task_of
+from zoo.runs.comparison import Array, LearningCurve, RunResult, finished_runs, train_jobs
+from zoo.runs.job import Job
+from zoo.runs.played import play
+
+FOLDER = "runs/qdot-extractions"
+
+
+@dataclass(frozen=True)
+class Acting:
+    """
+    One row of the table.
+
+    :param extraction: as QDOT's; ``"bc"`` and ``"iql"`` are those
+    :param price: of the map, infinity for none
+    :param divergence: QDOT's ``noise_divergence``, where there are such weights
+    """
+
+    extraction: str
+    price: float
+    divergence: str = ""
+
+    @property
+    def label(self) -> str:
+        """In the table."""
+        words = {"bc": "BC", "iql": "IQL", "regression": "plain regression", "bc_map": "map of cloned actions"}
+        name = words.get(self.extraction, self.extraction.replace("_", " "))
+        return f"{name}, {self.divergence} nats" if self.divergence else name
+
+    def choose(self, model: PolicyFan) -> None:
+        """Let the model act so from now on."""
+        if self.extraction in ("bc_map", "best_of"):
+            model.policy.choose((math.inf, PLAIN), acts=self.extraction, moved_by=self.price)
+        else:
+            weights = {"bc": PLAIN, "regression": PLAIN, "iql": IQL_WEIGHTS}.get(self.extraction, self.divergence)
+            model.policy.choose((self.price, weights))
+
+
+def rows_of(prices: Sequence[float], weights: Sequence[str]) -> list[Acting]:
+    """
+    :param prices: infinity among them or not
+    :param weights: as :class:`~zoo.papers.qdot.fan.PolicyFan` has them
+    :return: every way to act that one training gives
+    """
+    finite = [price for price in prices if math.isfinite(price)]
+    rows = [Acting("bc", math.inf), Acting("iql", math.inf)]
+    rows += [Acting("weighted_map", price, each) for each in weights if each != PLAIN for price in prices]
+    if PLAIN in weights:
+        rows += [Acting("regression", price) for price in finite]
+    rows += [Acting("bc_map", price) for price in finite]
+    return rows + [Acting("best_of", price) for price in (*finite, math.inf)]
+
+
+class FanCurve(LearningCurve):
+    """Play a few episodes by every way ten times in a run, and ask what the maps do."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._returns: list[list[float]] = []
+        self._moves: list[list[float]] = []
+        self._gains: list[list[float]] = []
+
+    def _on_training_start(self) -> None:
+        model: Any = self.model
+        self._every = max(1, model._total_timesteps // EVALUATIONS)
+        self._rows = rows_of([*model.prices, math.inf], model.weights)
+
+    def _on_step(self) -> bool:
+        if self.num_timesteps % self._every == 0:
+            model: Any = self.model
+            returns = []
+            for row in self._rows:
+                row.choose(model)
+                returns.append(float(evaluate_team(model, model.env, n_eval_episodes=EPISODES).mean_agent_return))
+            moves, gains = model.worth(ROWS)
+            self.points.append((self.num_timesteps, 0.0))
+            self._returns.append(returns)
+            self._moves.append(moves)
+            self._gains.append(gains)
+        return True
+
+    def fields(self) -> dict[str, Any]:
+        return {
+            "timesteps": np.array([step for step, _ in self.points], dtype=np.float64),
+            "rewards": np.array(self._returns),
+            "moves": np.array(self._moves),
+            "gains": np.array(self._gains),
+        }
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class FanResult(RunResult):
+    """
+    One training; the rows of the table are columns here: ``rewards`` is of shape ``(n_evaluations, n_rows)`` and ``evaluation``
+    of shape ``(n_episodes, n_rows)``.
+
+    :param moves: how far the maps move the data's actions, shape ``(n_evaluations, n_prices)``
+    :param gains: what the critics say that they gain by it, in standard deviations of their values, of the same shape
+    """
+
+    moves: Array
+    gains: Array
+    recorder: ClassVar[type[LearningCurve]] = FanCurve
+
+    @classmethod
+    def measure(cls, job: Job, model: BaseAlgorithm, n_episodes: int) -> dict[str, Any]:
+        """Play the same starts by every way."""
+        assert isinstance(model, PolicyFan)
+        returns = []
+        for row in rows_of([*model.prices, math.inf], model.weights):
+            row.choose(model)
+            returns.append(play(job, model, n_episodes))
+        return {"evaluation": np.stack(returns, 1)}
+
+
+Runs = Mapping[str, Sequence[FanResult]]
+
+
+def extractions_table(data: str, runs: Sequence[FanResult], acting: Sequence[Acting], prices: Sequence[float]) -> Table:
+    """
+    :param data: name of the data
+    :param runs: of all seeds
+    :param acting: the rows
+    :param prices: of the maps, in the order of the runs
+    :return: returns, what the map adds to the same extraction without one, what the row has ahead of cloning and IQL, how far the
+        map moves actions, and what the critics say of that
+    """
+    finals = np.stack([scaled(data, run.evaluation.mean(0)) for run in runs])
+    halves = np.stack([scaled(data, run.rewards[(len(run.rewards) - 1) // 2]) for run in runs])
+    ahead = {name: finals[:, [k]] for k, name in enumerate(["BC", "IQL"])}
+    steps, n = int(runs[0].timesteps[-1]), len(runs)
+    title = (
+        f"{data}: normalised returns after {steps:,} gradient steps, {n} seeds, mean ± half of Student's 95 % interval (range), and "
+        "paired differences [interval]"
+    )
+    columns = ("policy", "price", "after training", "halfway", "less BC", "less IQL", "less map off", "moved", "said gain")
+    table = Table(title, columns)
+    off = {(row.extraction, row.divergence): k for k, row in enumerate(acting) if math.isinf(row.price)}
+    off[("regression", "")] = off[("bc_map", "")] = off[("bc", "")]
+    for k, row in enumerate(acting):
+        without, is_on = off[(row.extraction, row.divergence)], math.isfinite(row.price)
+        at = prices.index(row.price) if is_on else 0
+        table.rows.append(
+            (
+                row.label,
+                f"{row.price:g}" if is_on else "-",
+                mean_and_interval(finals[:, k], ".1f"),
+                f"{halves[:, k].mean():.1f}",
+                *(_difference(finals[:, [k]] - other) for other in ahead.values()),
+                _difference(finals[:, [k]] - finals[:, [without]]) if is_on else "-",
+                f"{np.mean([run.moves[-1, at] for run in runs]):.3f}" if is_on else "-",
+                f"{np.mean([run.gains[-1, at] for run in runs]):.3f}" if is_on else "-",
+            )
+        )
+    return table
+
+
+def _difference(values: Array) -> str:
+    return student_interval(values.ravel()).text(".1f") if np.any(values) else "0"
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """Describe the command line."""
+    add_training(parser, eval_episodes=20, folder=FOLDER, kept="runs")
+    add = parser.add_argument
+    add("--seeds", type=count, default=3, help="seeds FIRST_SEED .. FIRST_SEED + SEEDS - 1")
+    add("--first-seed", type=seed, default=0, help="the first of them")
+    add("--datasets", type=Path, nargs="+", required=True, help="files of recorded data")
+    add("--env", default=None, help="where agents are evaluated; said by the data when omitted")
+    add("--alphas", type=float, nargs="+", default=[0.01, 0.1, 0.3, 1.0, 5.0], help="prices of moving actions")
+    add("--divergences", nargs="+", type=float, default=[0.05], help="QDOT's noise_divergence, in nats")
+    params = "changed hyperparameters, such as policy_kwargs.net_arch:[128,128]"
+    add("-params", "--hyperparams", nargs="+", action=StoreAssignments, default={}, metavar="KEY:VALUE", help=params)
+    parser.set_defaults(draw=compare)
+
+
+def compare(args: argparse.Namespace, parser: argparse.ArgumentParser) -> None:
+    """Train if asked to, and tell of every run that is finished."""
+    weights = [PLAIN, *args.divergences]
+    prices = [each for each in args.alphas if math.isfinite(each)]
+    steps = {} if args.n_timesteps == -1 else {"n_timesteps": args.n_timesteps}
+    jobs: list[tuple[str, Job]] = []
+    with mistakes(parser):
+        for path in args.datasets:
+            task = args.env or task_of(path)
+            for seed_of_run in range(args.first_seed, args.first_seed + args.seeds):
+                job = Job.read(
+                    "qdot",
+                    task,
+                    overrides={
+                        **args.hyperparams,
+                        **steps,
+                        "dataset": str(path),
+                        "prices": [*prices, math.inf],
+                        "weights": weights,
+                    },
+                    learner="qdot-fan",
+                    seed=seed_of_run,
+                    folder=Path(args.out) / "runs" / task / path.stem,
+                    name=f"extractions-seed{seed_of_run}",
+                    device=args.device,
+                )
+                jobs.append((f"{task}, {path.stem}", job))
+    if args.train:
+        train_jobs([job for _, job in jobs], FanResult, n_episodes=args.eval_episodes, n_processes=args.jobs)
+    with mistakes(parser):
+        runs = finished_runs(jobs, FanResult, args.eval_episodes)
+    acting = rows_of([*prices, math.inf], weights_by_name(weights))
+    text = "\n\n".join(extractions_table(data, found, acting, prices).markdown() for data, found in runs.items()) + "\n"
+    print(text)
+    write_tables(text, args.tables)
