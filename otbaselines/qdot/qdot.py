@@ -65,8 +65,8 @@ class QDOT(ImplicitQLearning):
         ``"bc_map"``: the map applied to cloned behaviour; ``"best_of"``: of several such actions the one of highest value
     :param normalize_q: divide :math:`Q` by its mean magnitude in the minibatch, so that ``alpha`` means the same in every task
     :param expectile: for ``v_target="expectile"`` only; 0.7 when omitted
-    :param noise_divergence: for extractions with weights only: how far, in nats, the weighted minibatch may be from the minibatch
-        by the disagreement of the critics alone, from which the temperature of the weights follows; 0.05 when omitted
+    :param noise_divergence: for extractions with weights only: how far, in nats, the disagreement of the critics alone may
+        take the weighted minibatch from the minibatch, from which the temperature of the weights follows; 0.05 when omitted
     :param weight_divergence: in its place, how far it is from the minibatch in all
     :param inverse_temperature: in its place, :math:`\beta` of implicit Q-learning's weights :math:`e^{\beta A}`
     :param max_weight: the largest of these; 100 when omitted
@@ -182,8 +182,9 @@ class QDOT(ImplicitQLearning):
         asks = self.extraction in WEIGHTED and self.weight_divergence is None and self.inverse_temperature is None
         if asks and self.policy.n_critics < 2:
             raise ValueError(
-                f"`policy_kwargs['n_critics']`={self.policy.n_critics} leaves nobody to disagree with, which `noise_divergence` "
-                "takes the temperature of the weights from; have two critics, or set `weight_divergence` or `inverse_temperature`"
+                f"`policy_kwargs['n_critics']`={self.policy.n_critics} leaves nobody to disagree with, from which "
+                "`noise_divergence` takes the temperature of the weights; have two critics, or set `weight_divergence` or "
+                "`inverse_temperature`"
             )
 
     def _optimizer_names(self) -> tuple[str, ...]:

@@ -32,9 +32,9 @@ class ImplicitQLearning(DatasetAlgorithm):
     :param expectile: of :math:`Q` over the data's actions that :math:`V` estimates; 0.5 is the mean, 1 would be the maximum
     :param inverse_temperature: :math:`\beta` of the weights :math:`e^{\beta A}`; 0 clones the data
     :param max_weight: largest weight
-    :param return_share: share, in the critics' targets, of the data's own returns to the ends of their episodes, with :math:`V`
-        where an episode was cut off; 0 are the one-step targets of implicit Q-learning, 1 is one step of improvement on the
-        behaviour that was recorded (Brandfonbrener et al. 2021)
+    :param return_share: share, in the critics' targets, of the data's own returns to the ends of their episodes, with
+        :math:`V` where an episode was cut off; 0 are the one-step targets of implicit Q-learning, 1 is one step of improvement
+        on the behaviour that was recorded (Brandfonbrener et al. 2021)
     :param reward_scale: factor on rewards; ``"return_range"`` scales them so that the returns of the data's episodes span 1000
     """
 

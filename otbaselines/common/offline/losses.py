@@ -84,9 +84,9 @@ def agreed_weights(advantages: th.Tensor, variances: th.Tensor, noise_divergence
     :math:`w_j = n e^{A_j / \eta} / \sum_k e^{A_k / \eta}`, as sharp as the critics agree: :math:`\eta^2 = \bar v / (2 \delta)`
     with :math:`\bar v` the mean variance of an advantage as an estimate.
 
-    Normal errors of that variance and nothing else would give weights :math:`\bar v / (2 \eta^2) = \delta` nats from equal ones,
-    and advantages that vary :math:`r` times as much as their errors about :math:`r \delta`. A shift of the advantages, or a
-    positive factor on advantages and errors, changes nothing.
+    Normal errors of that variance and nothing else would give weights :math:`\bar v / (2 \eta^2) = \delta` nats from equal
+    ones, and normal advantages of :math:`r` times that variance :math:`r \delta`. A shift of the advantages, or a positive
+    factor on advantages and errors, changes nothing.
 
     :param advantages: :math:`A`, shape ``(n,)``
     :param variances: of their errors, shape ``(n,)``; see :func:`disagreement`

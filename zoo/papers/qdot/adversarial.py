@@ -49,6 +49,7 @@ class AdversarialW1(ImplicitQLearning):
 
     :param alpha: weight of the distance, as QDOT's for actions scaled to [-1, 1]
     :param gradient_penalty: of the discriminator's slopes
+    :param return_share: QDOT's, whose critics it has
     """
 
     setting_ranges: ClassVar[dict[str, Setting]] = {
@@ -73,6 +74,7 @@ class AdversarialW1(ImplicitQLearning):
         gamma: float = 0.99,
         tau: float = 0.005,
         expectile: float = 0.7,
+        return_share: float = 0.2,
         reward_scale: float | str = "return_range",
         normalize_observations: bool = True,
         policy_kwargs: dict[str, Any] | None = None,

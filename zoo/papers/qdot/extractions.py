@@ -1,8 +1,8 @@
 """
 ``python -m zoo.plots qdot-extractions``: every way to extract a policy, at every price of moving actions.
 
-All ways of one seed share the critics and the minibatches of one training, so that what they differ by is the extraction and the
-map alone; implicit Q-learning and cloning are two of them.
+All ways of one seed share the critics and the minibatches of one training, so that what they differ by is the extraction and
+the map alone; cloning and the weights of implicit Q-learning are two of them.
 """
 
 import argparse
@@ -113,8 +113,8 @@ class FanCurve(LearningCurve):
 @dataclass(frozen=True, eq=False, kw_only=True)
 class FanResult(RunResult):
     """
-    One training; the rows of the table are columns here: ``rewards`` is of shape ``(n_evaluations, n_rows)`` and ``evaluation``
-    of shape ``(n_episodes, n_rows)``.
+    One training; the rows of the table are columns here: ``rewards`` is of shape ``(n_evaluations, n_rows)`` and
+    ``evaluation`` of shape ``(n_episodes, n_rows)``.
 
     :param moves: how far the maps move the data's actions, shape ``(n_evaluations, n_prices)``
     :param gains: what the critics say that they gain by it, in standard deviations of their values, of the same shape
@@ -144,16 +144,16 @@ def extractions_table(data: str, runs: Sequence[FanResult], acting: Sequence[Act
     :param runs: of all seeds
     :param acting: the rows
     :param prices: of the maps, in the order of the runs
-    :return: returns, what the map adds to the same extraction without one, what the row has ahead of cloning and IQL, how far the
-        map moves actions, and what the critics say of that
+    :return: returns, what the row has ahead of cloning and of IQL's weights, what the map adds to the same extraction without
+        one, how far it moves actions, and what the critics say of that
     """
     finals = np.stack([scaled(data, run.evaluation.mean(0)) for run in runs])
     halves = np.stack([scaled(data, run.rewards[(len(run.rewards) - 1) // 2]) for run in runs])
     ahead = {name: finals[:, [k]] for k, name in enumerate(["BC", "IQL"])}
     steps, n = int(runs[0].timesteps[-1]), len(runs)
     title = (
-        f"{data}: normalised returns after {steps:,} gradient steps, {n} seeds, mean ± half of Student's 95 % interval (range), and "
-        "paired differences [interval]"
+        f"{data}: normalised returns after {steps:,} gradient steps, {n} seeds, mean ± half of Student's 95 % interval "
+        "(range), and paired differences [interval]"
     )
     columns = ("policy", "price", "after training", "halfway", "less BC", "less IQL", "less map off", "moved", "said gain")
     table = Table(title, columns)

@@ -1,9 +1,9 @@
 """
 Many policies on one pair of critics: QDOT's extractions at several prices, cloning and implicit Q-learning, in one training.
 
-With an expectile for its target, QDOT's critics know nothing of the map and the policy, so that runs which differ in these alone
-train the same critics again and again. Here all of them stand beside one pair, see the same minibatches, and start from the
-same actor and the same map, as separate runs of one seed would; their parameters are stacked.
+With an expectile for its target, QDOT's critics know nothing of the map and the policy, so that runs which differ in these
+alone train the same critics again and again. Here all of them stand beside one pair, see the same minibatches, and start from
+the same actor and the same map, as separate runs of one seed would; their parameters are stacked.
 """
 
 import copy
