@@ -63,6 +63,7 @@ def test_rows_are_told_in_a_table_and_found_again(tmp_path: Path, capsys: pytest
     acting = rows_of([0.1, 1.0, math.inf], ["plain", "0.05"])
     lines = [line for line in (tmp_path / "table.md").read_text().splitlines() if line.startswith("| ")]
     assert len(lines) == 2 + len(acting) == 2 + 2 + 3 + 2 + 2 + 3
+    assert (tmp_path / "out" / "prices.png").is_file()
     capsys.readouterr()
     plots.main([*words, "--train"])
     assert "2 of 2 runs are finished" in capsys.readouterr().out

@@ -12,12 +12,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
+import matplotlib as mpl
 import numpy as np
+from matplotlib.figure import Figure
 from stable_baselines3.common.base_class import BaseAlgorithm
 
 from otbaselines import evaluate_team
 from zoo.config.command import StoreAssignments, add_training, count, mistakes, seed
-from zoo.drawing.tables import Table, mean_and_interval, student_interval, write_tables
+from zoo.drawing.curves import STYLE, save
+from zoo.drawing.tables import Table, mean_and_interval, student_half_width, student_interval, write_tables
 from zoo.papers.qdot.fan import IQL_WEIGHTS, PLAIN, PolicyFan, weights_by_name
 from zoo.papers.qdot.report import scaled
 from zoo.papers.qdot.runs import EPISODES, EVALUATIONS, ROWS, task_of
@@ -33,7 +36,7 @@ class Acting:
     """
     One row of the table.
 
-    :param extraction: as QDOT's; ``"bc"`` and ``"iql"`` are those
+    :param extraction: as QDOT's; ``"bc"`` is cloning, and ``"iql"`` has the weights of implicit Q-learning
     :param price: of the map, infinity for none
     :param divergence: QDOT's ``noise_divergence``, where there are such weights
     """
@@ -45,9 +48,14 @@ class Acting:
     @property
     def label(self) -> str:
         """In the table."""
-        words = {"bc": "BC", "iql": "IQL", "regression": "plain regression", "bc_map": "map of cloned actions"}
+        words = {"bc": "BC", "iql": "IQL's weights", "regression": "plain regression", "bc_map": "map of cloned actions"}
         name = words.get(self.extraction, self.extraction.replace("_", " "))
         return f"{name}, {self.divergence} nats" if self.divergence else name
+
+    @property
+    def family(self) -> tuple[str, str]:
+        """What rows have in common that differ by the price alone."""
+        return (self.extraction, self.divergence)
 
     def choose(self, model: PolicyFan) -> None:
         """Let the model act so from now on."""
@@ -155,12 +163,22 @@ def extractions_table(data: str, runs: Sequence[FanResult], acting: Sequence[Act
         f"{data}: normalised returns after {steps:,} gradient steps, {n} seeds, mean ± half of Student's 95 % interval "
         "(range), and paired differences [interval]"
     )
-    columns = ("policy", "price", "after training", "halfway", "less BC", "less IQL", "less map off", "moved", "said gain")
+    columns = (
+        "policy",
+        "price",
+        "after training",
+        "halfway",
+        "less BC",
+        "less IQL's weights",
+        "less map off",
+        "moved",
+        "said gain",
+    )
     table = Table(title, columns)
-    off = {(row.extraction, row.divergence): k for k, row in enumerate(acting) if math.isinf(row.price)}
+    off = {row.family: k for k, row in enumerate(acting) if math.isinf(row.price)}
     off[("regression", "")] = off[("bc_map", "")] = off[("bc", "")]
     for k, row in enumerate(acting):
-        without, is_on = off[(row.extraction, row.divergence)], math.isfinite(row.price)
+        without, is_on = off[row.family], math.isfinite(row.price)
         at = prices.index(row.price) if is_on else 0
         table.rows.append(
             (
@@ -177,13 +195,48 @@ def extractions_table(data: str, runs: Sequence[FanResult], acting: Sequence[Act
     return table
 
 
+def draw_prices(runs: Mapping[str, Sequence[FanResult]], acting: Sequence[Acting], path: Path) -> None:
+    """
+    Returns over the price of moving actions, one panel for each data set; rows without a map are lines across.
+
+    :param runs: of all seeds, by name of the data
+    :param acting: the rows
+    :param path: the PNG
+    """
+    families = list(dict.fromkeys(row.family for row in acting))
+    colours = {family: f"C{k}" for k, family in enumerate(families)}
+    with mpl.rc_context(STYLE):
+        figure = Figure(figsize=(max(7.0, 1.0 + 3.6 * len(runs)), 4.4), layout="constrained")
+        axes = figure.subplots(1, len(runs), squeeze=False)[0]
+        for axis, (data, seeds) in zip(axes, runs.items(), strict=True):
+            finals = np.stack([scaled(data, run.evaluation.mean(0)) for run in seeds])
+            means, half = finals.mean(0), student_half_width(finals)
+            for family in families:
+                at = [k for k, row in enumerate(acting) if row.family == family]
+                on = [k for k in at if math.isfinite(acting[k].price)]
+                label, colour = (acting[at[0]].label, colours[family])
+                if on:
+                    prices = [acting[k].price for k in on]
+                    axis.errorbar(prices, means[on], half[on], marker="o", ms=4, capsize=3, color=colour, label=label)
+                for k in sorted({*at} - {*on}):
+                    text = f"{label}, no map" if on else label
+                    axis.axhline(means[k], color=colour, ls="--", lw=1.2, label=text)
+            axis.set(xscale="log", xlabel=r"price $\alpha$", ylabel="normalised return", title=data)
+            axis.grid(alpha=0.25)
+        handles, labels = axes[0].get_legend_handles_labels()
+        figure.legend(handles, labels, loc="outside lower center", ncols=4, frameon=False)
+        save(figure, path)
+
+
 def _difference(values: Array) -> str:
-    return student_interval(values.ravel()).text(".1f") if np.any(values) else "0"
+    if not np.any(values):
+        return "0"
+    return student_interval(values.ravel()).text(".1f") if len(values) > 1 else f"{values.item():.1f}"
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
     """Describe the command line."""
-    add_training(parser, eval_episodes=20, folder=FOLDER, kept="runs")
+    add_training(parser, eval_episodes=20, folder=FOLDER, kept="runs and the figure")
     add = parser.add_argument
     add("--seeds", type=count, default=3, help="seeds FIRST_SEED .. FIRST_SEED + SEEDS - 1")
     add("--first-seed", type=seed, default=0, help="the first of them")
@@ -228,6 +281,8 @@ def compare(args: argparse.Namespace, parser: argparse.ArgumentParser) -> None:
     with mistakes(parser):
         runs = finished_runs(jobs, FanResult, args.eval_episodes)
     acting = rows_of([*prices, math.inf], weights_by_name(weights))
+    draw_prices(runs, acting, Path(args.out) / "prices.png")
     text = "\n\n".join(extractions_table(data, found, acting, prices).markdown() for data, found in runs.items()) + "\n"
     print(text)
+    print(f"The figure is {Path(args.out) / 'prices.png'}")
     write_tables(text, args.tables)
