@@ -65,8 +65,9 @@ class QDOT(ImplicitQLearning):
         ``"bc_map"``: the map applied to cloned behaviour; ``"best_of"``: of several such actions the one of highest value
     :param normalize_q: divide :math:`Q` by its mean magnitude in the minibatch, so that ``alpha`` means the same in every task
     :param expectile: for ``v_target="expectile"`` only; 0.7 when omitted
-    :param noise_divergence: for extractions with weights only: how far, in nats, the disagreement of the critics alone may
-        take the weighted minibatch from the minibatch, from which the temperature of the weights follows; 0.05 when omitted
+    :param noise_divergence: for extractions with weights only: how far, in nats, normal errors as large as what the critics
+        differ by would take the weighted minibatch from the minibatch, from which the temperature of the weights follows; 0.05
+        when omitted
     :param weight_divergence: in its place, how far it is from the minibatch in all
     :param inverse_temperature: in its place, :math:`\beta` of implicit Q-learning's weights :math:`e^{\beta A}`
     :param max_weight: the largest of these; 100 when omitted

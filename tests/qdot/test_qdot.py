@@ -185,6 +185,25 @@ def test_one_step_weighs_and_follows_the_moved_actions_by_hand(sharpness):
         assert scalars[name] == pytest.approx(float(value), rel=1e-4), name
 
 
+def test_the_datas_own_actions_are_weighed_by_their_own_values_and_errors():
+    """With `extraction="awr"` the map counts in V alone."""
+    model = _learned(QDOT, alpha=0.1, learning_rate=1e-2, reward_scale=1.0, extraction="awr", v_target="map")
+    policy, batch = model.policy, model._rows.batch(th.arange(20))
+    with th.no_grad():
+        first, second = policy.critic_target(batch.observation_actions)
+        temperature = ((first - second).square().mean() / 4 / (2 * 0.05)).sqrt()
+        advantages = th.minimum(first, second) - policy.value(batch.observations)
+        weights = 20 * th.softmax(advantages / temperature, 0)
+        actor_loss = -(weights * policy.log_prob(batch.observations, batch.actions)).mean()
+    scalars = dict(zip(model.metric_names, model._losses(batch)[1].tolist(), strict=True))
+    assert scalars["actor_loss"] == pytest.approx(float(actor_loss), rel=1e-4)
+
+
+def test_a_fifth_of_the_targets_are_returns_unless_it_is_said_otherwise():
+    assert QDOT("MlpPolicy", dataset=toy_dataset(), policy_kwargs=SMALL).return_share == 0.2
+    assert IQL("MlpPolicy", dataset=toy_dataset(), policy_kwargs={"net_arch": [8]}).return_share == 0.0
+
+
 def test_no_loss_reaches_into_the_network_of_another():
     model = _learned(QDOT, alpha=0.1, learning_rate=1e-2)
     batch, policy = model._rows.batch(th.arange(20)), model.policy

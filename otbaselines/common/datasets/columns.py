@@ -175,7 +175,15 @@ def check_columns(columns: Columns, observation_space: spaces.Box[Any], action_s
     ready["rewards"] = _numbers(columns.rewards, (n,), "rewards", label)
     ready |= {name: as_flags(getattr(columns, name), n, name, label) for name in ("terminations", "truncations")}
     ready["actions"] = _inside(ready["actions"], action_space, label)
-    return Columns(**ready, episodes=_numbered(columns.episodes, n, label))
+    episodes = _numbered(columns.episodes, n, label)
+    goes_on = (episodes[:-1] >= 0) & (episodes[:-1] == episodes[1:])
+    ends = np.flatnonzero(goes_on & (ready["terminations"] | ready["truncations"])[:-1])
+    if len(ends) > 0:
+        raise ValueError(
+            f"{label} has a row {ends[0]} that ends an episode, but row {ends[0] + 1} has the same number in `episodes`, "
+            f"{episodes[ends[0]]}; number it anew"
+        )
+    return Columns(**ready, episodes=episodes)
 
 
 def _numbered(values: Any, n: int, label: str) -> Array:

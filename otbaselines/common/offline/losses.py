@@ -82,7 +82,7 @@ def bounded_weights(advantages: th.Tensor, divergence: float) -> th.Tensor:
 def agreed_weights(advantages: th.Tensor, variances: th.Tensor, noise_divergence: float) -> th.Tensor:
     r"""
     :math:`w_j = n e^{A_j / \eta} / \sum_k e^{A_k / \eta}`, as sharp as the critics agree: :math:`\eta^2 = \bar v / (2 \delta)`
-    with :math:`\bar v` the mean variance of an advantage as an estimate.
+    with :math:`\bar v` the mean variance of the advantages' errors.
 
     Normal errors of that variance and nothing else would give weights :math:`\bar v / (2 \eta^2) = \delta` nats from equal
     ones, and normal advantages of :math:`r` times that variance :math:`r \delta`. A shift of the advantages, or a positive
@@ -94,12 +94,16 @@ def agreed_weights(advantages: th.Tensor, variances: th.Tensor, noise_divergence
     :return: shape ``(n,)``, without a gradient
     """
     a, v = advantages.detach(), variances.detach().mean()
+    a = a - a.max()
     return th.softmax(a * (2.0 * noise_divergence / v.clamp(min=th.finfo(a.dtype).tiny)).sqrt(), 0) * len(a)
 
 
 def disagreement(values: th.Tensor) -> th.Tensor:
     """
     Variance of the mean of several critics, as far as they differ.
+
+    The smallest of normal critics varies more: 1.36 times as much of two, 1.7 times of three, 3.4 times of ten. What all of
+    them have wrong alike is in neither.
 
     :param values: shape ``(n_critics, batch)``, of two critics or more
     :return: shape ``(batch,)``

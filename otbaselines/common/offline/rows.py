@@ -124,6 +124,13 @@ class Rows:
         parts = [self.matrix[:, :after], ends, rewards.unsqueeze(1), discounts.unsqueeze(1), self.matrix[:, after:]]
         return replace(self, matrix=th.cat(parts, 1), has_returns=True)
 
+    def spread(self, n_rows: int) -> th.Tensor:
+        """
+        :param n_rows: how many, at most
+        :return: numbers of rows at even distances from the first to the last, on the device
+        """
+        return th.linspace(0, len(self) - 1, min(n_rows, len(self)), dtype=th.float64, device=self.matrix.device).long()
+
     def batch(self, index: th.Tensor) -> OfflineBatch:
         """
         :param index: which rows, shape ``(batch,)``, on the device

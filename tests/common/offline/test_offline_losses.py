@@ -119,6 +119,19 @@ def test_critics_that_differ_by_noise_alone_weigh_by_as_many_nats_as_was_said():
         assert float((weights * weights.log()).mean()) == pytest.approx(0.05, rel=0.02)
 
 
+@pytest.mark.parametrize(("n_critics", "ratio"), [(2, 1.363), (3, 1.679), (10, 3.44)])
+def test_the_smallest_critic_varies_more_than_the_mean_of_all(n_critics, ratio):
+    values = th.randn(n_critics, 300_000, generator=th.Generator().manual_seed(0))
+    variances = disagreement(values)
+    assert float(variances.mean()) == pytest.approx(1 / n_critics, rel=0.01)
+    assert float(values.amin(0).var() / variances.mean()) == pytest.approx(ratio, rel=0.01)
+
+
+def test_agreed_weights_have_no_gradient():
+    advantages = th.randn(8, requires_grad=True)
+    assert not agreed_weights(advantages, advantages.square(), 0.05).requires_grad
+
+
 def test_agreed_weights_are_as_much_sharper_as_advantages_exceed_the_noise():
     generator = th.Generator().manual_seed(0)
     advantages = 2.0 * th.randn(200_000, generator=generator)
@@ -132,3 +145,4 @@ def test_agreed_weights_are_as_much_sharper_as_advantages_exceed_the_noise():
 def test_critics_that_agree_wholly_leave_the_best_row_alone():
     assert agreed_weights(th.tensor([1.0, 3.0, 2.0]), th.zeros(3), 0.05).tolist() == [0.0, 3.0, 0.0]
     assert agreed_weights(th.ones(3), th.zeros(3), 0.05).tolist() == [1.0, 1.0, 1.0]
+    assert agreed_weights(1e20 * th.tensor([1.0, 3.0, 2.0]), th.zeros(3), 0.05).tolist() == [0.0, 3.0, 0.0]

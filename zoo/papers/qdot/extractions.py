@@ -17,8 +17,10 @@ import numpy as np
 from matplotlib.figure import Figure
 from stable_baselines3.common.base_class import BaseAlgorithm
 
-from otbaselines import evaluate_team
-from zoo.config.command import StoreAssignments, add_training, count, mistakes, seed
+from otbaselines import QDOT, evaluate_team
+from otbaselines.common.settings import Setting
+from otbaselines.qdot.qdot import LARGEST_PRICE
+from zoo.config.command import MAX_SEED, StoreAssignments, add_training, count, mistakes, seed
 from zoo.drawing.curves import STYLE, save
 from zoo.drawing.tables import Table, mean_and_interval, student_half_width, student_interval, write_tables
 from zoo.papers.qdot.fan import IQL_WEIGHTS, PLAIN, PolicyFan, weights_by_name
@@ -152,13 +154,14 @@ def extractions_table(data: str, runs: Sequence[FanResult], acting: Sequence[Act
     :param runs: of all seeds
     :param acting: the rows
     :param prices: of the maps, in the order of the runs
-    :return: returns, what the row has ahead of cloning and of IQL's weights, what the map adds to the same extraction without
-        one, how far it moves actions, and what the critics say of that
+    :return: returns after training and the mean of the evaluations in its second half, what the row has ahead of cloning and
+        of IQL's weights, what the map adds to the same extraction without one, how far it moves actions, and what the critics
+        say of that
     """
     finals = np.stack([scaled(data, run.evaluation.mean(0)) for run in runs])
-    halves = np.stack([scaled(data, run.rewards[(len(run.rewards) - 1) // 2]) for run in runs])
+    late = np.stack([scaled(data, run.rewards[len(run.rewards) // 2 :].mean(0)) for run in runs])
     ahead = {name: finals[:, [k]] for k, name in enumerate(["BC", "IQL"])}
-    steps, n = int(runs[0].timesteps[-1]), len(runs)
+    steps, n = int(runs[0].entry["n_timesteps"]), len(runs)
     title = (
         f"{data}: normalised returns after {steps:,} gradient steps, {n} seeds, mean ± half of Student's 95 % interval "
         "(range), and paired differences [interval]"
@@ -167,7 +170,7 @@ def extractions_table(data: str, runs: Sequence[FanResult], acting: Sequence[Act
         "policy",
         "price",
         "after training",
-        "halfway",
+        "second half",
         "less BC",
         "less IQL's weights",
         "less map off",
@@ -185,7 +188,7 @@ def extractions_table(data: str, runs: Sequence[FanResult], acting: Sequence[Act
                 row.label,
                 f"{row.price:g}" if is_on else "-",
                 mean_and_interval(finals[:, k], ".1f"),
-                f"{halves[:, k].mean():.1f}",
+                mean_and_interval(late[:, k], ".1f"),
                 *(_difference(finals[:, [k]] - other) for other in ahead.values()),
                 _difference(finals[:, [k]] - finals[:, [without]]) if is_on else "-",
                 f"{np.mean([run.moves[-1, at] for run in runs]):.3f}" if is_on else "-",
@@ -249,13 +252,29 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.set_defaults(draw=compare)
 
 
+def _check(args: argparse.Namespace) -> None:
+    for option, values, setting in (
+        ("--alphas", args.alphas, Setting("number", low=0.0, above="always", high=LARGEST_PRICE)),
+        ("--divergences", args.divergences, QDOT.setting_ranges["noise_divergence"]),
+    ):
+        for value in values:
+            setting.check(option, value)
+        if len({*values}) < len(values):
+            raise ValueError(f"{option} has the same value twice, got {' '.join(map(str, values))}; give each once")
+    for name in ("dataset", "prices", "weights"):
+        if name in args.hyperparams:
+            raise ValueError(f"-params {name}: is what --datasets, --alphas and --divergences say; use those")
+    if args.first_seed + args.seeds - 1 > MAX_SEED:
+        raise ValueError(f"--first-seed {args.first_seed} and --seeds {args.seeds} go beyond the largest seed, {MAX_SEED}")
+
+
 def compare(args: argparse.Namespace, parser: argparse.ArgumentParser) -> None:
     """Train if asked to, and tell of every run that is finished."""
-    weights = [PLAIN, *args.divergences]
-    prices = [each for each in args.alphas if math.isfinite(each)]
+    weights, prices = [PLAIN, *args.divergences], list(args.alphas)
     steps = {} if args.n_timesteps == -1 else {"n_timesteps": args.n_timesteps}
     jobs: list[tuple[str, Job]] = []
     with mistakes(parser):
+        _check(args)
         for path in args.datasets:
             task = args.env or task_of(path)
             for seed_of_run in range(args.first_seed, args.first_seed + args.seeds):
@@ -272,7 +291,7 @@ def compare(args: argparse.Namespace, parser: argparse.ArgumentParser) -> None:
                     learner="qdot-fan",
                     seed=seed_of_run,
                     folder=Path(args.out) / "runs" / task / path.stem,
-                    name=f"extractions-seed{seed_of_run}",
+                    name="-".join(["alpha", *map(str, prices), "nats", *map(str, args.divergences), f"seed{seed_of_run}"]),
                     device=args.device,
                 )
                 jobs.append((f"{task}, {path.stem}", job))

@@ -24,7 +24,7 @@ from otbaselines.common.offline.policies import LOG_STD_MAX, LOG_STD_MIN
 from otbaselines.common.offline.rows import OfflineBatch
 from otbaselines.common.settings import arguments_of
 from otbaselines.ot.maps import ConvexPotential, displacement_cost
-from otbaselines.qdot.policies import TransportPolicy
+from otbaselines.qdot.policies import ACTS, TransportPolicy
 from otbaselines.qdot.qdot import transport_loss
 
 #: Weights of a policy: ``plain``, ``iql`` (its own, of a fixed temperature), or what the critics' disagreement alone may tilt
@@ -37,7 +37,7 @@ def weights_by_name(weights: Sequence[str | float]) -> list[str]:
     :param weights: names, or numbers of nats
     :return: names
     """
-    return [each if isinstance(each, str) else f"{each:g}" for each in weights]
+    return [each if isinstance(each, str) else str(float(each)) for each in weights]
 
 
 class _Mover(nn.Module):
@@ -112,7 +112,10 @@ class FanPolicy(TransportPolicy):
             found: th.Tensor = functional_call(template, parameters, (actions, observations))
             return found
 
-        return vmap(moved)(_named(self.maps))
+        assert self.potential is not None
+        # What the template has beside parameters stays where it was made; the policy's own moves along with it.
+        constants = {f"potential.{name}": buffer for name, buffer in self.potential.named_buffers()}
+        return vmap(lambda parameters: moved({**parameters, **constants}))(_named(self.maps))
 
     def log_probs(self, observations: th.Tensor, actions: th.Tensor) -> th.Tensor:
         """
@@ -139,11 +142,17 @@ class FanPolicy(TransportPolicy):
         :param way: price and weights, one of ``ways``
         :param acts: the extraction by which it acts: ``"bc_map"`` and ``"best_of"`` send what the actor does through a map
         :param moved_by: price of that map; infinity for none
+        :raises ValueError: if there is no such way, extraction or price
         """
+        price = math.inf if moved_by is None else moved_by
+        known = {"way": (way, self.ways), "acts": (acts, tuple(ACTS)), "moved_by": (price, (*self.prices, math.inf))}
+        for name, (value, choices) in known.items():
+            if value not in choices:
+                raise ValueError(f"`{name}` must be one of {', '.join(map(repr, choices))}, got {value!r}")
         k = self.ways.index(way)
         self.actor.load_state_dict({name: stacked[k] for name, stacked in _named(self.actors).items()})
         self.log_std.copy_(self.log_stds[k])
-        self.extraction, price = acts, math.inf if moved_by is None else moved_by
+        self.extraction = acts
         self.use_map = math.isfinite(price)
         if self.use_map:
             assert self.potential is not None
@@ -204,6 +213,11 @@ class PolicyFan(ImplicitQLearning):
         self.ways += [way for way in ((math.inf, PLAIN), (math.inf, IQL_WEIGHTS)) if way not in self.ways]
         super().__init__(**arguments_of(super().__init__, locals()))
 
+    def _setup_model(self) -> None:
+        super()._setup_model()
+        if self.policy.n_critics < 2 and any(each not in (PLAIN, IQL_WEIGHTS) for each in self.weights):
+            raise ValueError(f"`policy_kwargs['n_critics']`={self.policy.n_critics} leaves nobody to disagree with; have two")
+
     def _policy_settings(self) -> dict[str, Any]:
         return {"prices": self.prices, "ways": self.ways}
 
@@ -251,12 +265,12 @@ class PolicyFan(ImplicitQLearning):
         """
         What each map does to the data's actions.
 
-        :param n_rows: the first rows of the data, at most
+        :param n_rows: looked at, evenly spaced, at most
         :return: by price, how far actions are moved, and what the critics say that they gain, over the standard deviation of
             their values
         """
         assert self._rows is not None
-        batch = self._rows.batch(th.arange(min(n_rows, len(self._rows)), device=self.device))
+        batch = self._rows.batch(self._rows.spread(n_rows))
         before = self.policy.target_value(batch.observation_actions)
         moves, gains = [], []
         for moved in self.policy.move(batch.observations, batch.actions).clamp(-1.0, 1.0):

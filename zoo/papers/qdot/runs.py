@@ -111,12 +111,12 @@ class OfflineResult(RunResult):
 def displacement(model: Any) -> float:
     """
     :param model: a learner on data
-    :return: how far its map moves the data's actions, mean over the first rows, for actions scaled to [-1, 1]; NaN without a
-        map
+    :return: how far its map moves the data's actions, mean over evenly spaced rows, for actions scaled to [-1, 1]; NaN without
+        a map
     """
     if getattr(model.policy, "potential", None) is None:
         return math.nan
-    batch = model._rows.batch(th.arange(min(ROWS, len(model._rows)), device=model.device))
+    batch = model._rows.batch(model._rows.spread(ROWS))
     with th.no_grad():
         moved = model.policy.transport(batch.observations, batch.actions).clamp(-1.0, 1.0)
         return float(displacement_cost(batch.actions, moved, order=1).mean())
