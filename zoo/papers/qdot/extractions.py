@@ -22,7 +22,7 @@ from otbaselines.common.settings import Setting
 from otbaselines.qdot.qdot import LARGEST_PRICE
 from zoo.config.command import MAX_SEED, StoreAssignments, add_training, count, mistakes, seed
 from zoo.drawing.curves import STYLE, save
-from zoo.drawing.tables import Table, mean_and_interval, student_half_width, student_interval, write_tables
+from zoo.drawing.tables import Table, mean_and_interval, student_interval, write_tables
 from zoo.papers.qdot.fan import IQL_WEIGHTS, PLAIN, PolicyFan, weights_by_name
 from zoo.papers.qdot.report import scaled
 from zoo.papers.qdot.runs import EPISODES, EVALUATIONS, ROWS, task_of
@@ -200,7 +200,8 @@ def extractions_table(data: str, runs: Sequence[FanResult], acting: Sequence[Act
 
 def draw_prices(runs: Mapping[str, Sequence[FanResult]], acting: Sequence[Acting], path: Path) -> None:
     """
-    Returns over the price of moving actions, one panel for each data set; rows without a map are lines across.
+    Returns over the price of moving actions, one panel for each data set, with bars from the worst seed to the best; rows
+    without a map are lines across.
 
     :param runs: of all seeds, by name of the data
     :param acting: the rows
@@ -213,14 +214,15 @@ def draw_prices(runs: Mapping[str, Sequence[FanResult]], acting: Sequence[Acting
         axes = figure.subplots(1, len(runs), squeeze=False)[0]
         for axis, (data, seeds) in zip(axes, runs.items(), strict=True):
             finals = np.stack([scaled(data, run.evaluation.mean(0)) for run in seeds])
-            means, half = finals.mean(0), student_half_width(finals)
+            means = finals.mean(0)
+            bars = np.stack([means - finals.min(0), finals.max(0) - means])
             for family in families:
                 at = [k for k, row in enumerate(acting) if row.family == family]
                 on = [k for k in at if math.isfinite(acting[k].price)]
                 label, colour = (acting[at[0]].label, colours[family])
                 if on:
                     prices = [acting[k].price for k in on]
-                    axis.errorbar(prices, means[on], half[on], marker="o", ms=4, capsize=3, color=colour, label=label)
+                    axis.errorbar(prices, means[on], bars[:, on], marker="o", ms=4, capsize=3, color=colour, label=label)
                 for k in sorted({*at} - {*on}):
                     text = f"{label}, no map" if on else label
                     axis.axhline(means[k], color=colour, ls="--", lw=1.2, label=text)
