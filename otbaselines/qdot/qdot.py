@@ -46,6 +46,14 @@ def transport_loss(
     return alpha * displacement_cost(actions, moved, order=order, validate=False).mean() - moved_q.mean() / scale
 
 
+def magnitude(values: th.Tensor) -> th.Tensor:
+    """
+    :param values: of the minibatch's actions, shape ``(batch,)``
+    :return: their mean magnitude, above 0, shape ``()``
+    """
+    return values.abs().mean().clamp(min=1e-6)
+
+
 class QDOT(ImplicitQLearning):
     r"""
     Offline reinforcement learning that moves the data's actions by an optimal transport map (after Omura et al. 2025).
@@ -228,7 +236,7 @@ class QDOT(ImplicitQLearning):
         moved = self.policy.transport(batch.observations, batch.actions)
         inside = moved.clamp(-1.0, 1.0)
         moved_q = self.policy.target_values(th.cat([batch.observations, inside], 1))
-        scale = data_q.amin(0).abs().mean().clamp(min=1e-6) if self.normalize_q else data_q.new_ones(())
+        scale = magnitude(data_q.amin(0)) if self.normalize_q else data_q.new_ones(())
         loss = transport_loss(moved_q.amin(0), batch.actions, moved, alpha=self.alpha, order=self.order, scale=scale)
         return moved, inside.detach(), moved_q, loss
 

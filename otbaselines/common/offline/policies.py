@@ -44,6 +44,20 @@ class StackedCritic(nn.Module):
         return values.squeeze(-1)
 
 
+def log_density(mean: th.Tensor, log_std: th.Tensor, actions: th.Tensor) -> th.Tensor:
+    """
+    :param mean: of a normal distribution, shape ``(..., action_dim)``
+    :param log_std: of every dimension, kept in [-5, 2], of a shape that goes with it
+    :param actions: likewise
+    :return: log-densities, shape ``(...)``
+    """
+    log_std = log_std.clamp(LOG_STD_MIN, LOG_STD_MAX)
+    squares = (actions - mean).square()
+    constant = log_std.sum(-1) + 0.5 * actions.shape[-1] * float(np.log(2.0 * np.pi))
+    densities: th.Tensor = -0.5 * (squares * (-2.0 * log_std).exp()).sum(-1) - constant
+    return densities
+
+
 class OfflineActorPolicy(JsonPolicyMixin, BasePolicy):
     r"""
     An actor :math:`N(\tanh m(s), \sigma)` on actions scaled to [-1, 1], with a standard deviation that no state changes.
@@ -143,11 +157,7 @@ class OfflineActorPolicy(JsonPolicyMixin, BasePolicy):
         :param actions: scaled to [-1, 1], shape ``(batch, action_dim)``
         :return: log-densities on the scaled actions, shape ``(batch,)``
         """
-        log_std = self.log_std.clamp(LOG_STD_MIN, LOG_STD_MAX)
-        squares = (actions - self.actor(observations)).square()
-        constant = log_std.sum() + 0.5 * self.action_dim * float(np.log(2.0 * np.pi))
-        densities: th.Tensor = -0.5 * (squares * (-2.0 * log_std).exp()).sum(-1) - constant
-        return densities
+        return log_density(self.actor(observations), self.log_std, actions)
 
     def act(self, observations: th.Tensor, noise: th.Tensor | None) -> th.Tensor:
         """

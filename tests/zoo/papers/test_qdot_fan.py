@@ -12,7 +12,7 @@ from recordings_of_pendulum import pendulum_file
 from otbaselines import BC, IQL, QDOT
 from zoo import plots
 from zoo.drawing.tables import student_interval
-from zoo.papers.qdot import extractions
+from zoo.papers.qdot import runs
 from zoo.papers.qdot.extractions import FanResult, extractions_table, rows_of
 from zoo.papers.qdot.fan import PolicyFan
 
@@ -60,8 +60,8 @@ def test_cloned_actions_go_through_the_map_that_was_chosen(fan, extraction):
 def test_rows_are_told_in_a_table_and_found_again(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(extractions, "EPISODES", 1)
-    monkeypatch.setattr(extractions, "EVALUATIONS", 2)
+    monkeypatch.setattr(runs, "EPISODES", 1)
+    monkeypatch.setattr(runs, "EVALUATIONS", 2)
     data = pendulum_file(tmp_path / "medium.npz")
     small = ["-n", "4", "--seeds", "2", "--eval-episodes", "2", "--jobs", "1", "-params", "policy_kwargs.net_arch:[8]"]
     words = ["qdot-extractions", "--datasets", str(data), *small, "--out", str(tmp_path / "out"), "--alphas", "0.1", "1"]
@@ -86,7 +86,7 @@ def test_the_table_pairs_each_row_with_its_own_controls() -> None:
     acting = rows_of([0.5, math.inf], ["plain", "0.05"])
     names = [(row.extraction, row.price) for row in acting]
     finals = np.random.default_rng(0).normal(size=(3, 4, len(acting)))
-    runs = [
+    found_runs = [
         FanResult(
             timesteps=np.arange(1.0, 11.0),
             rewards=np.arange(10.0)[:, None] + np.arange(len(acting)) + seed,
@@ -98,7 +98,7 @@ def test_the_table_pairs_each_row_with_its_own_controls() -> None:
         )
         for seed in range(3)
     ]
-    rows = {(row[0], row[1]): row for row in extractions_table("unknown task", runs, acting, [0.5]).rows}
+    rows = {(row[0], row[1]): row for row in extractions_table("unknown task", found_runs, acting, [0.5]).rows}
     mean = finals.mean(1)
 
     def paired(first: tuple[str, float], second: tuple[str, float]) -> str:

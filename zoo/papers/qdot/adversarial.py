@@ -14,7 +14,8 @@ from otbaselines.common.offline.implicit_q import ImplicitQLearning
 from otbaselines.common.offline.losses import expectile_loss
 from otbaselines.common.offline.policies import ImplicitQPolicy
 from otbaselines.common.offline.rows import OfflineBatch
-from otbaselines.common.settings import Setting, arguments_of
+from otbaselines.common.settings import Setting
+from otbaselines.qdot.qdot import magnitude
 
 
 class DiscriminatorPolicy(ImplicitQPolicy):
@@ -50,6 +51,7 @@ class AdversarialW1(ImplicitQLearning):
     :param alpha: weight of the distance, as QDOT's for actions scaled to [-1, 1]
     :param gradient_penalty: of the discriminator's slopes
     :param return_share: QDOT's, whose critics it has
+    :param settings: of :class:`~otbaselines.common.offline.implicit_q.ImplicitQLearning`
     """
 
     setting_ranges: ClassVar[dict[str, Setting]] = {
@@ -65,27 +67,15 @@ class AdversarialW1(ImplicitQLearning):
         self,
         policy: str | type,
         env: GymEnv | str | None = None,
-        learning_rate: float | Schedule = 3e-4,
-        actor_learning_rate: float | str | Schedule = "cosine_3e-4",
-        dataset: Any = None,
+        *,
         alpha: float = 1.0,
         gradient_penalty: float = 10.0,
-        batch_size: int = 256,
-        gamma: float = 0.99,
-        tau: float = 0.005,
-        expectile: float = 0.7,
         return_share: float = 0.2,
-        reward_scale: float | str = "return_range",
-        normalize_observations: bool = True,
-        policy_kwargs: dict[str, Any] | None = None,
-        verbose: int = 0,
-        seed: int | None = None,
-        device: th.device | str = "auto",
-        _init_setup_model: bool = True,
+        **settings: Any,
     ) -> None:
         self.alpha = alpha
         self.gradient_penalty = gradient_penalty
-        super().__init__(**arguments_of(super().__init__, locals()))
+        super().__init__(policy, env, return_share=return_share, **settings)
 
     def _losses(self, batch: OfflineBatch) -> tuple[th.Tensor, th.Tensor]:
         policy = self.policy
@@ -98,8 +88,7 @@ class AdversarialW1(ImplicitQLearning):
         # The actor looks at a copy, so that its loss has no gradient in the discriminator.
         frozen = copy.deepcopy(policy.discriminator).requires_grad_(False)
         w1 = (frozen(batch.observation_actions) - frozen(beside)).mean()
-        scale = target_q.abs().mean().clamp(min=1e-6)
-        actor_loss = self.alpha * w1 - policy.target_value(beside).mean() / scale
+        actor_loss = self.alpha * w1 - policy.target_value(beside).mean() / magnitude(target_q)
         discriminator_loss = self._discriminator_loss(batch, acted.detach())
         scalars = (value_loss, critic_loss, actor_loss, discriminator_loss, w1, target_q.mean())
         return value_loss + critic_loss + actor_loss + discriminator_loss, th.stack(scalars).detach()

@@ -17,7 +17,7 @@ import numpy as np
 from matplotlib.figure import Figure
 from stable_baselines3.common.base_class import BaseAlgorithm
 
-from otbaselines import QDOT, evaluate_team
+from otbaselines import QDOT
 from otbaselines.common.settings import Setting
 from otbaselines.qdot.qdot import LARGEST_PRICE
 from zoo.config.command import MAX_SEED, StoreAssignments, add_training, count, mistakes, seed
@@ -25,7 +25,7 @@ from zoo.drawing.curves import STYLE, save
 from zoo.drawing.tables import Table, mean_and_interval, student_interval, write_tables
 from zoo.papers.qdot.fan import IQL_WEIGHTS, PLAIN, PolicyFan, weights_by_name
 from zoo.papers.qdot.report import scaled
-from zoo.papers.qdot.runs import EPISODES, EVALUATIONS, ROWS, task_of
+from zoo.papers.qdot.runs import ROWS, EvaluatedCurve, task_of
 from zoo.runs.comparison import Array, LearningCurve, RunResult, finished_runs, train_jobs
 from zoo.runs.job import Job
 from zoo.runs.played import play
@@ -83,8 +83,8 @@ def rows_of(prices: Sequence[float], weights: Sequence[str]) -> list[Acting]:
     return rows + [Acting("best_of", price) for price in (*finite, math.inf)]
 
 
-class FanCurve(LearningCurve):
-    """Play a few episodes by every way ten times in a run, and ask what the maps do."""
+class FanCurve(EvaluatedCurve):
+    """Remember what every way earned, and what the maps do."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -92,32 +92,20 @@ class FanCurve(LearningCurve):
         self._moves: list[list[float]] = []
         self._gains: list[list[float]] = []
 
-    def _on_training_start(self) -> None:
-        model: Any = self.model
-        self._every = max(1, model._total_timesteps // EVALUATIONS)
-        self._rows = rows_of([*model.prices, math.inf], model.weights)
-
-    def _on_step(self) -> bool:
-        if self.num_timesteps % self._every == 0:
-            model: Any = self.model
-            returns = []
-            for row in self._rows:
-                row.choose(model)
-                returns.append(float(evaluate_team(model, model.env, n_eval_episodes=EPISODES).mean_agent_return))
-            moves, gains = model.worth(ROWS)
-            self.points.append((self.num_timesteps, 0.0))
-            self._returns.append(returns)
-            self._moves.append(moves)
-            self._gains.append(gains)
-        return True
+    def _look(self, model: Any) -> float:
+        returns = []
+        for row in rows_of([*model.prices, math.inf], model.weights):
+            row.choose(model)
+            returns.append(super()._look(model))
+        moves, gains = model.worth(ROWS)
+        self._returns.append(returns)
+        self._moves.append(moves)
+        self._gains.append(gains)
+        return float(np.mean(returns))
 
     def fields(self) -> dict[str, Any]:
-        return {
-            "timesteps": np.array([step for step, _ in self.points], dtype=np.float64),
-            "rewards": np.array(self._returns),
-            "moves": np.array(self._moves),
-            "gains": np.array(self._gains),
-        }
+        every = {"rewards": self._returns, "moves": self._moves, "gains": self._gains}
+        return {**super().fields(), **{name: np.array(values) for name, values in every.items()}}
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)

@@ -20,12 +20,11 @@ from torch.func import functional_call, stack_module_state, vmap
 
 from otbaselines.common.offline.implicit_q import ImplicitQLearning
 from otbaselines.common.offline.losses import advantage_weights, agreed_weights, disagreement, expectile_loss
-from otbaselines.common.offline.policies import LOG_STD_MAX, LOG_STD_MIN
+from otbaselines.common.offline.policies import log_density
 from otbaselines.common.offline.rows import OfflineBatch
-from otbaselines.common.settings import arguments_of
 from otbaselines.ot.maps import ConvexPotential, displacement_cost
 from otbaselines.qdot.policies import ACTS, TransportPolicy
-from otbaselines.qdot.qdot import transport_loss
+from otbaselines.qdot.qdot import magnitude, transport_loss
 
 #: Weights of a policy: ``plain``, ``iql`` (its own, of a fixed temperature), or what the critics' disagreement alone may tilt
 #: them by, in nats, as QDOT's ``noise_divergence``.
@@ -129,10 +128,7 @@ class FanPolicy(TransportPolicy):
             found: th.Tensor = functional_call(template, parameters, (observations,))
             return found
 
-        log_std = self.log_stds.clamp(LOG_STD_MIN, LOG_STD_MAX).unsqueeze(1)
-        squares = (actions - vmap(mean)(_named(self.actors))).square()
-        densities: th.Tensor = (-0.5 * squares * (-2.0 * log_std).exp() - log_std - 0.5 * math.log(2.0 * math.pi)).sum(-1)
-        return densities
+        return log_density(vmap(mean)(_named(self.actors)), self.log_stds.unsqueeze(1), actions)
 
     @th.no_grad()
     def choose(self, way: tuple[float, str], *, acts: str = "weighted_map", moved_by: float | None = None) -> None:
@@ -174,6 +170,8 @@ class PolicyFan(ImplicitQLearning):
 
     :param prices: of the maps, as QDOT's ``alpha``; infinity, the map switched off, may be among them
     :param weights: of the extractions, each at every price: ``"plain"``, or QDOT's ``noise_divergence``
+    :param return_share: as QDOT's
+    :param settings: of :class:`~otbaselines.common.offline.implicit_q.ImplicitQLearning`
     """
 
     metric_names: ClassVar[tuple[str, ...]] = ("value_loss", "critic_loss", "actor_loss", "map_loss", "value", "q")
@@ -185,33 +183,20 @@ class PolicyFan(ImplicitQLearning):
         self,
         policy: str | type,
         env: GymEnv | str | None = None,
-        learning_rate: float | Schedule = 3e-4,
-        actor_learning_rate: float | str | Schedule = "cosine_3e-4",
-        dataset: Any = None,
+        *,
         prices: Sequence[float] = (0.3, math.inf),
         weights: Sequence[str | float] = (PLAIN, 0.05),
-        batch_size: int = 256,
-        gamma: float = 0.99,
-        tau: float = 0.005,
-        expectile: float = 0.7,
-        inverse_temperature: float = 3.0,
-        max_weight: float = 100.0,
         return_share: float = 0.2,
-        reward_scale: float | str = "return_range",
-        normalize_observations: bool = True,
-        compile: bool = False,
-        policy_kwargs: dict[str, Any] | None = None,
-        verbose: int = 0,
-        seed: int | None = None,
-        device: th.device | str = "auto",
-        _init_setup_model: bool = True,
+        **settings: Any,
     ) -> None:
         self.prices = [float(price) for price in prices if math.isfinite(price)]
         self.weights = weights_by_name(weights)
         self.ways = [(float(price), each) for each in self.weights for price in prices]
         # Cloning and implicit Q-learning are two of the ways.
         self.ways += [way for way in ((math.inf, PLAIN), (math.inf, IQL_WEIGHTS)) if way not in self.ways]
-        super().__init__(**arguments_of(super().__init__, locals()))
+        # Where each way finds what it follows and weighs; behind the maps is what stays where it was.
+        self._rows_of_ways = [self.prices.index(price) if math.isfinite(price) else len(self.prices) for price, _ in self.ways]
+        super().__init__(policy, env, return_share=return_share, **settings)
 
     def _setup_model(self) -> None:
         super()._setup_model()
@@ -233,18 +218,17 @@ class PolicyFan(ImplicitQLearning):
         seen = batch.observations.expand(len(inside), -1, -1)
         all_moved_q = policy.target_values(th.cat([seen, inside], -1).flatten(0, 1)).unflatten(1, (len(inside), -1))
         moved_q = all_moved_q.amin(0)
-        scale = target_q.abs().mean().clamp(min=1e-6)
+        scale = magnitude(target_q)
         map_loss = th.stack(
             [
                 transport_loss(q, batch.actions, to, alpha=price, order=2, scale=scale)
                 for q, to, price in zip(moved_q, moved, self.prices, strict=True)
             ]
         ).sum()
-        # The last row is what stays where it was.
         followed = th.cat([inside.detach(), batch.actions.unsqueeze(0)])
         weighed = th.cat([all_moved_q.detach(), data_q.unsqueeze(1)], 1)
         advantages, variances = weighed.amin(0) - values.detach(), disagreement(weighed)
-        rows = [self.prices.index(price) if math.isfinite(price) else len(self.prices) for price, _ in self.ways]
+        rows = self._rows_of_ways
         weights = th.stack(
             [self._weights(kind, advantages[row], variances[row]) for row, (_, kind) in zip(rows, self.ways, strict=True)]
         )

@@ -58,12 +58,8 @@ METHODS: Mapping[str, OfflineMethod] = {
 }
 
 
-class ReturnCurve(LearningCurve):
-    """Play a few episodes ten times in a run, and remember how far the map moved the data's actions."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self._displacements: list[float] = []
+class EvaluatedCurve(LearningCurve):
+    """Look at the learner ten times in a run; a subclass says how."""
 
     def _on_training_start(self) -> None:
         model: Any = self.model
@@ -71,11 +67,30 @@ class ReturnCurve(LearningCurve):
 
     def _on_step(self) -> bool:
         if self.num_timesteps % self._every == 0:
-            model: Any = self.model
-            found = evaluate_team(model, model.env, n_eval_episodes=EPISODES)
-            self.points.append((self.num_timesteps, float(found.mean_agent_return)))
-            self._displacements.append(displacement(model))
+            self.points.append((self.num_timesteps, self._look(self.model)))
         return True
+
+    def _look(self, model: Any) -> float:
+        """
+        Play a few episodes.
+
+        :param model: the learner
+        :return: what it earned
+        """
+        return float(evaluate_team(model, model.env, n_eval_episodes=EPISODES).mean_agent_return)
+
+
+class ReturnCurve(EvaluatedCurve):
+    """Remember what a learner earned, and how far the map moved the data's actions."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._displacements: list[float] = []
+
+    def _look(self, model: Any) -> float:
+        earned = super()._look(model)
+        self._displacements.append(displacement(model))
+        return earned
 
     def fields(self) -> dict[str, Any]:
         return {**super().fields(), "displacements": np.array(self._displacements)}
