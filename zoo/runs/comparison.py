@@ -325,7 +325,8 @@ def waiting_jobs(jobs: Sequence[Job], result: type[ResultT], n_episodes: int = 2
         if build and kind not in built:
             built.add(kind)
             _try(job)
-        job.folder.mkdir(parents=True, exist_ok=True)
+    for folder in {job.folder for job in waiting}:
+        folder.mkdir(parents=True, exist_ok=True)
     print(f"{len(jobs) - len(waiting)} of {len(jobs)} runs are finished", flush=True)
     return waiting
 

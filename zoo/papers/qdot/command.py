@@ -52,8 +52,8 @@ def compare(args: argparse.Namespace, parser: argparse.ArgumentParser) -> None:
         )
         waiting: list[Job] = []
         if args.train:
-            check_outputs(figure)
             waiting = waiting_jobs([job for _, job in jobs], OfflineResult, args.eval_episodes, build=True)
+            check_outputs(figure)
     train_jobs(waiting, OfflineResult, n_episodes=args.eval_episodes, n_processes=args.jobs)
     with mistakes(parser):
         runs = finished_runs(jobs, OfflineResult, args.eval_episodes)

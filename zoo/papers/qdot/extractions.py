@@ -292,8 +292,8 @@ def compare(args: argparse.Namespace, parser: argparse.ArgumentParser) -> None:
                 jobs.append((f"{task}, {path.stem}", job))
         waiting: list[Job] = []
         if args.train:
-            check_outputs(figure)
             waiting = waiting_jobs([job for _, job in jobs], FanResult, args.eval_episodes, build=True)
+            check_outputs(figure)
     train_jobs(waiting, FanResult, n_episodes=args.eval_episodes, n_processes=args.jobs)
     with mistakes(parser):
         runs = finished_runs(jobs, FanResult, args.eval_episodes)
