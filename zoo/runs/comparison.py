@@ -121,6 +121,8 @@ class RunResult:
         found = cls(**values)
         if not isinstance(found.entry, dict):
             raise ValueError(f"`entry` must be a dictionary, got {found.entry!r}")
+        if not np.isfinite(found.cpu_seconds):
+            raise ValueError(f"`cpu_seconds` must be finite, got {found.cpu_seconds}")
         for name, shape in found.shapes().items():
             array = getattr(found, name)
             fits = len(shape) == array.ndim and all(n in (None, m) for n, m in zip(shape, array.shape, strict=True))

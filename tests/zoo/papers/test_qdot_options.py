@@ -185,6 +185,7 @@ def _result(job: Job, **changes) -> OfflineResult:
         {"displacements": np.zeros(4)},
         {"timesteps": np.zeros(0), "rewards": np.zeros(0), "displacements": np.zeros(0)},
         {"entry": [1]},
+        {"cpu_seconds": np.nan},
     ],
 )
 def test_results_of_impossible_shapes_are_named_when_they_are_read(changes, here: Path) -> None:
