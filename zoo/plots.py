@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from zoo.benchmarks.sb3 import SPREAD
-from zoo.config.command import add_training, check_outputs, count, make_parser, mistakes
+from zoo.config.command import add_training, check_outputs, make_parser, mistakes, n_seeds
 from zoo.config.registry import OFFLINE
 from zoo.drawing.curves import draw_evaluations
 from zoo.drawing.tables import write_tables
@@ -31,7 +31,7 @@ from zoo.papers.wfpg.curves import CURVE_TASKS
 from zoo.papers.wfpg.oscillators import OSCILLATOR_TASKS
 from zoo.papers.wmatrpo import command as wmatrpo_paper
 from zoo.papers.wmatrpo.metric import METRIC_TASKS
-from zoo.runs.comparison import Comparison, finished_runs, train_jobs
+from zoo.runs.comparison import Comparison, finished_runs, train_jobs, waiting_jobs
 from zoo.runs.folders import numbered_runs, run_name
 from zoo.runs.job import Job
 
@@ -61,10 +61,12 @@ def compare(tasks: Mapping[str, Comparison[Any]], args: argparse.Namespace, pars
                 for name in comparison.methods
                 if name in args.methods
             ]
-            if args.train:
-                folder.mkdir(parents=True, exist_ok=True)
-    for task, comparison in chosen.items() if args.train else ():
-        train_jobs([job for _, job in jobs[task]], comparison.result, n_episodes=args.eval_episodes, n_processes=args.jobs)
+        waiting = {
+            task: waiting_jobs([job for _, job in jobs[task]], comparison.result, args.eval_episodes)
+            for task, comparison in (chosen.items() if args.train else ())
+        }
+    for task, each in waiting.items():
+        train_jobs(each, chosen[task].result, n_episodes=args.eval_episodes, n_processes=args.jobs)
     with mistakes(parser):
         runs = {task: finished_runs(jobs[task], each.result, args.eval_episodes) for task, each in chosen.items()}
     text = "\n".join(comparison.report(runs[task], args) for task, comparison in chosen.items())
@@ -95,7 +97,7 @@ def learning_curve(args: argparse.Namespace, parser: argparse.ArgumentParser) ->
 def _add_comparison(parser: argparse.ArgumentParser, tasks: Mapping[str, Comparison[Any]]) -> None:
     add, first = parser.add_argument, next(iter(tasks.values()))
     methods = [*dict.fromkeys(name for comparison in tasks.values() for name in comparison.methods)]
-    add("--seeds", type=count, default=first.seeds, help="seeds 0 .. SEEDS - 1 of every method")
+    add("--seeds", type=n_seeds, default=first.seeds, help="seeds 0 .. SEEDS - 1 of every method")
     add("--methods", nargs="+", choices=sorted(methods), default=methods)
     if len(tasks) > 1:
         add("--tasks", nargs="+", choices=[*tasks], default=[*tasks])

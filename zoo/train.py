@@ -74,6 +74,9 @@ def read_job(args: argparse.Namespace) -> Job:
     """The training that the command line asks for, in the folder of its algorithm."""
     if args.trained_agent and not (args.trained_agent.endswith(".zip") and Path(args.trained_agent).is_file()):
         raise ValueError(f"--trained-agent must name an existing .zip file, got {args.trained_agent!r}")
+    command.refuse_params(args.hyperparams, {"dataset": "--dataset"})
+    if args.n_timesteps != -1:
+        command.refuse_params(args.hyperparams, {"n_timesteps": "-n"})
     overrides = merge(args.hyperparams, {"env_kwargs": args.env_kwargs} if args.env_kwargs else {})
     if args.n_timesteps != -1:
         overrides["n_timesteps"] = args.n_timesteps

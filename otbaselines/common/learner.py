@@ -78,9 +78,19 @@ class Learner(JsonSaveMixin):
         # Attributes may have been changed since the constructor looked at them.
         table, present = settings_of(type(self)), vars(self)
         check_settings(table, {name: present.get(name, present.get(f"_{name}")) for name in table if self._keeps(name)})
+        self.check_before_learning()
         if self.env is None:
             raise RuntimeError("the model has no environment to learn in; call `set_env`, or `load` it with `env=`")
         return super()._setup_learn(total_timesteps, callback, reset_num_timesteps, tb_log_name, progress_bar)
+
+    def check_before_learning(self) -> None:
+        """
+        Refuse what only the settings together say, the networks, the data and the machine; ``learn`` does it before anything
+        else.
+
+        :raises TypeError: if a setting does not apply to the choice beside it
+        :raises ValueError: if settings contradict each other, or what the model was built for, or do not fit into memory
+        """
 
     def _init_callback(self, callback: MaybeCallback, progress_bar: bool = False) -> BaseCallback:
         return super()._init_callback(as_callbacks(callback, progress_bar=progress_bar))

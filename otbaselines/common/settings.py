@@ -138,6 +138,8 @@ class Setting:
         inside = (self.low < value if is_open else self.low <= value) and value <= self.high
         if not (inside and (self.endless or -_LARGEST <= value <= _LARGEST)):
             raise ValueError(self._message(subject, value, source))
+        if isinstance(value, numbers.Integral) and not -(2**63) <= int(value) < 2**63:
+            raise ValueError(f"{subject} is an integer beyond 64 bits, {_short(value)}; write {float(value)!r}")
 
     def _message(self, subject: str, value: Any, source: str = "") -> str:
         remedy = f"; {self.remedy}" if self.remedy else ""
@@ -163,7 +165,8 @@ _LARGEST = float(np.finfo(np.float32).max)
 
 
 def _is_number(value: Any) -> bool:
-    return isinstance(value, numbers.Real) and not isinstance(value, bool)
+    # Of Python and of NumPy: torch does not compute with fractions.
+    return isinstance(value, int | float | np.integer | np.floating) and not isinstance(value, bool)
 
 
 def _short(value: Any) -> str:
@@ -295,6 +298,22 @@ def _is_net_arch(value: Any) -> bool:
     return all(isinstance(part, list | tuple) and all(map(_is_width, part)) for part in parts)
 
 
+def with_plain_widths(policy_kwargs: Mapping[str, Any]) -> dict[str, Any]:
+    """
+    :param policy_kwargs: of a policy, checked
+    :return: the same with the widths of networks as lists of Python's integers, which are saved as they are
+    """
+
+    def plain(value: Any) -> Any:
+        if isinstance(value, list) and len(value) == 1 and isinstance(value[0], dict):
+            value = value[0]
+        if isinstance(value, dict):
+            return {key: plain(part) for key, part in value.items()}
+        return value if value is None else [int(width) for width in value]
+
+    return {name: plain(value) if name in ("net_arch", "map_arch") else value for name, value in policy_kwargs.items()}
+
+
 def _is_width(value: Any) -> bool:
     return _is_number(value) and isinstance(value, numbers.Integral) and 1 <= int(value) <= MANY
 
@@ -327,6 +346,13 @@ POLICY_SETTINGS = {
         fits=_is_net_arch,
         what="widths such as [64, 64], or a dictionary of such lists, one a network",
         optional=True,
+    ),
+    "map_arch": Setting(
+        (list, tuple),
+        fits=lambda value: len(value) > 0 and all(map(_is_width, value)),
+        what="at least one width, as in [64, 64],",
+        optional=True,
+        remedy="leave it out for [64, 64]",
     ),
     "activation_fn": Setting((type,), fits=_is_activation, what="a class such as torch.nn.Tanh"),
     "ortho_init": Setting("flag"),

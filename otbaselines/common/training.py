@@ -120,6 +120,20 @@ def parameter_sum(module: th.nn.Module) -> th.Tensor:
     return th.stack([p.detach().abs().sum() for p in module.parameters()]).sum()
 
 
+def largest_moment(optimizer: th.optim.Optimizer) -> th.Tensor:
+    """
+    Squares of large gradients are infinite before the gradients and the parameters are.
+
+    :param optimizer: after a step or before any
+    :return: the largest magnitude in its state, finite exactly when all of the state is; shape ``()``
+    """
+    # Counters are finite, and on the CPU whatever the device.
+    entries = [(key, value) for state in optimizer.state.values() for key, value in state.items() if key != "step"]
+    tensors = [value.detach() for _, value in entries if isinstance(value, th.Tensor) and value.is_floating_point()]
+    largest = [tensor.abs().amax().float() for tensor in tensors if tensor.numel() > 0]
+    return th.stack(largest).amax() if largest else th.zeros(())
+
+
 def check_finite(numbers: dict[str, float], snapshot: Snapshot, steps: str) -> None:
     """
     Undo an update that went wrong.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import pickle
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, Self
 
 import numpy as np
@@ -205,8 +205,8 @@ class Federation(Learner, BaseAlgorithm):
         rbf = extra.get("rbf")
         self._rbf = None if rbf is None else check_shape("rbf", rbf, 3)
 
-    def _restore_tensors(self, tensors: dict[str, Any], label: str) -> None:
-        super()._restore_tensors(tensors, label)
+    def _restore_tensors(self, tensors: dict[str, Any], label: str, replaced: Iterable[str] = ()) -> None:
+        super()._restore_tensors(tensors, label, replaced)
         if self._rbf is None or self.features is None:
             return
         stored, given = self.reward_model.rbf(), self.features

@@ -25,7 +25,8 @@ from otbaselines.qdot.policies import ACTS, N_CANDIDATES, TransportPolicy
 # What is taken where nothing is said.
 EXPECTILE, MAX_WEIGHT, NOISE_DIVERGENCE = 0.7, 100.0, 0.05
 WEIGHTED = ("awr", "weighted_map")
-LARGEST_PRICE = 1e30
+# The optimizer keeps squares of gradients, which are of the price's size; beyond it they would overflow single precision.
+LARGEST_PRICE = 1e15
 
 
 def transport_loss(
@@ -98,6 +99,7 @@ class QDOT(ImplicitQLearning):
     }
     metric_names: ClassVar[tuple[str, ...]] = (*ImplicitQLearning.metric_names, "map_loss", "moved_q", "displacement")
     policy_aliases: ClassVar[dict[str, type[BasePolicy]]] = {"MlpPolicy": TransportPolicy}
+    settings_behind: ClassVar[dict[str, str]] = {"use_map": "alpha"}
     policy: TransportPolicy
 
     def __init__(
@@ -142,21 +144,30 @@ class QDOT(ImplicitQLearning):
         self.noise_divergence = noise_divergence
         self.weight_divergence = weight_divergence
         self.n_candidates = n_candidates
+        self.expectile = expectile  # type: ignore[assignment]
+        self.inverse_temperature = inverse_temperature  # type: ignore[assignment]
+        self.max_weight = max_weight  # type: ignore[assignment]
         check_settings(settings_of(type(self)), {**vars(self), **locals()})
-        self._check_together(expectile, inverse_temperature, max_weight)
+        self._check_together()
         super().__init__(**arguments_of(super().__init__, locals()))  # type: ignore[arg-type]
 
-    def _check_together(self, expectile: float | None, inverse_temperature: float | None, max_weight: float | None) -> None:
+    def check_before_learning(self) -> None:
+        self._check_together()
+        self._check_critics()
+        super().check_before_learning()
+
+    def _check_together(self) -> None:
         if LARGEST_PRICE < self.alpha < math.inf:
             raise ValueError(
-                f"`alpha`={self.alpha} is beyond what single precision multiplies; use infinity, the map switched off"
+                f"`alpha`={self.alpha} is beyond {LARGEST_PRICE:g}, whose gradients single precision can square; use "
+                "infinity, the map switched off"
             )
         applies = [
-            ("expectile", expectile, self.v_target == "expectile", "`v_target='expectile'`"),
+            ("expectile", self.expectile, self.v_target == "expectile", "`v_target='expectile'`"),
             ("noise_divergence", self.noise_divergence, self.extraction in WEIGHTED, f"`extraction` in {WEIGHTED}"),
             ("weight_divergence", self.weight_divergence, self.extraction in WEIGHTED, f"`extraction` in {WEIGHTED}"),
-            ("inverse_temperature", inverse_temperature, self.extraction in WEIGHTED, f"`extraction` in {WEIGHTED}"),
-            ("max_weight", max_weight, inverse_temperature is not None, "weights of a given `inverse_temperature`"),
+            ("inverse_temperature", self.inverse_temperature, self.extraction in WEIGHTED, f"`extraction` in {WEIGHTED}"),
+            ("max_weight", self.max_weight, self.inverse_temperature is not None, "weights of a given `inverse_temperature`"),
             ("n_candidates", self.n_candidates, self.extraction == "best_of", "`extraction='best_of'`"),
         ]
         for name, value, used, where in applies:
@@ -165,7 +176,7 @@ class QDOT(ImplicitQLearning):
         sharpness = {
             "noise_divergence": self.noise_divergence,
             "weight_divergence": self.weight_divergence,
-            "inverse_temperature": inverse_temperature,
+            "inverse_temperature": self.inverse_temperature,
         }
         given = [f"`{name}`={value}" for name, value in sharpness.items() if value is not None]
         if len(given) > 1:
@@ -188,6 +199,9 @@ class QDOT(ImplicitQLearning):
 
     def _setup_model(self) -> None:
         super()._setup_model()
+        self._check_critics()
+
+    def _check_critics(self) -> None:
         asks = self.extraction in WEIGHTED and self.weight_divergence is None and self.inverse_temperature is None
         if asks and self.policy.n_critics < 2:
             raise ValueError(

@@ -1,9 +1,9 @@
 """Policy optimisation as a Wasserstein gradient flow, from a replay buffer."""
 
 import math
-import numbers
 from typing import Any, ClassVar
 
+import numpy as np
 import torch as th
 from stable_baselines3.common.buffers import ReplayBuffer
 from stable_baselines3.common.noise import ActionNoise
@@ -99,7 +99,7 @@ class WassersteinFlowPG(ReplayLearner):
         "target_entropy": Setting("number", optional=True),
         "gamma": Setting("number", low=0.0, high=1.0, optional=True),
         "ent_coef": Setting(
-            (str, numbers.Real),
+            (str, int, float, np.integer, np.floating),
             fits=lambda value: _is_temperature(value),
             what="a number of at least 0, 'auto', or 'auto_' with the number to start from",
         ),

@@ -3,6 +3,7 @@
 import inspect
 import math
 import warnings
+from fractions import Fraction
 from types import FunctionType
 from typing import Any
 
@@ -20,6 +21,7 @@ ALGORITHMS = [HATRPO, IPPO, WBC, WMATRPO, WassersteinFlowPG]
 NAN, INF = math.nan, math.inf
 # No number, no integer, no flag, no schedule, no table of anything.
 NONSENSE: list[Any] = [
+    Fraction(1, 2),
     [1],
     (1,),
     {"a": 1},
@@ -35,7 +37,8 @@ NONSENSE: list[Any] = [
 NOT_A_NUMBER = [*NONSENSE, "1", "", "abc", True, False, int, range(3), np.bool_(True)]
 NOT_AN_INTEGER = [*NOT_A_NUMBER, 1.0, 1.5, np.float32(2.0), NAN, INF]
 NOT_A_FLAG = [*NONSENSE, 0, 1, 1.0, "True", "no", None, NAN]
-NOT_FINITE = [NAN, INF, -INF, np.float32("nan"), 10**400]
+# Beyond 64 bits, torch takes no integers.
+NOT_FINITE = [NAN, INF, -INF, np.float32("nan"), 10**400, 10**20]
 FALLING = [-1.0, -1e-9, -5, np.float32(-0.5)]
 NOT_A_SCHEDULE = [
     *NONSENSE,

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from recordings_of_pendulum import pendulum_file
 
 from zoo import benchmark, demo, enjoy, plots, theory, train
 from zoo.config.entries import read_entry, split_entry
@@ -101,6 +102,17 @@ LINES: list[tuple[str, str]] = [
     ("train -params n_envs:None", "n_envs"),
     ("train -params n_timesteps:True", "n_timesteps"),
     ("train -params n_timesteps:-5", "n_timesteps"),
+    ("train -params n_timesteps:inf", "n_timesteps"),
+    ("train -n 5 -params n_timesteps:5", "-params n_timesteps: is what -n says"),
+    ("train -params gamma:nan", "`gamma` must be a number in [0, 1], got nan"),
+    ("train --algo bc --dataset a.npz -params dataset:b.npz", "-params dataset: is what --dataset says"),
+    ("train --algo bc -params dataset:b.npz", "-params dataset: is what --dataset says"),
+    (
+        "train --algo qdot --env Pendulum-v1 --dataset {tmp}/medium.npz -params policy_kwargs.map_arch:7",
+        "`policy_kwargs['map_arch']`",
+    ),
+    ("plots spread --seeds 10001", "at most 10000"),
+    ("plots spread --train --out {tmp}/text.zip", "text.zip"),
     ("train -params normalize:yes", "normalize"),
     ("train -params normalize:[1]", "normalize"),
     ("train -params normalize.norm_ob:True", "norm_ob"),
@@ -193,6 +205,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Six runs: the first and the last are whole, one has no agent, and three have a damaged file each."""
     folder = tmp_path_factory.mktemp("hostile")
     (folder / "text.zip").write_text("no zip")
+    pendulum_file(folder / "medium.npz")
     (folder / "curves" / "wbc" / "some-Task-v0_1").mkdir(parents=True)
     (folder / "curves" / "wbc" / "some-Task-v0_1" / "evaluations.npz").write_text("no arrays")
     train.train(

@@ -3,7 +3,7 @@
 import argparse
 import ast
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -66,6 +66,8 @@ def number(minimum: int, maximum: int = 2**53, *, unset: tuple[int, ...] = ()) -
 
 #: Types of options that several commands have; -1 asks for what is usual, as in rl_zoo3.
 count, count_or_default, seed = number(1), number(1, unset=(-1,)), number(0, MAX_SEED)
+#: How many seeds: each is a run, and more of them than anybody can train would fill the memory with plans.
+n_seeds = number(1, 10_000)
 
 
 def device(text: str) -> str:
@@ -89,7 +91,9 @@ def parse_value(text: str) -> Any:
     :return: the value, with lists for tuples, which YAML does not have
     :raises ValueError: if the text looks like code, or is no number, text, list or dictionary
     """
-    words = {"true": True, "false": False, "null": None, "none": None}
+    words: dict[str, bool | float | None] = {"true": True, "false": False, "null": None, "none": None}
+    # As Python and as YAML write them.
+    words |= {word: float(word.replace(".", "")) for word in ("inf", "-inf", ".inf", "-.inf", "nan", ".nan")}
     if text.lower() in words:
         return words[text.lower()]
     try:
@@ -143,6 +147,37 @@ def _assign(stored: dict[str, Any], assignment: str) -> None:
     if last in target:
         raise ValueError(f"{key!r} is given twice")
     target[last] = parse_value(text)
+
+
+def check_seeds(first: int, number_of: int) -> None:
+    """
+    :param first: ``--first-seed``
+    :param number_of: ``--seeds``
+    :raises ValueError: if numpy's streams take no seed so large as the last of them
+    """
+    if first + number_of - 1 > MAX_SEED:
+        raise ValueError(f"--first-seed {first} and --seeds {number_of} go beyond the largest seed, {MAX_SEED}")
+
+
+def check_distinct(option: str, values: Sequence[Any]) -> None:
+    """
+    :param option: such as ``--alphas``
+    :param values: what it was given
+    :raises ValueError: if a value is there twice, whose runs would be counted twice
+    """
+    if len({*values}) < len(values):
+        raise ValueError(f"{option} has the same value twice, got {' '.join(map(str, values))}; give each once")
+
+
+def refuse_params(hyperparams: Mapping[str, Any], options: Mapping[str, str]) -> None:
+    """
+    :param hyperparams: of ``-params``
+    :param options: the option that says the same, by name of the hyperparameter
+    :raises ValueError: if one of them is among the hyperparameters
+    """
+    for name, option in options.items():
+        if name in hyperparams:
+            raise ValueError(f"-params {name}: is what {option} says; use that")
 
 
 def check_outputs(*paths: Path | None) -> None:

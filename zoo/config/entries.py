@@ -5,6 +5,7 @@ rl_zoo3 calls ``eval`` on several strings of its YAML files and of the command l
 ``yaml.UnsafeLoader``. Nothing here is ever evaluated.
 """
 
+import math
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -185,7 +186,10 @@ def _leaves(values: Mapping[Any, Any]) -> Iterator[tuple[str, Any]]:
 def _refuse_number_as_text(name: str, value: Any) -> None:
     if isinstance(value, str):
         try:
-            float(value)
+            number = float(value)
         except ValueError:
             return
-        raise ValueError(f"`{name}` is the text {value!r}, because YAML wants a point and a sign in an exponent: write 3.0e-4")
+        wants = "a point and a sign in an exponent: write 3.0e-4"
+        if not math.isfinite(number):
+            wants = "a point before it: write .inf or .nan"
+        raise ValueError(f"`{name}` is the text {value!r}, because YAML wants {wants}")

@@ -17,7 +17,9 @@ import torch as th
 from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.callbacks import BaseCallback
 
+from otbaselines.common.learner import Learner
 from otbaselines.common.saving.archive import atomic_write
+from zoo.runs.fingerprint import fingerprint
 from zoo.runs.job import Job
 from zoo.runs.keeping import Stopped, save_agent, stop_signals
 
@@ -74,6 +76,7 @@ class RunResult:
     :param evaluation: what each episode of the evaluation earned, shape ``(n_episodes,)``
     :param cpu_seconds: processor time of the training
     :param entry: the hyperparameters
+    :param data: of recorded data, their :func:`~zoo.runs.fingerprint.fingerprint`; empty in files that know none
     """
 
     timesteps: Array
@@ -81,7 +84,9 @@ class RunResult:
     evaluation: Array
     cpu_seconds: float
     entry: dict[str, Any]
+    data: str = ""
     recorder: ClassVar[type[LearningCurve]] = LearningCurve
+    may_be_nan: ClassVar[tuple[str, ...]] = ()
 
     @classmethod
     def measure(cls, job: Job, model: BaseAlgorithm, n_episodes: int) -> dict[str, Any]:
@@ -95,13 +100,38 @@ class RunResult:
         """
         raise NotImplementedError
 
+    def shapes(self) -> dict[str, tuple[int | None, ...]]:
+        """:return: of the arrays that tables and figures read, by name; None where any length will do"""
+        n = len(self.timesteps)
+        return {"timesteps": (n,), "rewards": (n,), "evaluation": (None,)}
+
     @classmethod
     def load(cls, path: Path) -> Self:
-        """Read what :func:`run_job` wrote."""
+        """
+        Read what :func:`run_job` wrote.
+
+        :param path: the file
+        :return: the results
+        :raises ValueError: if an array is not of the shape that it was written in, or no array of finite numbers
+        """
         with path.open("rb") as file, np.load(file, allow_pickle=False) as stored:
             values: dict[str, Any] = {name: stored[name] for name in stored.files}
         values.update(entry=json.loads(str(values["entry"])), cpu_seconds=float(values["cpu_seconds"]))
-        return cls(**values)
+        values["data"] = str(values.get("data", ""))
+        found = cls(**values)
+        if not isinstance(found.entry, dict):
+            raise ValueError(f"`entry` must be a dictionary, got {found.entry!r}")
+        if not np.isfinite(found.cpu_seconds):
+            raise ValueError(f"`cpu_seconds` must be finite, got {found.cpu_seconds}")
+        for name, shape in found.shapes().items():
+            array = getattr(found, name)
+            fits = len(shape) == array.ndim and all(n in (None, m) for n, m in zip(shape, array.shape, strict=True))
+            if not fits or array.dtype.kind not in "fiu":
+                wanted = str(shape).replace("None", "any")
+                raise ValueError(f"`{name}` must be numbers of the shape {wanted}, got {array.dtype} of {array.shape}")
+            if name not in cls.may_be_nan and not np.isfinite(array).all():
+                raise ValueError(f"`{name}` has NaN or infinite entries")
+        return found
 
     def store(self, path: Path) -> None:
         """Write the results, whole or not at all."""
@@ -179,12 +209,13 @@ def run_job(job: Job, result: type[ResultT], *, n_episodes: int = 200, progress:
     """
     th.set_num_threads(1)
     job.folder.mkdir(parents=True, exist_ok=True)
+    data = fingerprint(job.entry.get("dataset"))
     model, curve = job.build(), result.recorder()
     start = time.process_time()
     model.learn(job.config.n_timesteps, callback=curve, progress_bar=progress)
     seconds = time.process_time() - start
     measured = result.measure(job, model, n_episodes)
-    kept = result(cpu_seconds=seconds, entry=dict(job.entry), **curve.fields(), **measured)
+    kept = result(cpu_seconds=seconds, entry=dict(job.entry), data=data, **curve.fields(), **measured)
     if job.learner is None:
         save_agent(job, model)
     if model.env is not None:
@@ -199,8 +230,8 @@ def finished_run(job: Job, result: type[ResultT], n_episodes: int = 200) -> Resu
     :param job: a run
     :param result: what was kept
     :param n_episodes: of the evaluation
-    :return: its results, if it exists with the hyperparameters and the evaluation that it would have now
-    :raises ValueError: if its file is damaged
+    :return: its results, if it exists
+    :raises ValueError: if its file is damaged, or tells of other hyperparameters, data or evaluations than it would now
     """
     path = results_path(job)
     if not path.is_file():
@@ -209,7 +240,51 @@ def finished_run(job: Job, result: type[ResultT], n_episodes: int = 200) -> Resu
         found = result.load(path)
     except Exception as error:
         raise ValueError(f"{str(path)!r} holds no results of a run ({error}); remove it to train the run again") from error
-    return found if found.entry == job.entry and len(found.evaluation) == n_episodes else None
+    there, here = _options(found.entry), _options(json.loads(json.dumps(dict(job.entry))))
+    there["--eval-episodes"], here["--eval-episodes"] = len(found.evaluation), n_episodes
+    now = fingerprint(job.entry.get("dataset"))
+    if found.data and now:
+        # The content is the data, and a path only one of their names.
+        if found.data == now:
+            here["dataset"] = there.get("dataset")
+        else:
+            there["dataset"] = f"{there.get('dataset')} with another content"
+    elif all(isinstance(options.get("dataset"), str) for options in (there, here)):
+        there["dataset"], here["dataset"] = (str(Path(options["dataset"]).resolve()) for options in (there, here))
+    names = sorted(name for name in {**there, **here} if there.get(name, _UNSET) != here.get(name, _UNSET))
+    if names:
+        differences = ", ".join(f"`{name}` is {_shown(there, name)} there and {_shown(here, name)} here" for name in names)
+        raise ValueError(
+            f"{str(path)!r} holds this run with other options: {differences}; take another --out, or remove the file to train "
+            "the run anew"
+        )
+    return found
+
+
+_UNSET = object()
+
+
+def _options(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested values by dotted names."""
+    found: dict[str, Any] = {}
+    for key, value in values.items():
+        inner = isinstance(value, Mapping) and value
+        found |= _options(value, f"{prefix}{key}.") if inner else {f"{prefix}{key}": value}
+    return found
+
+
+def _shown(options: Mapping[str, Any], name: str) -> str:
+    text = repr(options[name]) if name in options else "not set"
+    return text if len(text) <= 200 else f"{text[:200]}..."
+
+
+def _check_distinct(jobs: Sequence[Job]) -> None:
+    paths: set[Path] = set()
+    for job in jobs:
+        path = results_path(job)
+        if path in paths:
+            raise ValueError(f"two of the runs would be kept in {str(path)!r}; ask for each once")
+        paths.add(path)
 
 
 def finished_runs(jobs: Sequence[tuple[KeyT, Job]], result: type[ResultT], n_episodes: int = 200) -> dict[KeyT, list[ResultT]]:
@@ -218,8 +293,9 @@ def finished_runs(jobs: Sequence[tuple[KeyT, Job]], result: type[ResultT], n_epi
     :param result: what was kept of each
     :param n_episodes: of each evaluation
     :return: those that are finished
-    :raises ValueError: if none is, or a file is damaged
+    :raises ValueError: if none is, or as :func:`finished_run` does
     """
+    _check_distinct([job for _, job in jobs])
     runs: dict[KeyT, list[ResultT]] = {}
     for key, job in jobs:
         found = finished_run(job, result, n_episodes)
@@ -227,22 +303,57 @@ def finished_runs(jobs: Sequence[tuple[KeyT, Job]], result: type[ResultT], n_epi
             runs.setdefault(key, []).append(found)
     if not runs:
         folders = ", ".join(sorted({str(job.folder) for _, job in jobs}))
-        raise ValueError(f"no finished runs with these hyperparameters in {folders}; add --train")
+        raise ValueError(f"no finished runs in {folders}; add --train")
     return runs
 
 
-def train_jobs(jobs: Sequence[Job], result: type[ResultT], *, n_episodes: int = 200, n_processes: int = 1) -> None:
+def waiting_jobs(jobs: Sequence[Job], result: type[ResultT], n_episodes: int = 200, *, build: bool = False) -> list[Job]:
     """
-    Train the runs that are not finished, several at a time, each in a process with one thread.
+    Notice what is wrong with any of the runs before the first of them starts, and make their folders.
 
-    :param jobs: the runs
+    :param jobs: runs
+    :param result: what is to be kept of each
+    :param n_episodes: of each evaluation
+    :param build: construct every learner once, seeds apart; for commands that take hyperparameters
+    :return: those that are not finished
+    :raises ValueError: as :func:`finished_run` does, or if a learner cannot be made
+    :raises OSError: if nothing can be written there
+    """
+    _check_distinct(jobs)
+    waiting = [job for job in jobs if finished_run(job, result, n_episodes) is None]
+    built = set()
+    for job in waiting:
+        kind = json.dumps([job.algo, job.learner, job.env_id, dict(job.entry)], sort_keys=True)
+        if build and kind not in built:
+            built.add(kind)
+            _try(job)
+    for folder in {job.folder for job in waiting}:
+        folder.mkdir(parents=True, exist_ok=True)
+    print(f"{len(jobs) - len(waiting)} of {len(jobs)} runs are finished", flush=True)
+    return waiting
+
+
+def _try(job: Job) -> None:
+    try:
+        model = job.build()
+        if isinstance(model, Learner):
+            model.check_before_learning()
+        if model.env is not None:
+            model.env.close()
+    except Exception as error:
+        raise ValueError(f"the run {job.name!r} cannot be made: {error}") from error
+
+
+def train_jobs(waiting: Sequence[Job], result: type[ResultT], *, n_episodes: int = 200, n_processes: int = 1) -> None:
+    """
+    Train several runs at a time, each in a process with one thread.
+
+    :param waiting: the runs, as :func:`waiting_jobs` returns them
     :param result: what to keep of each
     :param n_episodes: of each evaluation
     :param n_processes: how many at a time; with one they are trained in this process
     :raises SystemExit: if a signal ended the training; finished runs are kept
     """
-    waiting = [job for job in jobs if finished_run(job, result, n_episodes) is None]
-    print(f"{len(jobs) - len(waiting)} of {len(jobs)} runs are finished", flush=True)
     train = partial(run_job, result=result, n_episodes=n_episodes)
     try:
         with stop_signals():

@@ -54,7 +54,7 @@ def play(job: Job, model: BaseAlgorithm | None, n_episodes: int, *, deterministi
     :param deterministic: the most probable actions instead of samples
     :return: mean return per agent of each episode, shape ``(n_episodes,)``
     """
-    env = make_vec_env(job.env_id, n_copies=8, seed=1000 + job.seed, env_kwargs=job.config.env_kwargs)
+    env = make_vec_env(job.env_id, n_copies=8, seed=(1000 + job.seed) % 2**32, env_kwargs=job.config.env_kwargs)
     layout = team_layout(env)
     choices: list[Any] = [layout.agent_action_spaces[agent] for agent in layout.possible_agents]
     generator = np.random.default_rng(0)

@@ -41,7 +41,7 @@ class DatasetAlgorithm(OfflineAlgorithm):
     :param cuda_graph: capture the whole gradient step as one CUDA graph; on CUDA only
     """
 
-    _json_skip: ClassVar[tuple[str, ...]] = ("dataset", "_scales_are_new")
+    _json_skip: ClassVar[tuple[str, ...]] = ("dataset",)
     setting_ranges: ClassVar[dict[str, Setting]] = {
         "batch_size": Setting("integer", low=1, high=MANY),
         "normalize_observations": Setting("flag"),
@@ -83,7 +83,7 @@ class DatasetAlgorithm(OfflineAlgorithm):
         self.cuda_graph = cuda_graph
         self.minibatches = th.Generator()
         self._rows: Rows | None = None
-        self._scales_are_new = False
+        self._scales_are_new = self._scales_are_refuted = False
         if env is None and _init_setup_model:
             if self.dataset is None:
                 raise ValueError("`env` and `dataset` are both None, but one has to say what the spaces are; give one")
@@ -148,18 +148,23 @@ class DatasetAlgorithm(OfflineAlgorithm):
         return without_capture(super().get_parameters())
 
     # ------------------------------------------------------------------ learning
-    def _setup_learn(self, *args: Any, **kwargs: Any) -> tuple[int, BaseCallback]:
-        if self.dataset is None:
-            raise RuntimeError("the model has no data to learn from; call `set_dataset`, or `load` it with `dataset=`")
-        result = super()._setup_learn(*args, **kwargs)
+    def check_before_learning(self) -> None:
+        super().check_before_learning()
+        check_cuda_graph(self.cuda_graph, self.device)
         width = int(np.prod(self.observation_space.shape or ()) * 2 + np.prod(self.action_space.shape or ()) + 2)
         check_fits(
             4 * int(self.batch_size) * width, f"a minibatch of `batch_size`={self.batch_size} rows", "lower it", self.device
         )
-        if self._n_updates == 0 or self._scales_are_new:
+
+    def _setup_learn(self, *args: Any, **kwargs: Any) -> tuple[int, BaseCallback]:
+        if self.dataset is None:
+            raise RuntimeError("the model has no data to learn from; call `set_dataset`, or `load` it with `dataset=`")
+        result = super()._setup_learn(*args, **kwargs)
+        if self._n_updates == 0 or self._scales_are_refuted:
             self._fit_scales(self.dataset)
             # Until a first part of the training has been found sound, they may be those of data that nothing can learn from.
             self._scales_are_new = True
+        self._scales_are_refuted = False
         self._rows = self._make_rows(self.dataset)
         self._drawn = th.zeros(self.batch_size, dtype=th.int64)
         self._index = self._drawn.to(self.device)
@@ -168,14 +173,17 @@ class DatasetAlgorithm(OfflineAlgorithm):
         self._loss_of_rows = self._losses_at
         if self.compile:
             self._loss_of_rows = th.compile(self._losses_at, dynamic=False)
-        check_cuda_graph(self.cuda_graph, self.device)
         if self.cuda_graph:
             make_capturable(self._optimizers(), self.device)
             self._step = GraphedStep(self._gradient_step)
         return result
 
     def _check_and_record(self, metrics: Metrics, snapshot: Snapshot) -> None:
-        super()._check_and_record(metrics, snapshot)
+        try:
+            super()._check_and_record(metrics, snapshot)
+        except ValueError:
+            self._scales_are_refuted = self._scales_are_new
+            raise
         self._scales_are_new = False
 
     def _fit_scales(self, dataset: OfflineDataset) -> None:

@@ -91,9 +91,16 @@ class ImplicitQLearning(DatasetAlgorithm):
         self.return_share = return_share
         self.reward_scale = reward_scale
         check_settings(settings_of(type(self)), {**vars(self), **locals()})
-        if reward_scale != "return_range":
-            Setting("number", low=0.0, above="always", remedy="or use 'return_range'").check("reward_scale", reward_scale)
+        self._check_reward_scale()
         super().__init__(**arguments_of(super().__init__, locals()))
+
+    def _check_reward_scale(self) -> None:
+        if not isinstance(self.reward_scale, str) or self.reward_scale != "return_range":
+            Setting("number", low=0.0, above="always", remedy="or use 'return_range'").check("reward_scale", self.reward_scale)
+
+    def check_before_learning(self) -> None:
+        self._check_reward_scale()
+        super().check_before_learning()
 
     def _setup_model(self) -> None:
         if not issubclass(self.policy_class, self.policy_aliases["MlpPolicy"]):

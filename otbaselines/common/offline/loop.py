@@ -1,5 +1,6 @@
 """The loop of learners that take gradient steps on data, and act in no environment."""
 
+import copy
 import time
 from typing import Any, ClassVar, Self
 
@@ -11,8 +12,8 @@ from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback, Schedul
 from stable_baselines3.common.vec_env import DummyVecEnv
 
 from otbaselines.common.learner import Learner
-from otbaselines.common.settings import LEARN_SETTINGS, arguments_of, check_settings, settings_of
-from otbaselines.common.training import Metrics, Snapshot, check_finite, parameter_sum
+from otbaselines.common.settings import LEARN_SETTINGS, arguments_of, check_settings, settings_of, with_plain_widths
+from otbaselines.common.training import Metrics, Snapshot, check_finite, largest_moment, parameter_sum
 
 # Gradient steps between looks at the losses where there is no log.
 _UNLOGGED = 1000
@@ -57,6 +58,8 @@ class OfflineAlgorithm(Learner):
     """
 
     _saves_random_state: ClassVar[bool] = True
+    #: Parameters of the algorithm by what they are called in :meth:`_policy_settings`, where the names differ.
+    settings_behind: ClassVar[dict[str, str]] = {}
 
     def __init__(
         self,
@@ -73,6 +76,7 @@ class OfflineAlgorithm(Learner):
     ) -> None:
         check_settings(settings_of(type(self)), {**vars(self), **locals()})
         super().__init__(**arguments_of(super().__init__, locals()), support_multi_env=True)
+        self.policy_kwargs = with_plain_widths(self.policy_kwargs)
         if _init_setup_model:
             self._setup_model()
 
@@ -90,13 +94,27 @@ class OfflineAlgorithm(Learner):
                     f"`policy_kwargs[{name!r}]`={self.policy_kwargs[name]!r} contradicts what {type(self).__name__} tells its "
                     f"policy, {own[name]!r}; leave it out, and set the algorithm's own parameters"
                 )
-        settings = {**self.policy_kwargs, **own}
+        settings = self._built_with = copy.deepcopy({**self.policy_kwargs, **own})
         self.policy = policy_class(self.observation_space, self.action_space, self.lr_schedule, **settings)
         self.policy = self.policy.to(self.device)
 
     def _policy_settings(self) -> dict[str, Any]:
         """What the policy has to know of the algorithm's own parameters."""
         return {}
+
+    def check_before_learning(self) -> None:
+        super().check_before_learning()
+        own = self._policy_settings()
+        for name, value in {**self.policy_kwargs, **own}.items():
+            built = self._built_with.get(name)
+            if value != built:
+                subject = f"`{name}`" if name in own else f"`policy_kwargs[{name!r}]`"
+                setting = self.settings_behind.get(name)
+                because = f"`{setting}`={getattr(self, setting)!r} asks for {subject}" if setting else subject
+                raise ValueError(
+                    f"{because}={value!r}, but the networks were built for {built!r}; construct a new model with it, or, "
+                    f"where the networks are of the same form, save this one and load it with `{setting or name}=...`"
+                )
 
     def train_step(self, metrics: Metrics) -> None:
         """
@@ -170,9 +188,12 @@ class OfflineAlgorithm(Learner):
         for part in self._parts():
             if isinstance(part, th.nn.Module):
                 metrics.add("parameters", parameter_sum(part))
+            elif isinstance(part, th.optim.Optimizer):
+                metrics.add("moments", largest_moment(part).to(self.device))
         numbers = metrics.means()
         check_finite(numbers, snapshot, f"{self.num_timesteps} gradient steps")
-        del numbers["parameters"]
+        for name in ("parameters", "moments"):
+            numbers.pop(name, None)
         for name, value in numbers.items():
             self.logger.record(name, value)
 

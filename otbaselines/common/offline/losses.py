@@ -116,6 +116,9 @@ def effective_share(weights: th.Tensor) -> th.Tensor:
     :math:`(\sum_j w_j)^2 / (n \sum_j w_j^2)`: how many equally weighted rows would vary as much, as a share of all.
 
     :param weights: not negative, shape ``(n,)``
-    :return: from :math:`1/n` to 1, shape ``()``
+    :return: from :math:`1/n` to 1, and 0 where all weights are, shape ``()``
     """
-    return weights.mean().square() / weights.square().mean()
+    # Squares of very small or large weights are no numbers of single precision.
+    tiny = th.finfo(weights.dtype).tiny
+    shares = weights / weights.max().clamp(min=tiny)
+    return shares.mean().square() / shares.square().mean().clamp(min=tiny)

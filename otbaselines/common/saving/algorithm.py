@@ -1,5 +1,6 @@
 """Saving and loading of algorithms without pickles: SB3's ``save`` and ``load`` over plain JSON and tensors."""
 
+import warnings
 from collections.abc import Iterable, Mapping
 from typing import Any, Self, cast
 
@@ -245,14 +246,17 @@ class JsonSaveMixin(JsonContents):
             raise ValueError(f"Names of parameters do not match agents' parameters: expected {set(names)}, got {set(states)}")
         restore(states, targets, exact_match=exact_match)
 
-    def _restore_tensors(self, tensors: dict[str, Any], label: str) -> None:
+    def _restore_tensors(self, tensors: dict[str, Any], label: str, replaced: Iterable[str] = ()) -> None:
         names, variables = self._get_torch_save_params()
         expected = {*names, *([_VARIABLES] if variables else [])}
         loose = tensors.get(_VARIABLES, {})
         if set(tensors) != expected or not isinstance(loose, dict) or set(loose) != set(variables):
+            changed = sorted(set(replaced).intersection(self._constructor_parameters()).difference(self._merged("_json_skip")))
+            remedy = "save the model again"
+            if changed:
+                remedy = f"if {names_of(changed)} as given asks for other networks, leave it out, or construct a new model"
             raise ValueError(
-                f"`path` {label} holds the tensors {names_of(sorted(tensors))}, expected {sorted(expected)}; save the model "
-                "again"
+                f"`path` {label} holds the tensors {names_of(sorted(tensors))}, expected {sorted(expected)}; {remedy}"
             )
         states = {name: tensors[name] for name in names} | loose
         restore(states, {name: recursive_getattr(self, name) for name in states})
@@ -320,6 +324,7 @@ class JsonSaveMixin(JsonContents):
             )
             changes = {name: value for name, value in kwargs.items() if name not in (*parameters, "policy_class")}
             state = model._take_description(values, changes)
+        model._warn_of_defaults(parameters, label)
         if env is not None:
             model._attach(env)
         with naming_damage(label, given, "`policy_kwargs`, spaces or sizes, from which no model can be built"):
@@ -328,13 +333,25 @@ class JsonSaveMixin(JsonContents):
                 model._setup_model()
             # Once more: the counters are there for `_setup_model`, and it must not have reset them.
             vars(model).update(state)
-            model._restore_tensors(saved.tensors, label)
+            model._restore_tensors(saved.tensors, label, given)
             if model.use_sde:
                 # The exploration matrix is no parameter, and must be on the right device.
                 model.policy.reset_noise()  # type: ignore[operator]
             if streams is not None:
                 set_random_state(model, streams)
         return model
+
+    def _warn_of_defaults(self, parameters: Mapping[str, Any], label: str) -> None:
+        """Tell of settings that the class has learned since the file was written, or that were left out of it."""
+        absent = [name for name in self._constructor_parameters() if name not in {*parameters, *self._merged("_json_skip")}]
+        if absent:
+            taken = ", ".join(f"`{name}`={str(self._parameter_value(name))[:100]}" for name in absent)
+            warnings.warn(
+                f"`path` {label} does not say {names_of(absent)}; the defaults are taken: {taken}. If it was trained with "
+                "others, give them at load",
+                UserWarning,
+                stacklevel=3,
+            )
 
     def _take_description(self, values: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
         """Set what the constructor could not know, and return what ``_setup_model`` must not change."""

@@ -387,6 +387,9 @@ def naming_damage(label: str, given: Iterable[str], place: str) -> Iterator[None
         text = brief(error)
         if isinstance(error, ValueError) and text.startswith("`path`"):
             raise
+        # No part of a file is read from another file.
+        if isinstance(error, FileNotFoundError) and given:
+            raise
         if isinstance(error, (ValueError, TypeError)) and any(f"`{name}`" in text for name in given):
             raise
         where = "" if "`" in text else f" (in {place})"

@@ -301,7 +301,10 @@ def test_exclude_and_include_choose_what_is_stored(trained: JsonPPO, tmp_path: p
         trained.save(tmp_path / "chosen", exclude=["gamma", "num_timesteps"], include=["note"])
         with pytest.raises(ValueError, match=r"holds note, .*`load\(include=...\)`"):
             JsonPPO.load(tmp_path / "chosen", device="cpu")
-        loaded = JsonPPO.load(tmp_path / "chosen", device="cpu", include=["note"])
+        with pytest.warns(UserWarning, match=r"chosen' does not say gamma; the defaults are taken: `gamma`=0.99"):
+            loaded = JsonPPO.load(tmp_path / "chosen", device="cpu", include=["note"])
+        # Whoever gives it is told nothing.
+        assert JsonPPO.load(tmp_path / "chosen", device="cpu", include=["note"], gamma=0.5).gamma == 0.5
         assert loaded.note == {"run": (1, 2)}
         assert loaded.num_timesteps == 0
         trained.note = object()

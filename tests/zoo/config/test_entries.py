@@ -2,6 +2,7 @@
 
 import argparse
 import itertools
+import math
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +33,9 @@ def _assignments(*values: str) -> dict[str, Any]:
         ("false", False),
         ("None", None),
         ("lin_0.5", "lin_0.5"),
+        ("inf", math.inf),
+        ("-.inf", -math.inf),
+        (".inf", math.inf),
         ("torch.nn.ReLU", "torch.nn.ReLU"),
     ],
 )
@@ -111,6 +115,11 @@ def test_a_number_that_yaml_reads_as_text_is_refused(tmp_path: Path) -> None:
     file.write_text("default: {n_timesteps: 10, policy_kwargs: {lr: 3e-4}}")
     with pytest.raises(ValueError, match=r"`policy_kwargs.lr` is the text '3e-4'.*3.0e-4"):
         read_entry("any", "x-v0", path=file)
+    file.write_text("default: {n_timesteps: 10, alpha: inf}")
+    with pytest.raises(ValueError, match=r"`alpha` is the text 'inf', because YAML wants a point before it: write .inf"):
+        read_entry("any", "x-v0", path=file)
+    file.write_text("default: {n_timesteps: 10, alpha: .inf}")
+    assert read_entry("any", "x-v0", path=file)["alpha"] == math.inf
 
 
 def test_a_file_that_would_build_objects_is_refused(tmp_path: Path) -> None:

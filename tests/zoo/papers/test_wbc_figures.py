@@ -62,16 +62,22 @@ def test_finished_runs_are_neither_trained_again_nor_needed_twice(paper: Path, m
     plots.main(["wbc-paper", "--train", "--seeds", "2", "-n", "4800", "--jobs", "1", "--out", str(paper)])
 
 
-def test_a_run_with_other_hyperparameters_or_another_evaluation_is_not_finished(paper: Path) -> None:
+def test_a_run_with_other_hyperparameters_or_another_evaluation_is_named(paper: Path) -> None:
     def finished(seed: int, n_episodes: int = 200, **overrides: Any) -> bool:
         job = PAPER.job("wbc", seed, paper / "runs" / "homogeneous", overrides={"n_timesteps": 4800, **overrides})
         return finished_run(job, NavigationResult, n_episodes) is not None
 
     assert finished(0)
-    assert not finished(0, n_timesteps=7200)
     assert not finished(2)
-    assert not finished(0, env_kwargs={"n_agents": 4})
-    assert not finished(0, n_episodes=100)
+    for changes, said in (
+        ({"n_timesteps": 7200}, "`n_timesteps` is 4800 there and 7200 here"),
+        ({"env_kwargs": {"n_agents": 4}}, r"`env_kwargs.n_agents` is .* there and 4 here"),
+        ({"n_episodes": 100}, "`--eval-episodes` is 200 there and 100 here"),
+    ):
+        with pytest.raises(
+            ValueError, match=f"wbc-seed0.npz' holds this run with other options: .*{said}.*; take another --out"
+        ):
+            finished(0, **changes)
 
 
 def test_a_damaged_file_of_results_is_named(paper: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -3,7 +3,7 @@
 import argparse
 from pathlib import Path
 
-from zoo.config.command import check_outputs, count, mistakes
+from zoo.config.command import check_outputs, mistakes, n_seeds
 from zoo.drawing.tables import Table, one_thread, write_tables
 from zoo.papers.fedirl import control
 from zoo.papers.fedirl.control import TASKS, ControlJob, ControlResult, paired_returns, returns_table
@@ -29,7 +29,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     """Describe the command line."""
     add = parser.add_argument
     add("--train", action="store_true", help="compute the seeds that do not exist yet")
-    add("--seeds", type=count, default=10, help="seeds 0 .. SEEDS - 1 of every row")
+    add("--seeds", type=n_seeds, default=10, help="seeds 0 .. SEEDS - 1 of every row")
     add("--sizes", type=int, nargs="*", choices=sorted(N_CLIENTS), default=sorted(N_CLIENTS), help="of the grids in Table 1")
     add("--weak", type=float, nargs="*", default=list(WEAK_SHARES), help="shares of weak clients in Table 2")
     add("--tasks", nargs="*", choices=TASKS, default=[], help="of the Gymnasium part, which takes minutes a seed")

@@ -5,13 +5,15 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from zoo.config.command import StoreAssignments, count, count_or_default, mistakes
+from zoo.config.command import check_distinct, check_outputs, count, count_or_default, mistakes
 from zoo.drawing.tables import write_tables
+from zoo.papers.qdot.options import add_data, check_options, price_text
 from zoo.papers.qdot.report import draw_curves, scores_table
 from zoo.papers.qdot.runs import METHODS, OfflineResult, offline_jobs
-from zoo.runs.comparison import finished_runs, train_jobs
+from zoo.runs.comparison import finished_runs, train_jobs, waiting_jobs
+from zoo.runs.job import Job
 
-FOLDER = "runs/qdot"
+FOLDER, EPISODES = "runs/qdot", 20
 #: What the table needs so that nobody takes the extraction for the transport.
 USUAL = ("bc", "iql", "qdot-map-off", "qdot")
 
@@ -20,15 +22,10 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     """Describe the command line."""
     add = parser.add_argument
     add("--train", action="store_true", help="train the runs that do not exist yet")
-    add("--datasets", type=Path, nargs="+", required=True, help="files of recorded data")
-    add("--env", default=None, help="where agents are evaluated; said by the data when omitted")
-    add("--seeds", type=count, default=3, help="seeds 0 .. SEEDS - 1 of every method")
+    add_data(parser, alphas=[0.3])
     add("--methods", nargs="+", choices=[*METHODS], default=[*USUAL])
-    add("--alphas", type=float, nargs="+", default=[0.3], help="prices of moving actions")
     add("-n", "--n-timesteps", type=count_or_default, default=-1, help="gradient steps instead of the YAML entry's")
-    params = "changed hyperparameters of every method, such as policy_kwargs.net_arch:[128,128]"
-    add("-params", "--hyperparams", nargs="+", action=StoreAssignments, default={}, metavar="KEY:VALUE", help=params)
-    add("--eval-episodes", type=count, default=20, help="episodes after training")
+    add("--eval-episodes", type=count, default=EPISODES, help="episodes after training")
     add("--jobs", type=count, default=2, help="training processes, one thread each")
     add("--out", default=FOLDER, help="folder for runs and figures")
     add("--tables", type=Path, default=None, help="write the table to this file as well")
@@ -37,23 +34,30 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 def compare(args: argparse.Namespace, parser: argparse.ArgumentParser) -> None:
     """Train if asked to, and draw every run that is finished."""
-    folder = Path(args.out) / "runs"
+    folder, figure = Path(args.out) / "runs", Path(args.out) / "learning_curves.png"
     with mistakes(parser):
+        check_distinct("--methods", args.methods)
+        learners = {name: METHODS[name].learner or METHODS[name].algo for name in args.methods}
+        check_options(args, learners=learners, elsewhere={})
         jobs = offline_jobs(
             args.datasets,
             args.methods,
             seeds=args.seeds,
+            first_seed=args.first_seed,
             alphas=args.alphas,
             folder=folder,
             env_id=args.env,
             n_timesteps=None if args.n_timesteps == -1 else args.n_timesteps,
             overrides=args.hyperparams,
         )
-    if args.train:
-        train_jobs([job for _, job in jobs], OfflineResult, n_episodes=args.eval_episodes, n_processes=args.jobs)
+        waiting: list[Job] = []
+        if args.train:
+            waiting = waiting_jobs([job for _, job in jobs], OfflineResult, args.eval_episodes, build=True)
+            check_outputs(figure)
+    train_jobs(waiting, OfflineResult, n_episodes=args.eval_episodes, n_processes=args.jobs)
     with mistakes(parser):
         runs = finished_runs(jobs, OfflineResult, args.eval_episodes)
-    figure = Path(args.out) / "learning_curves.png"
+        check_outputs(figure)
     draw_curves(runs, figure)
     text = f"`{command_line(args)}`\n\n{scores_table(runs).markdown()}\n"
     print(text)
@@ -65,7 +69,13 @@ def command_line(args: argparse.Namespace) -> str:
     """The command that makes the same table; data are named without their folders."""
     names = " ".join(path.name for path in args.datasets)
     words = [f"python -m zoo.plots qdot --train --datasets {names} --methods {' '.join(args.methods)} --seeds {args.seeds}"]
-    words.append(f"--alphas {' '.join(f'{alpha:g}' for alpha in args.alphas)}")
+    words.append(f"--alphas {' '.join(map(price_text, args.alphas))}")
+    if args.first_seed != 0:
+        words.append(f"--first-seed {args.first_seed}")
+    if args.env is not None:
+        words.append(f"--env {args.env}")
+    if args.eval_episodes != EPISODES:
+        words.append(f"--eval-episodes {args.eval_episodes}")
     if args.n_timesteps != -1:
         words.append(f"-n {args.n_timesteps}")
     if args.hyperparams:

@@ -6,9 +6,10 @@ the map alone; cloning and the weights of implicit Q-learning are two of them.
 """
 
 import argparse
+import hashlib
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -18,19 +19,20 @@ from matplotlib.figure import Figure
 from stable_baselines3.common.base_class import BaseAlgorithm
 
 from otbaselines import QDOT
-from otbaselines.common.settings import Setting
-from otbaselines.qdot.qdot import LARGEST_PRICE
-from zoo.config.command import MAX_SEED, StoreAssignments, add_training, count, mistakes, seed
+from zoo.config.command import add_training, check_distinct, check_outputs, mistakes
 from zoo.drawing.curves import STYLE, save
 from zoo.drawing.tables import Table, mean_and_interval, student_interval, write_tables
 from zoo.papers.qdot.fan import IQL_WEIGHTS, PLAIN, PolicyFan, weights_by_name
+from zoo.papers.qdot.options import add_data, check_options, price_text, with_tasks
 from zoo.papers.qdot.report import scaled
-from zoo.papers.qdot.runs import ROWS, EvaluatedCurve, task_of
-from zoo.runs.comparison import Array, LearningCurve, RunResult, finished_runs, train_jobs
+from zoo.papers.qdot.runs import ROWS, EvaluatedCurve
+from zoo.runs.comparison import Array, LearningCurve, RunResult, finished_runs, train_jobs, waiting_jobs
 from zoo.runs.job import Job
 from zoo.runs.played import play
 
-FOLDER = "runs/qdot-extractions"
+FOLDER, LEARNER = "runs/qdot-extractions", "qdot-fan"
+# Of the values in names: systems take file names of 255 bytes.
+LONGEST = 200
 
 
 @dataclass(frozen=True)
@@ -122,6 +124,13 @@ class FanResult(RunResult):
     gains: Array
     recorder: ClassVar[type[LearningCurve]] = FanCurve
 
+    def shapes(self) -> dict[str, tuple[int | None, ...]]:
+        prices = [price for price in self.entry["prices"] if math.isfinite(price)]
+        # A run is looked at once at least.
+        n, n_rows = max(1, len(self.timesteps)), len(rows_of([*prices, math.inf], weights_by_name(self.entry["weights"])))
+        maps = (n, len(prices))
+        return {"timesteps": (n,), "rewards": (n, n_rows), "evaluation": (None, n_rows), "moves": maps, "gains": maps}
+
     @classmethod
     def measure(cls, job: Job, model: BaseAlgorithm, n_episodes: int) -> dict[str, Any]:
         """Play the same starts by every way."""
@@ -174,7 +183,7 @@ def extractions_table(data: str, runs: Sequence[FanResult], acting: Sequence[Act
         table.rows.append(
             (
                 row.label,
-                f"{row.price:g}" if is_on else "-",
+                price_text(row.price) if is_on else "-",
                 mean_and_interval(finals[:, k], ".1f"),
                 mean_and_interval(late[:, k], ".1f"),
                 *(_difference(finals[:, [k]] - other) for other in ahead.values()),
@@ -231,42 +240,38 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     """Describe the command line."""
     add_training(parser, eval_episodes=20, folder=FOLDER, kept="runs and the figure")
     add = parser.add_argument
-    add("--seeds", type=count, default=3, help="seeds FIRST_SEED .. FIRST_SEED + SEEDS - 1")
-    add("--first-seed", type=seed, default=0, help="the first of them")
-    add("--datasets", type=Path, nargs="+", required=True, help="files of recorded data")
-    add("--env", default=None, help="where agents are evaluated; said by the data when omitted")
-    add("--alphas", type=float, nargs="+", default=[0.01, 0.1, 0.3, 1.0, 5.0], help="prices of moving actions")
+    add_data(parser, alphas=[0.01, 0.1, 0.3, 1.0, 5.0])
     add("--divergences", nargs="+", type=float, default=[0.05], help="QDOT's noise_divergence, in nats")
-    params = "changed hyperparameters, such as policy_kwargs.net_arch:[128,128]"
-    add("-params", "--hyperparams", nargs="+", action=StoreAssignments, default={}, metavar="KEY:VALUE", help=params)
     parser.set_defaults(draw=compare)
 
 
 def _check(args: argparse.Namespace) -> None:
-    for option, values, setting in (
-        ("--alphas", args.alphas, Setting("number", low=0.0, above="always", high=LARGEST_PRICE)),
-        ("--divergences", args.divergences, QDOT.setting_ranges["noise_divergence"]),
-    ):
-        for value in values:
-            setting.check(option, value)
-        if len({*values}) < len(values):
-            raise ValueError(f"{option} has the same value twice, got {' '.join(map(str, values))}; give each once")
-    for name in ("dataset", "prices", "weights"):
-        if name in args.hyperparams:
-            raise ValueError(f"-params {name}: is what --datasets, --alphas and --divergences say; use those")
-    if args.first_seed + args.seeds - 1 > MAX_SEED:
-        raise ValueError(f"--first-seed {args.first_seed} and --seeds {args.seeds} go beyond the largest seed, {MAX_SEED}")
+    divergence = replace(QDOT.setting_ranges["noise_divergence"], optional=False)
+    for value in args.divergences:
+        divergence.check("--divergences", value)
+    check_distinct("--divergences", args.divergences)
+    elsewhere = {"prices": "--alphas", "weights": "--divergences", "device": "--device"}
+    check_options(args, learners={"their learner": LEARNER}, elsewhere=elsewhere)
+
+
+def _name(prices: Sequence[float], divergences: Sequence[float], seed_of_run: int) -> str:
+    """Of a run in files: all prices, or, where the system would not take so long a name, a hash of them."""
+    values = "-".join(["alpha", *map(str, prices), "nats", *map(str, divergences)])
+    if len(values) > LONGEST:
+        digest = hashlib.sha256(values.encode()).hexdigest()[:16]
+        values = f"alpha-{len(prices)}-prices-nats-{len(divergences)}-{digest}"
+    return f"{values}-seed{seed_of_run}"
 
 
 def compare(args: argparse.Namespace, parser: argparse.ArgumentParser) -> None:
     """Train if asked to, and tell of every run that is finished."""
     weights, prices = [PLAIN, *args.divergences], list(args.alphas)
+    figure = Path(args.out) / "prices.png"
     steps = {} if args.n_timesteps == -1 else {"n_timesteps": args.n_timesteps}
     jobs: list[tuple[str, Job]] = []
     with mistakes(parser):
         _check(args)
-        for path in args.datasets:
-            task = args.env or task_of(path)
+        for path, task in with_tasks(args.datasets, args.env):
             for seed_of_run in range(args.first_seed, args.first_seed + args.seeds):
                 job = Job.read(
                     "qdot",
@@ -278,20 +283,24 @@ def compare(args: argparse.Namespace, parser: argparse.ArgumentParser) -> None:
                         "prices": [*prices, math.inf],
                         "weights": weights,
                     },
-                    learner="qdot-fan",
+                    learner=LEARNER,
                     seed=seed_of_run,
                     folder=Path(args.out) / "runs" / task / path.stem,
-                    name="-".join(["alpha", *map(str, prices), "nats", *map(str, args.divergences), f"seed{seed_of_run}"]),
+                    name=_name(prices, args.divergences, seed_of_run),
                     device=args.device,
                 )
                 jobs.append((f"{task}, {path.stem}", job))
-    if args.train:
-        train_jobs([job for _, job in jobs], FanResult, n_episodes=args.eval_episodes, n_processes=args.jobs)
+        waiting: list[Job] = []
+        if args.train:
+            waiting = waiting_jobs([job for _, job in jobs], FanResult, args.eval_episodes, build=True)
+            check_outputs(figure)
+    train_jobs(waiting, FanResult, n_episodes=args.eval_episodes, n_processes=args.jobs)
     with mistakes(parser):
         runs = finished_runs(jobs, FanResult, args.eval_episodes)
+        check_outputs(figure)
     acting = rows_of([*prices, math.inf], weights_by_name(weights))
-    draw_prices(runs, acting, Path(args.out) / "prices.png")
+    draw_prices(runs, acting, figure)
     text = "\n\n".join(extractions_table(data, found, acting, prices).markdown() for data, found in runs.items()) + "\n"
     print(text)
-    print(f"The figure is {Path(args.out) / 'prices.png'}")
+    print(f"The figure is {figure}")
     write_tables(text, args.tables)

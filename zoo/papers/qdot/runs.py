@@ -6,13 +6,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
-import gymnasium as gym
 import numpy as np
 import torch as th
 from stable_baselines3.common.base_class import BaseAlgorithm
 
-from otbaselines import OfflineDataset, evaluate_team
+from otbaselines import evaluate_team
 from otbaselines.ot import displacement_cost
+from zoo.papers.qdot.options import price_text, with_tasks
 from zoo.runs.comparison import Array, LearningCurve, RunResult
 from zoo.runs.job import Job
 from zoo.runs.played import play
@@ -107,6 +107,12 @@ class OfflineResult(RunResult):
 
     displacements: Array
     recorder: ClassVar[type[LearningCurve]] = ReturnCurve
+    may_be_nan: ClassVar[tuple[str, ...]] = ("displacements",)
+
+    def shapes(self) -> dict[str, tuple[int | None, ...]]:
+        # A run is looked at once at least.
+        n = max(1, len(self.timesteps))
+        return {**super().shapes(), "timesteps": (n,), "displacements": (n,)}
 
     @classmethod
     def measure(cls, job: Job, model: BaseAlgorithm, n_episodes: int) -> dict[str, Any]:
@@ -142,6 +148,7 @@ def offline_jobs(
     methods: Sequence[str],
     *,
     seeds: int,
+    first_seed: int = 0,
     alphas: Sequence[float],
     folder: Path,
     env_id: str | None = None,
@@ -151,19 +158,19 @@ def offline_jobs(
     """
     :param datasets: files
     :param methods: names in :data:`METHODS`
-    :param seeds: seeds 0 .. seeds - 1 of each
+    :param seeds: how many seeds of each
+    :param first_seed: the first of them
     :param alphas: prices, for the methods that have one
     :param folder: where the runs go
     :param env_id: where agents are evaluated; the first word of a data set's name when omitted
     :param n_timesteps: gradient steps instead of the entries'
     :param overrides: further changes of the entries
     :return: every run, with the names of its data and its method
-    :raises ValueError: if a file cannot be read, or does not say on which task it was recorded
+    :raises ValueError: as :func:`~zoo.papers.qdot.options.with_tasks` does
     """
     jobs = []
-    for path in datasets:
-        task = env_id or task_of(path)
-        for seed in range(seeds):
+    for path, task in with_tasks(datasets, env_id):
+        for seed in range(first_seed, first_seed + seeds):
             for name in methods:
                 method = METHODS[name]
                 for alpha in alphas if method.has_alpha else [None]:
@@ -177,21 +184,8 @@ def offline_jobs(
                         learner=method.learner,
                         seed=seed,
                         folder=folder / task / path.stem,
-                        name="-".join([name, *([] if alpha is None else [f"alpha{alpha:g}"]), f"seed{seed}"]),
+                        name="-".join([name, *([] if alpha is None else [f"alpha{price_text(alpha)}"]), f"seed{seed}"]),
                     )
-                    label = method.label if alpha is None else f"{method.label}, $\\alpha$ = {alpha:g}"
+                    label = method.label if alpha is None else f"{method.label}, $\\alpha$ = {price_text(alpha)}"
                     jobs.append(((f"{task}, {path.stem}", label), job))
     return jobs
-
-
-def task_of(path: Path) -> str:
-    """
-    :param path: of recorded data
-    :return: the environment that their name says
-    :raises ValueError: if it says none
-    """
-    name = OfflineDataset.load(str(path)).name
-    task = name.split(" ")[0]
-    if task not in gym.registry:
-        raise ValueError(f"{str(path)!r} holds the data {name!r}, whose first word is no environment; pass --env")
-    return task

@@ -14,12 +14,12 @@ from typing import Any
 from stable_baselines3.common.base_class import BaseAlgorithm
 
 from otbaselines.common.vec_env.make import make_vec_env
-from zoo.config.command import add_training, count, mistakes
+from zoo.config.command import add_training, mistakes, n_seeds
 from zoo.config.entries import merge, read_yaml
 from zoo.drawing.tables import write_tables
 from zoo.papers.wbc.evidence import evidence_tables
 from zoo.papers.wbc.walker import mean_rewards, random_policy, walker
-from zoo.runs.comparison import Array, RunResult, finished_runs, train_jobs
+from zoo.runs.comparison import Array, RunResult, finished_runs, train_jobs, waiting_jobs
 from zoo.runs.job import Job
 
 NAVIGATION = "otbaselines/Navigation-v0"
@@ -192,7 +192,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("--settings", nargs="+", choices=[*SETTINGS], default=[*SETTINGS])
     add("--methods", nargs="+", choices=[*CONTESTANTS], default=[*CONTESTANTS])
-    add("--seeds", type=count, default=10, help="seeds 0 .. SEEDS - 1 of every method")
+    add("--seeds", type=n_seeds, default=10, help="seeds 0 .. SEEDS - 1 of every method")
     add("--tuned", type=Path, default=None, help="hyperparameters that wbc-tuning found; the zoo's entries when omitted")
     add_training(parser, eval_episodes=200, folder=FOLDER, kept="runs")
     parser.set_defaults(draw=compare)
@@ -221,15 +221,9 @@ def compare(args: argparse.Namespace, parser: argparse.ArgumentParser) -> None:
                 for seed in range(args.seeds)
                 for method in contestants(setting, args.methods)
             ]
-            if args.train:
-                folder.mkdir(parents=True, exist_ok=True)
-    if args.train:
-        train_jobs(
-            [job for each in jobs.values() for _, job in each],
-            StudyResult,
-            n_episodes=args.eval_episodes,
-            n_processes=args.jobs,
-        )
+        every = [job for each in jobs.values() for _, job in each]
+        waiting = waiting_jobs(every, StudyResult, args.eval_episodes) if args.train else []
+    train_jobs(waiting, StudyResult, n_episodes=args.eval_episodes, n_processes=args.jobs)
     with mistakes(parser):
         runs = {setting: finished_runs(each, StudyResult, args.eval_episodes) for setting, each in jobs.items()}
     parts = [f"`{command_line(args)}`"]

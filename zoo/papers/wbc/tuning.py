@@ -17,7 +17,7 @@ from zoo.config.command import add_training, mistakes, number
 from zoo.drawing.tables import Table, write_tables
 from zoo.papers.wbc.evidence import MEASURES, measures
 from zoo.papers.wbc.study import CONTESTANTS, SETTINGS, StudyResult, contestants, study_job
-from zoo.runs.comparison import finished_runs, train_jobs
+from zoo.runs.comparison import finished_runs, train_jobs, waiting_jobs
 from zoo.runs.job import Job
 
 FOLDER = "runs/wbc-tuning"
@@ -89,10 +89,8 @@ def search(args: argparse.Namespace, parser: argparse.ArgumentParser) -> None:
                         name, options = f"{method}-trial{trial}-seed{seed}", {**overrides_of(method, trial), **steps}
                         job = study_job(setting, method, seed, folder, name=name, overrides=options, device=args.device)
                         jobs.append(((setting, method, trial), job))
-            if args.train:
-                folder.mkdir(parents=True, exist_ok=True)
-    if args.train:
-        train_jobs([job for _, job in jobs], StudyResult, n_episodes=args.eval_episodes, n_processes=args.jobs)
+        waiting = waiting_jobs([job for _, job in jobs], StudyResult, args.eval_episodes) if args.train else []
+    train_jobs(waiting, StudyResult, n_episodes=args.eval_episodes, n_processes=args.jobs)
     with mistakes(parser):
         runs = finished_runs(jobs, StudyResult, args.eval_episodes)
     column = [*MEASURES].index(args.criterion)

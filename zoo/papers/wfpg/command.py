@@ -4,7 +4,7 @@ import argparse
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
-from zoo.config.command import count, mistakes
+from zoo.config.command import count, mistakes, n_seeds
 from zoo.drawing.tables import one_thread, write_tables
 from zoo.papers.wfpg.figures import draw_flow, draw_maps, draw_orders, draw_paths
 from zoo.papers.wfpg.orders import compare, orders_table, times_table
@@ -18,7 +18,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("--parts", nargs="+", choices=[*PARTS], default=[*PARTS], help="flow: clouds, paths and maps; orders: steps needed")
     add("--systems", nargs="+", choices=[*SYSTEMS], default=[*SYSTEMS], help="on which steps are counted")
-    add("--seeds", type=count, default=5, help="seeds 0 .. SEEDS - 1 of the first particles where steps are counted")
+    add("--seeds", type=n_seeds, default=5, help="seeds 0 .. SEEDS - 1 of the first particles where steps are counted")
     add("--particles", type=count, default=5, help="actions at each state")
     add("--steps", type=count, default=50, help="most that a walk has where steps are counted")
     add("--out", default=FOLDER, help="folder for figures")

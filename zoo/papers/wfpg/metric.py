@@ -22,7 +22,7 @@ from gymnasium import spaces
 
 from otbaselines import WassersteinFlowPG
 from otbaselines.wfpg.replay import ReplayBatch
-from zoo.config.command import count
+from zoo.config.command import count, n_seeds
 from zoo.drawing.tables import Table, one_thread, write_tables
 from zoo.runs.comparison import Array
 
@@ -179,7 +179,7 @@ def rows(seeds: int, steps: int) -> Iterator[tuple[str, ...]]:
 def add_options(parser: argparse.ArgumentParser) -> None:
     """Describe the command line."""
     add = parser.add_argument
-    add("--seeds", type=count, default=5, help="seeds 0 .. SEEDS - 1 of what is measured")
+    add("--seeds", type=n_seeds, default=5, help="seeds 0 .. SEEDS - 1 of what is measured")
     add("--steps", type=count, default=300, help="policy steps")
     add("--tables", type=Path, default=None, help="write the table to this file as well")
     parser.set_defaults(draw=draw)

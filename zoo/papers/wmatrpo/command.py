@@ -4,11 +4,11 @@ import argparse
 from pathlib import Path
 
 from otbaselines.envs.differential_game import VARIANTS
-from zoo.config.command import count, mistakes
+from zoo.config.command import count, mistakes, n_seeds
 from zoo.drawing.tables import write_tables
 from zoo.papers.wmatrpo.game import CAATR_CONSTANTS, METHODS, GameResult, game_job
 from zoo.papers.wmatrpo.report import distances_table, draw_paths, peaks_table
-from zoo.runs.comparison import finished_runs, train_jobs
+from zoo.runs.comparison import finished_runs, train_jobs, waiting_jobs
 
 FOLDER = "runs/wmatrpo-paper"
 ITERATIONS = 4000
@@ -20,7 +20,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     """Describe the command line."""
     add = parser.add_argument
     add("--train", action="store_true", help="train the runs that do not exist yet")
-    add("--seeds", type=count, default=10, help="seeds 0 .. SEEDS - 1 of every method")
+    add("--seeds", type=n_seeds, default=10, help="seeds 0 .. SEEDS - 1 of every method")
     add("--variant", choices=VARIANTS, default="as_printed", help="of the game")
     add("--agents", type=int, nargs="+", choices=sorted(CAATR_CONSTANTS), help="numbers of agents; all that the variant has")
     add("--methods", nargs="+", choices=[*METHODS], help="all, or the paper's where the printed game makes others pointless")
@@ -55,10 +55,8 @@ def compare(args: argparse.Namespace, parser: argparse.ArgumentParser) -> None:
             for n_agents in numbers
             for method in methods
         ]
-        if args.train:
-            folder.mkdir(parents=True, exist_ok=True)
-    if args.train:
-        train_jobs([job for _, job in jobs], GameResult, n_episodes=1, n_processes=args.jobs)
+        waiting = waiting_jobs([job for _, job in jobs], GameResult, 1) if args.train else []
+    train_jobs(waiting, GameResult, n_episodes=1, n_processes=args.jobs)
     with mistakes(parser):
         runs = finished_runs(jobs, GameResult, 1)
     tables = [
