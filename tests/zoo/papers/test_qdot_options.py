@@ -93,7 +93,7 @@ def test_mistakes_are_one_line_and_nothing_is_trained(
             "-params return_share: bc has no such setting; choose",
         ),
         ("qdot", "--train", "--methods qdot -params return_share:2", "`return_share` must be a number in [0, 1], got 2"),
-        ("qdot", "--train", "--methods qdot -params policy_kwargs.n_critics:1", "leaves nobody to disagree with"),
+        ("qdot", "--train", "--methods weighted -params policy_kwargs.n_critics:1", "leaves nobody to disagree with"),
         (
             "qdot",
             "--train",

@@ -289,7 +289,9 @@ def compare(args: argparse.Namespace, parser: argparse.ArgumentParser) -> None:
                     name=_name(prices, args.divergences, seed_of_run),
                     device=args.device,
                 )
-                jobs.append((f"{task}, {path.stem}", job))
+                # Every extraction at every price is trained, whichever a task's entry prefers.
+                entry = {name: value for name, value in job.entry.items() if name not in ("extraction", "alpha")}
+                jobs.append((f"{task}, {path.stem}", replace(job, entry=entry)))
         waiting: list[Job] = []
         if args.train:
             waiting = waiting_jobs([job for _, job in jobs], FanResult, args.eval_episodes, build=True)
