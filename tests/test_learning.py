@@ -46,7 +46,8 @@ def test_wbc_learns_faster_than_independent_learners() -> None:
     assert _permutation_p_value(wbc, ippo) < 0.05, (wbc, ippo)
 
 
-def test_wbc_beats_kl_and_sharing_where_agents_have_different_roles() -> None:
+# Not transport against divergences: only WBC is told how the moves are turned.
+def test_wbc_that_knows_how_moves_are_turned_beats_kl_and_sharing_that_do_not() -> None:
     wbc = [_area_under_curve("wbc", seed, "roles") for seed in SEEDS]
     kl = [_area_under_curve("wbc", seed, "roles", "kl") for seed in SEEDS]
     sharing = [_area_under_curve("ippo", seed, "roles", "sharing") for seed in SEEDS]

@@ -5,9 +5,11 @@ rl_zoo3 calls ``eval`` on several strings of its YAML files and of the command l
 ``yaml.UnsafeLoader``. Nothing here is ever evaluated.
 """
 
+import copy
 import math
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -112,6 +114,13 @@ def read_yaml(path: Path) -> dict[str, Any]:
     """
     if path.suffix not in (".yml", ".yaml") or not path.is_file():
         raise ValueError(f"values are read from a YAML file, but {str(path)!r} is none")
+    state = path.stat()
+    return copy.deepcopy(_parsed(path, path.resolve(), state.st_mtime_ns, state.st_size))
+
+
+@lru_cache(maxsize=64)
+def _parsed(path: Path, where: Path, changed: int, size: int) -> dict[str, Any]:
+    """A study of thousands of runs asks for the same few files again and again."""
     try:
         values = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
         if not isinstance(values, dict) or not all(isinstance(name, str) for name in values):
