@@ -139,7 +139,7 @@ class Setting:
         if not (inside and (self.endless or -_LARGEST <= value <= _LARGEST)):
             raise ValueError(self._message(subject, value, source))
         if isinstance(value, numbers.Integral) and not -(2**63) <= int(value) < 2**63:
-            raise ValueError(f"{subject} is an integer beyond 64 bits, {_short(value)}; write {float(value)!r}")
+            raise ValueError(f"{subject} is an integer beyond 64 bits, {_short(value)}; write a float within its range")
 
     def _message(self, subject: str, value: Any, source: str = "") -> str:
         remedy = f"; {self.remedy}" if self.remedy else ""

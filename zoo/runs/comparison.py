@@ -255,8 +255,8 @@ def finished_run(job: Job, result: type[ResultT], n_episodes: int = 200) -> Resu
     if names:
         differences = ", ".join(f"`{name}` is {_shown(there, name)} there and {_shown(here, name)} here" for name in names)
         raise ValueError(
-            f"{str(path)!r} holds this run with other options: {differences}; take another --out, or remove the file to train "
-            "the run anew"
+            f"{str(path)!r} holds this run with other options: {differences}; take another --out, or remove the file "
+            "to train the run anew, or give the options that it was trained with"
         )
     return found
 

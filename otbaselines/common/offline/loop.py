@@ -105,15 +105,18 @@ class OfflineAlgorithm(Learner):
     def check_before_learning(self) -> None:
         super().check_before_learning()
         own = self._policy_settings()
-        for name, value in {**self.policy_kwargs, **own}.items():
-            built = self._built_with.get(name)
+        asked = {**with_plain_widths(self.policy_kwargs), **own}
+        for name in {**self._built_with, **asked}:
+            value, built = asked.get(name), self._built_with.get(name)
             if value != built:
-                subject = f"`{name}`" if name in own else f"`policy_kwargs[{name!r}]`"
-                setting = self.settings_behind.get(name)
-                because = f"`{setting}`={getattr(self, setting)!r} asks for {subject}" if setting else subject
+                setting = self.settings_behind.get(name, name)
+                if name not in own:
+                    because, remedy = f"`policy_kwargs[{name!r}]`", ""
+                else:
+                    because = f"`{name}`" if setting == name else f"`{setting}`={getattr(self, setting)!r} asks for `{name}`"
+                    remedy = f", or, where the networks are of the same form, save this one and load it with `{setting}=...`"
                 raise ValueError(
-                    f"{because}={value!r}, but the networks were built for {built!r}; construct a new model with it, or, "
-                    f"where the networks are of the same form, save this one and load it with `{setting or name}=...`"
+                    f"{because}={value!r}, but the networks were built for {built!r}; construct a new model with it{remedy}"
                 )
 
     def train_step(self, metrics: Metrics) -> None:

@@ -224,3 +224,12 @@ def test_a_training_that_was_interrupted_early_keeps_its_scales(algorithm, tmp_p
         each.set_dataset(other)
         each.learn(2, reset_num_timesteps=False)
         assert th.equal(each.policy.observation_mean, kept)
+
+
+def test_widths_that_were_taken_away_are_noticed_and_kinds_of_lists_are_not() -> None:
+    model = BC("MlpPolicy", None, dataset=toy_dataset(), policy_kwargs={"net_arch": [16, 16]}, batch_size=16, seed=0)
+    model.policy_kwargs = {"net_arch": (16, 16)}
+    model.learn(1)
+    model.policy_kwargs = {}
+    with pytest.raises(ValueError, match=r"`policy_kwargs\['net_arch'\]`=None, but the networks were built for \[16, 16\]"):
+        model.learn(1)

@@ -100,6 +100,7 @@ def test_mistakes_are_one_line_and_nothing_is_trained(
             "--methods qdot -params policy_kwargs.map_arch:7",
             "`policy_kwargs['map_arch']` must be at least one",
         ),
+        ("qdot", "--train", "--methods qdot -params extraction:awr", "-params extraction: is what --methods says; use that"),
         (FAN, "--train", "-params prices:[1.0]", "-params prices: is what --alphas says; use that"),
         (FAN, "--train", "-params device:cpu", "-params device: is what --device says; use that"),
         (FAN, "", "--divergences 0", "`--divergences` must be a number in (0, 100], got 0.0"),

@@ -38,7 +38,7 @@ def compare(args: argparse.Namespace, parser: argparse.ArgumentParser) -> None:
     with mistakes(parser):
         check_distinct("--methods", args.methods)
         learners = {name: METHODS[name].learner or METHODS[name].algo for name in args.methods}
-        check_options(args, learners=learners, elsewhere={})
+        check_options(args, learners=learners, elsewhere={"extraction": "--methods"})
         jobs = offline_jobs(
             args.datasets,
             args.methods,
