@@ -207,7 +207,8 @@ def draw_prices(runs: Mapping[str, Sequence[FanResult]], acting: Sequence[Acting
     families = list(dict.fromkeys(row.family for row in acting))
     colours = {family: f"C{k}" for k, family in enumerate(families)}
     with mpl.rc_context(STYLE):
-        figure = Figure(figsize=(max(7.0, 1.0 + 3.6 * len(runs)), 4.4), layout="constrained")
+        width = max(7.0, 1.0 + 3.6 * len(runs))
+        figure = Figure(figsize=(width, 4.8), layout="constrained")
         axes = figure.subplots(1, len(runs), squeeze=False)[0]
         for axis, (data, seeds) in zip(axes, runs.items(), strict=True):
             finals = np.stack([scaled(data, run.evaluation.mean(0)) for run in seeds])
@@ -226,7 +227,7 @@ def draw_prices(runs: Mapping[str, Sequence[FanResult]], acting: Sequence[Acting
             axis.set(xscale="log", xlabel=r"price $\alpha$", ylabel="normalised return", title=data)
             axis.grid(alpha=0.25)
         handles, labels = axes[0].get_legend_handles_labels()
-        figure.legend(handles, labels, loc="outside lower center", ncols=4, frameon=False)
+        figure.legend(handles, labels, loc="outside lower center", ncols=int(width // 2.6), frameon=False)
         save(figure, path)
 
 
