@@ -223,6 +223,12 @@ def test_a_saved_model_is_json_and_tensors(algorithm, tmp_path):
         assert json.loads(archive.read("otbaselines.json"))["class"].endswith(f".{algorithm.__name__}")
 
 
+def test_widths_given_as_tuples_load_again(algorithm, tmp_path):
+    model = _build(algorithm, "tensor", policy_kwargs={"net_arch": {"pi": (8, 8), "vf": (8,)}})
+    model.save(tmp_path / "agent")
+    assert algorithm.load(tmp_path / "agent").policy_kwargs == {"net_arch": {"pi": [8, 8], "vf": [8]}}
+
+
 def test_another_team_is_refused(algorithm, tmp_path):
     model = _build(algorithm, "parallel")
     model.save(tmp_path / "model")

@@ -164,9 +164,12 @@ class Setting:
 _LARGEST = float(np.finfo(np.float32).max)
 
 
+#: Of Python and of NumPy: torch does not compute with fractions.
+NUMBERS = (int, float, np.integer, np.floating)
+
+
 def _is_number(value: Any) -> bool:
-    # Of Python and of NumPy: torch does not compute with fractions.
-    return isinstance(value, int | float | np.integer | np.floating) and not isinstance(value, bool)
+    return isinstance(value, NUMBERS) and not isinstance(value, bool)
 
 
 def _short(value: Any) -> str:
@@ -301,15 +304,15 @@ def _is_net_arch(value: Any) -> bool:
 def with_plain_widths(policy_kwargs: Mapping[str, Any]) -> dict[str, Any]:
     """
     :param policy_kwargs: of a policy, checked
-    :return: the same with the widths of networks as lists of Python's integers, which are saved as they are
+    :return: the same with the widths of networks as lists of Python's integers, which are saved as they are; anything else is
+        left to the policy
     """
 
     def plain(value: Any) -> Any:
-        if isinstance(value, list) and len(value) == 1 and isinstance(value[0], dict):
-            value = value[0]
         if isinstance(value, dict):
             return {key: plain(part) for key, part in value.items()}
-        return value if value is None else [int(width) for width in value]
+        are_widths = isinstance(value, list | tuple) and all(map(_is_width, value))
+        return [int(width) for width in value] if are_widths else value
 
     return {name: plain(value) if name in ("net_arch", "map_arch") else value for name, value in policy_kwargs.items()}
 

@@ -22,7 +22,15 @@ from otbaselines.common.offline.algorithm import check_cuda_graph
 from otbaselines.common.offline.graphs import GraphedStep, make_capturable, set_learning_rate, without_capture
 from otbaselines.common.saving.archive import SavePath
 from otbaselines.common.saving.replay_buffer import load_buffer
-from otbaselines.common.settings import LEARN_SETTINGS, MANY, Setting, arguments_of, check_settings, settings_of
+from otbaselines.common.settings import (
+    LEARN_SETTINGS,
+    MANY,
+    Setting,
+    arguments_of,
+    check_settings,
+    settings_of,
+    with_plain_widths,
+)
 from otbaselines.common.training import Snapshot, check_finite, parameter_sum
 from otbaselines.wfpg import checks
 from otbaselines.wfpg.buffers import buffer_choice, check_buffer_settings, new_buffer
@@ -161,7 +169,8 @@ class ReplayLearner(Learner, OffPolicyAlgorithm):
             checks.check_action_space(env.action_space)
             checks.check_observation_space(env.observation_space)
             checks.check_noise(action_noise, env.action_space.shape or ())
-        given = {**locals(), "policy_kwargs": dict(policy_kwargs or {}), "sde_support": False, "support_multi_env": True}
+        given = {**locals(), "sde_support": False, "support_multi_env": True}
+        given["policy_kwargs"] = with_plain_widths(policy_kwargs or {})
         super().__init__(**arguments_of(super().__init__, given))
         self._scalars: list[th.Tensor] = []
         if _init_setup_model:

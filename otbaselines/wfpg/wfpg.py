@@ -3,7 +3,6 @@
 import math
 from typing import Any, ClassVar
 
-import numpy as np
 import torch as th
 from stable_baselines3.common.buffers import ReplayBuffer
 from stable_baselines3.common.noise import ActionNoise
@@ -11,7 +10,7 @@ from stable_baselines3.common.policies import BasePolicy
 from stable_baselines3.common.type_aliases import GymEnv, Schedule
 
 from otbaselines.common.networks.optimizers import clear_gradients, take_step
-from otbaselines.common.settings import Setting, arguments_of
+from otbaselines.common.settings import NUMBERS, Setting, arguments_of
 from otbaselines.wfpg.log_det import squash_log_det
 from otbaselines.wfpg.losses import (
     anchor_error,
@@ -99,7 +98,7 @@ class WassersteinFlowPG(ReplayLearner):
         "target_entropy": Setting("number", optional=True),
         "gamma": Setting("number", low=0.0, high=1.0, optional=True),
         "ent_coef": Setting(
-            (str, int, float, np.integer, np.floating),
+            (str, *NUMBERS),
             fits=lambda value: _is_temperature(value),
             what="a number of at least 0, 'auto', or 'auto_' with the number to start from",
         ),

@@ -239,3 +239,8 @@ def test_no_observations_have_no_actions_and_nan_is_named(deterministic):
     for bad in (np.nan, np.inf, 1e300):
         with pytest.raises(ValueError, match="`observation` is NaN or infinite"):
             model.predict(np.full(3, bad), deterministic=deterministic)
+
+
+def test_widths_given_as_tuples_load_again(tmp_path):
+    build(policy_kwargs={**SMALL, "net_arch": (8, 8)}).save(tmp_path / "model")
+    assert WassersteinFlowPG.load(tmp_path / "model").policy_kwargs["net_arch"] == [8, 8]

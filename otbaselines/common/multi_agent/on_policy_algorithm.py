@@ -32,6 +32,7 @@ from otbaselines.common.settings import (
     arguments_of,
     check_settings,
     settings_of,
+    with_plain_widths,
 )
 from otbaselines.common.vec_env.layout import TeamLayout, normalizes_observations, team_layout
 from otbaselines.common.vec_env.make import wrap_team_env
@@ -140,6 +141,7 @@ class MultiAgentOnPolicyAlgorithm(Learner, TeamRollouts):
         # Settings that were left to the algorithm, and what it chose.
         self._automatic: dict[str, int] = {}
         super().__init__(**{**arguments_of(super().__init__, locals()), "_init_setup_model": False})
+        self.policy_kwargs = with_plain_widths(self.policy_kwargs)
         if self.env is not None:
             self.layout = team_layout(self.env)
             self.state_space = self._state_space(self.env)

@@ -76,7 +76,7 @@ class OfflineAlgorithm(Learner):
     ) -> None:
         check_settings(settings_of(type(self)), {**vars(self), **locals()})
         super().__init__(**arguments_of(super().__init__, locals()), support_multi_env=True)
-        self.policy_kwargs = with_plain_widths(self.policy_kwargs)
+        self.policy_kwargs = _with_plain_widths(self.policy_kwargs)
         if _init_setup_model:
             self._setup_model()
 
@@ -105,7 +105,7 @@ class OfflineAlgorithm(Learner):
     def check_before_learning(self) -> None:
         super().check_before_learning()
         own = self._policy_settings()
-        asked = {**with_plain_widths(self.policy_kwargs), **own}
+        asked = {**_with_plain_widths(self.policy_kwargs), **own}
         for name in {**self._built_with, **asked}:
             value, built = asked.get(name), self._built_with.get(name)
             if value != built:
@@ -208,3 +208,11 @@ class OfflineAlgorithm(Learner):
         self.logger.record("time/total_timesteps", self.num_timesteps, exclude="tensorboard")
         self.logger.record("train/n_updates", self._n_updates, exclude="tensorboard")
         self.logger.dump(step=self.num_timesteps)
+
+
+def _with_plain_widths(policy_kwargs: dict[str, Any]) -> dict[str, Any]:
+    """The same, with a dictionary in a list, which SB3 once had, as the dictionary."""
+    net_arch = policy_kwargs.get("net_arch")
+    if isinstance(net_arch, list) and len(net_arch) == 1 and isinstance(net_arch[0], dict):
+        policy_kwargs = {**policy_kwargs, "net_arch": net_arch[0]}
+    return with_plain_widths(policy_kwargs)

@@ -7,7 +7,7 @@ directions are the null. Hyperparameters come from an equal search (:mod:`zoo.pa
 
 import argparse
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -168,7 +168,7 @@ def study_job(
     # Options for discrete actions do not apply here.
     entry = dict(job.entry)
     entry["estimator_kwargs"] = {k: v for k, v in (entry.get("estimator_kwargs") or {}).items() if k not in DISCRETE_OPTIONS}
-    return Job(**{**vars(job), "entry": entry})
+    return replace(job, entry=entry)
 
 
 def tuned(path: Path | None, setting: str, method: str) -> dict[str, Any]:
