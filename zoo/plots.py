@@ -25,6 +25,7 @@ from zoo.papers.qdot import extractions
 from zoo.papers.wbc import study as wbc_study
 from zoo.papers.wbc import tuning as wbc_tuning
 from zoo.papers.wbc.comparisons import ESTIMATORS, NAVIGATION, PAPER
+from zoo.papers.wbc.team_size import AGENT_TASKS, AVERAGING
 from zoo.papers.wfpg import command as wfpg_paper
 from zoo.papers.wfpg import metric as wfpg_metric
 from zoo.papers.wfpg.curves import CURVE_TASKS
@@ -36,9 +37,15 @@ from zoo.runs.folders import numbered_runs, run_name
 from zoo.runs.job import Job
 
 #: Name on the command line; a paper's figures are called ``<algo>-paper``.
-COMPARISONS: dict[str, Comparison[Any]] = {"wbc-paper": PAPER, "wbc-estimators": ESTIMATORS, "spread": SPREAD}
+COMPARISONS: dict[str, Comparison[Any]] = {
+    "wbc-paper": PAPER,
+    "wbc-estimators": ESTIMATORS,
+    "wbc-averaging": AVERAGING,
+    "spread": SPREAD,
+}
 #: Comparisons on several tasks: their help, and the tasks.
 ON_TASKS: dict[str, tuple[str, Mapping[str, Comparison[Any]]]] = {
+    "wbc-agents": ("tables of WBC in teams of 3, 8 and 16 with critics of their own and shared ones", AGENT_TASKS),
     "wmatrpo-metric": ("tables of WMATRPO under two ground metrics on unlike agents", METRIC_TASKS),
     "wfpg-oscillators": ("cost of chains of oscillators over their optimum, by learner", OSCILLATOR_TASKS),
     "wfpg-curves": ("learning curves of WassersteinFlowPG beside SB3's SAC and TD3", CURVE_TASKS),

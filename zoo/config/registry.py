@@ -1,6 +1,7 @@
 """The algorithms that the command line knows, by the name of their folder."""
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -22,6 +23,7 @@ from otbaselines.wfpg import WassersteinFlowPG
 from otbaselines.wmatrpo import WMATRPO
 from zoo.papers.qdot.adversarial import AdversarialW1
 from zoo.papers.qdot.fan import PolicyFan
+from zoo.papers.wbc.averaging import averaged, equal_starts
 
 #: Name on the command line, name of the hyperparameter file, name of the output folder.
 ALGOS: dict[str, type[BaseAlgorithm]] = {
@@ -72,6 +74,9 @@ LEARNERS: dict[str, Callable[..., BaseAlgorithm]] = {
     "sb3-ppo": sb3_ppo,
     "sb3-sac": SAC,
     "sb3-td3": sb3_td3,
+    "equal-starts": equal_starts,
+    "averaged-gradients": partial(averaged, "gradients"),
+    "averaged-scales": partial(averaged, "scales"),
     "adversarial-w1": AdversarialW1,
     "qdot-fan": PolicyFan,
 }

@@ -1,7 +1,7 @@
 """Tables of results, as Markdown."""
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -110,6 +110,32 @@ def paired_verdict(first: Sequence[float] | np.ndarray, second: Sequence[float] 
     if len(x) == 1:
         return found, "one seed"
     return found, "ahead" if found.low > 0 else "behind" if found.high < 0 else "not told apart"
+
+
+def paired_table(
+    values: Mapping[str, np.ndarray], reference: str, measures: Mapping[str, str], n_seeds: int, *, title: str
+) -> Table:
+    """
+    One method less each of the others, seed by seed.
+
+    :param values: by label, one row a seed and one column a measure
+    :param reference: the label of the one
+    :param measures: names of the columns, and how to write a difference of each
+    :param n_seeds: how many there should be: where two methods have all of them, the seeds are the same
+    :param title: of the table
+    :return: differences with Student's 95 % intervals, and what they say of the reference
+    """
+    table = Table(title, ("compared with", *measures))
+    for label, found in values.items():
+        if label == reference:
+            continue
+        if len(values[reference]) == len(found) == n_seeds:
+            verdicts = (paired_verdict(*pair) for pair in zip(values[reference].T, found.T, strict=True))
+            cells = [f"{x.text(form)}: {said}" for (x, said), form in zip(verdicts, measures.values(), strict=True)]
+        else:
+            cells = ["not the same seeds"] * len(measures)
+        table.rows.append((label, *cells))
+    return table
 
 
 @contextmanager

@@ -19,6 +19,7 @@ from stable_baselines3.common.callbacks import BaseCallback
 
 from otbaselines.common.learner import Learner
 from otbaselines.common.saving.archive import atomic_write
+from zoo.config.entries import merge
 from zoo.runs.fingerprint import fingerprint
 from zoo.runs.job import Job
 from zoo.runs.keeping import Stopped, save_agent, stop_signals
@@ -34,12 +35,14 @@ class Method:
     :param label: in figures and tables
     :param algo: whose hyperparameter file
     :param variants: of the entry in that file
+    :param changes: merged over the entry
     :param learner: as for :class:`zoo.runs.job.Job`
     """
 
     label: str
     algo: str
     variants: tuple[str, ...] = ()
+    changes: Mapping[str, Any] = field(default_factory=dict)
     learner: str | None = None
 
 
@@ -156,6 +159,7 @@ class Comparison(Generic[ResultT]):
     :param seeds: how many are usual
     :param folder: where runs and figures go
     :param teams: variants of every method's entry that say how the agents differ, and what titles say of them
+    :param changes: merged over every method's entry
     :param backend: of the environments, as for :class:`zoo.runs.job.Job`
     """
 
@@ -167,14 +171,24 @@ class Comparison(Generic[ResultT]):
     seeds: int = 10
     folder: str
     teams: Mapping[str, str] = field(default_factory=dict)
+    changes: Mapping[str, Any] = field(default_factory=dict)
     backend: str = "auto"
 
-    def job(self, method: str, seed: int, folder: Path, team: str | None = None, **options: Any) -> Job:
+    def job(
+        self,
+        method: str,
+        seed: int,
+        folder: Path,
+        team: str | None = None,
+        overrides: Mapping[str, Any] | None = None,
+        **options: Any,
+    ) -> Job:
         """
         :param method: a name in ``methods``
         :param seed: of everything random
         :param folder: where its files go
         :param team: a name in ``teams``
+        :param overrides: hyperparameters, merged over everything
         :param options: of :meth:`zoo.runs.job.Job.read`
         :return: the run
         """
@@ -183,6 +197,7 @@ class Comparison(Generic[ResultT]):
             chosen.algo,
             self.env_id,
             variants=(*([team] if team else []), *chosen.variants),
+            overrides=merge(merge(self.changes, chosen.changes), overrides or {}),
             learner=chosen.learner,
             seed=seed,
             folder=folder,

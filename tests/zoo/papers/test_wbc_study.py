@@ -60,7 +60,7 @@ def test_all_methods_get_the_same_draws_and_their_own_unit_of_the_coefficient() 
         assert draw(trial) == (chosen, factor, annealed)
         assert 1 / 30 <= factor <= 30
         for name, method in CONTESTANTS.items():
-            found = overrides_of(name, trial)
+            found = overrides_of("equal", name, trial)
             coefficient = found.pop("consensus_coef", None)
             assert found == chosen
             assert (coefficient is None) == (method.unit is None)
@@ -69,6 +69,12 @@ def test_all_methods_get_the_same_draws_and_their_own_unit_of_the_coefficient() 
                 assert value == pytest.approx(method.unit * factor, rel=1e-2)
     seen = {name: {draw(trial)[0].get(name) for trial in range(1, 60)} for name in SPACE}
     assert seen == {name: set(values) for name, values in SPACE.items()}
+
+
+def test_coefficients_are_forces_where_agents_have_few_places_in_common() -> None:
+    for name, method in CONTESTANTS.items():
+        equal, turned = (overrides_of(setting, name, 5).get("consensus_coef") for setting in ("equal", "turn45"))
+        assert turned == (pytest.approx(0.01 * equal, rel=1e-2) if method.placed else equal)
 
 
 def test_search_and_test_go_on_where_they_stopped_and_the_best_is_tested(

@@ -10,7 +10,7 @@ from typing import Protocol
 
 import numpy as np
 
-from zoo.drawing.tables import Table, paired_verdict, student_interval
+from zoo.drawing.tables import Table, paired_table, student_interval
 from zoo.runs.comparison import Array
 
 
@@ -63,15 +63,12 @@ def evidence_tables(runs: Mapping[str, Sequence[NavigationRun]], *, n_seeds: int
         table.rows.append((label, str(len(seeds)), *cells, *gaps, f"{np.mean([run.cpu_seconds for run in seeds]):.0f}"))
     table.rows.append(("greedy walker, blind to collisions", "-", "-", "-", f"{high:.3f}", f"{high - low:.3f}", "0.000", "-"))
     table.rows.append(("uniformly random", "-", "-", "-", f"{low:.3f}", "0.000", f"{high - low:.3f}", "-"))
-    first, *others = runs
-    pairs = Table(
-        f"{first} less the others, seed by seed: mean with Student's 95 % interval, and what it says of {first}",
-        ("compared with", *MEASURES),
+    first = next(iter(runs))
+    pairs = paired_table(
+        {label: measures(seeds) for label, seeds in runs.items()},
+        first,
+        dict.fromkeys(MEASURES, "+.3f"),
+        n_seeds,
+        title=f"{first} less the others, seed by seed: mean with Student's 95 % interval, and what it says of {first}",
     )
-    for label in others:
-        if len(runs[first]) == len(runs[label]) == n_seeds:
-            verdicts = (paired_verdict(*pair) for pair in zip(measures(runs[first]).T, measures(runs[label]).T, strict=True))
-            pairs.rows.append((label, *(f"{found.text('+.3f')}: {verdict}" for found, verdict in verdicts)))
-        else:
-            pairs.rows.append((label, *["not the same seeds"] * len(MEASURES)))
     return [table, pairs] if pairs.rows else [table]

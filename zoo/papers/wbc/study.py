@@ -7,7 +7,7 @@ directions are the null. Hyperparameters come from an equal search (:mod:`zoo.pa
 
 import argparse
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,7 @@ from zoo.config.entries import merge, read_yaml
 from zoo.drawing.tables import write_tables
 from zoo.papers.wbc.evidence import evidence_tables
 from zoo.papers.wbc.walker import mean_rewards, random_policy, walker
-from zoo.runs.comparison import Array, RunResult, finished_runs, train_jobs, waiting_jobs
+from zoo.runs.comparison import Array, Method, RunResult, finished_runs, train_jobs, waiting_jobs
 from zoo.runs.job import Job
 
 NAVIGATION = "otbaselines/Navigation-v0"
@@ -27,26 +27,20 @@ FOLDER = "runs/wbc-transport"
 
 
 @dataclass(frozen=True, kw_only=True)
-class Contestant:
+class Contestant(Method):
     r"""
     A method of the study.
 
-    :param label: in tables
-    :param algo: whose hyperparameter file
-    :param variants: of the entry in that file
-    :param changes: merged over the entry
     :param unit: coefficient at which the pull near agreement is about as stiff for every method: 50 over the curvature of its
         divergence around the uniform policy over five one-hot actions (per squared Euclidean distance of probabilities);
         ``None`` where there is no coefficient
     :param discrete_only: whether it has no meaning for continuous actions
+    :param placed: whether it sees where actions lead
     """
 
-    label: str
-    algo: str
-    variants: tuple[str, ...] = ()
-    changes: Mapping[str, Any] = field(default_factory=dict)
     unit: float | None = None
     discrete_only: bool = False
+    placed: bool = False
 
 
 def _divergence(name: str, **options: Any) -> dict[str, Any]:
@@ -56,21 +50,29 @@ def _divergence(name: str, **options: Any) -> dict[str, Any]:
 
 # The first is what the others are compared with.
 CONTESTANTS: dict[str, Contestant] = {
-    "wbc": Contestant(label="WBC", algo="wbc", changes={"estimator_kwargs": {"action_embedding": "environment"}}, unit=36.0),
+    "wbc": Contestant(
+        label="WBC", algo="wbc", changes={"estimator_kwargs": {"action_embedding": "environment"}}, unit=36.0, placed=True
+    ),
     "kl": Contestant(
-        label="KL, placed labels", algo="wbc", changes=_divergence("kl", action_embedding="environment"), unit=20.0
+        label="KL, placed labels",
+        algo="wbc",
+        changes=_divergence("kl", action_embedding="environment"),
+        unit=20.0,
+        placed=True,
     ),
     "reverse-kl": Contestant(
         label="reverse KL, placed labels",
         algo="wbc",
         changes=_divergence("kl", action_embedding="environment", reverse=True),
         unit=20.0,
+        placed=True,
     ),
     "energy": Contestant(
         label="energy distance, same embedding",
         algo="wbc",
         changes=_divergence("energy", action_embedding="environment"),
         unit=44.0,
+        placed=True,
     ),
     "one-hot": Contestant(
         label="WBC, one-hot",
@@ -80,7 +82,12 @@ CONTESTANTS: dict[str, Contestant] = {
         discrete_only=True,
     ),
     "zero-one": Contestant(
-        label="WBC, 0/1 metric on placed labels", algo="wbc", variants=("zero-one",), unit=36.0, discrete_only=True
+        label="WBC, 0/1 metric on placed labels",
+        algo="wbc",
+        variants=("zero-one",),
+        unit=36.0,
+        discrete_only=True,
+        placed=True,
     ),
     "sharing": Contestant(label="sharing with identity", algo="ippo", variants=("sharing", "identity")),
     "ippo": Contestant(label="IPPO", algo="ippo"),
@@ -97,6 +104,8 @@ SETTINGS: dict[str, dict[str, Any]] = {
         for sigma, log_std in ((1.0, 0.0), (0.3, -1.2), (0.1, -2.3))
     },
 }
+#: Where agents' actions lead to places that their team-mates' do not.
+FEW_COMMON_PLACES = ("turn30", "turn45")
 # Discrete actions have places and options that continuous ones do not.
 DISCRETE_OPTIONS = ("action_embedding", "action_metric")
 

@@ -16,7 +16,7 @@ import yaml
 from zoo.config.command import add_training, mistakes, number
 from zoo.drawing.tables import Table, write_tables
 from zoo.papers.wbc.evidence import MEASURES, measures
-from zoo.papers.wbc.study import CONTESTANTS, SETTINGS, StudyResult, contestants, study_job
+from zoo.papers.wbc.study import CONTESTANTS, FEW_COMMON_PLACES, SETTINGS, StudyResult, contestants, study_job
 from zoo.runs.comparison import finished_runs, train_jobs, waiting_jobs
 from zoo.runs.job import Job
 
@@ -33,6 +33,9 @@ SPACE: dict[str, tuple[Any, ...]] = {
 }
 # The coefficient in units of each method's own: a factor of 30 to both sides of equal stiffness is a factor of 900 in all.
 COEFFICIENT_FACTOR = 30.0
+# Where agents have few places in common, the pull of a method that sees places does not vanish near agreement, and at equal
+# stiffness it drives everybody to the place that all have. Its units are those of a force there, which are this much smaller.
+FORCE_UNIT = 0.01
 
 
 def draw(trial: int) -> tuple[dict[str, Any], float, bool]:
@@ -50,8 +53,9 @@ def draw(trial: int) -> tuple[dict[str, Any], float, bool]:
     return chosen, factor, bool(generator.integers(2))
 
 
-def overrides_of(method: str, trial: int) -> dict[str, Any]:
+def overrides_of(setting: str, method: str, trial: int) -> dict[str, Any]:
     """
+    :param setting: a name in :data:`~zoo.papers.wbc.study.SETTINGS`
     :param method: a name in :data:`~zoo.papers.wbc.study.CONTESTANTS`
     :param trial: its number
     :return: the trial's hyperparameters for that method
@@ -60,6 +64,8 @@ def overrides_of(method: str, trial: int) -> dict[str, Any]:
     unit = CONTESTANTS[method].unit
     if unit is None:
         return chosen
+    if setting in FEW_COMMON_PLACES and CONTESTANTS[method].placed:
+        unit *= FORCE_UNIT
     value = float(f"{unit * factor:.3g}")
     return {**chosen, "consensus_coef": f"lin_{value}" if annealed else value}
 
@@ -86,7 +92,7 @@ def search(args: argparse.Namespace, parser: argparse.ArgumentParser) -> None:
             for trial in range(args.trials):
                 for method in contestants(setting, args.methods):
                     for seed in range(FIRST_SEED, FIRST_SEED + args.seeds):
-                        name, options = f"{method}-trial{trial}-seed{seed}", {**overrides_of(method, trial), **steps}
+                        name, options = f"{method}-trial{trial}-seed{seed}", {**overrides_of(setting, method, trial), **steps}
                         job = study_job(setting, method, seed, folder, name=name, overrides=options, device=args.device)
                         jobs.append(((setting, method, trial), job))
         waiting = waiting_jobs([job for _, job in jobs], StudyResult, args.eval_episodes) if args.train else []
@@ -109,7 +115,7 @@ def search(args: argparse.Namespace, parser: argparse.ArgumentParser) -> None:
                 continue
             means = np.array([measures(seeds).mean(0) for seeds in found.values()])
             winner = int(means[:, column].argmax())
-            values = overrides_of(method, winner)
+            values = overrides_of(setting, method, winner)
             best.setdefault(setting, {})[method] = values
             near = int((means[:, column] > means[winner, column] - 0.01).sum())
             cells = [f"{value:.3f}" for value in means[winner]]
