@@ -44,6 +44,7 @@ def test_averaged_gradients_are_torchs_adam_on_the_mean() -> None:
     th.testing.assert_close((scaled - start).mean(0), single - start[0])
 
 
+@pytest.mark.filterwarnings("ignore:no two agents have equal spaces", "ignore:agents of a group have different")
 @pytest.mark.parametrize("task", AGENT_TASKS)
 def test_every_task_has_its_agents_and_its_critics(task: str, tmp_path: Path) -> None:
     comparison = AGENT_TASKS[task]
