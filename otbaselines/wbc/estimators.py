@@ -94,8 +94,8 @@ class KL(Estimator):
     A Kullback-Leibler pull to the team's mixture at equal states, the baseline: no metric and no ``reg``.
 
     :param action_embedding: (discrete actions) what makes two actions the same: ``"one_hot"`` for their numbers, which is to
-        know nothing of what they do; or an embedding as the estimators by transport take, under which actions at the same
-        point are the same, and how far apart others are does not count
+        know nothing of what they do; or ``"matched"``, ``"environment"`` or a table as the estimators by transport take, under
+        which actions at the same point are the same, and how far apart others are does not count
     :param reverse: from the mixture to the policy instead of from the policy to the mixture
     """
 
@@ -116,9 +116,10 @@ class MetricEstimator(Estimator):
 
     :param beta: weight of actions against states in the ground metric, positive
     :param action_embedding: (discrete actions) ``"one_hot"``; one row per action, such as the displacement that it causes;
-        such a table for each agent, shape ``(n_agents, n_actions, k)``, which compares teams by what their actions do; or
-        ``"environment"``, the environment's own ``agent_action_vectors``, scaled to the distances of one-hot. When omitted,
-        ``"environment"`` where the environment says what its actions do, and ``"one_hot"`` elsewhere
+        such a table for each agent, shape ``(n_agents, n_actions, k)``, which compares teams by what their actions do;
+        ``"environment"``, the environment's own ``agent_action_vectors``, scaled to the distances of one-hot; or
+        ``"matched"``, the same with the actions of different agents matched by optimal assignment, so that all have the same
+        places. When omitted, ``"matched"`` where the environment says what its actions do, and ``"one_hot"`` elsewhere
     :param action_metric: (discrete actions) ``"euclidean"`` between the points of the embedding, or ``"zero_one"``: all points
         as far from each other as under one-hot
     """

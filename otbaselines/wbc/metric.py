@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import torch as th
 from gymnasium import spaces
+from scipy.optimize import linear_sum_assignment
 
 from otbaselines import ot
 
@@ -183,12 +184,14 @@ def _codebook(value: Any, team: TeamSpaces, n_actions: int, *, merged: bool) -> 
         value = "one_hot"
     if isinstance(value, str):
         if value != "one_hot":
-            raise ValueError(f"`action_embedding` must be 'one_hot', 'environment' or a table, got {value!r}")
+            raise ValueError(f"`action_embedding` must be 'one_hot', 'matched', 'environment' or a table, got {value!r}")
         return ot.one_hot_embedding(n_actions, device=device), None
     try:
         table = np.asarray(value, dtype=np.float32)
     except (TypeError, ValueError):
-        raise TypeError(f"`action_embedding` must be 'one_hot', 'environment' or a table of numbers, got {value!r}") from None
+        raise TypeError(
+            f"`action_embedding` must be 'one_hot', 'matched', 'environment' or a table of numbers, got {value!r}"
+        ) from None
     if not np.isfinite(table).all():
         raise ValueError("`action_embedding` holds NaN or infinite entries; every action needs a point")
     if table.ndim == 2 and len(table) == n_actions and table.shape[1]:
@@ -206,6 +209,50 @@ def _codebook(value: Any, team: TeamSpaces, n_actions: int, *, merged: bool) -> 
     points, place = np.unique(table.reshape(-1, table.shape[-1]).round(5) + 0.0, axis=0, return_inverse=True)
     placement = th.as_tensor(place.reshape(table.shape[:2]), device=device)
     return th.as_tensor(points, device=device), placement
+
+
+def matched_table(vectors: Any, groups: Sequence[Sequence[int]], mask: np.ndarray | None = None) -> Any:
+    r"""
+    Places that agents who are to agree have in common, from displacements that they need not have in common.
+
+    In every group the actions of each agent are matched with those of one of them by the assignment of least squared distance,
+    optimal transport between sets of points, and matched actions share their mean place. Agents whose actions lead to the same
+    places, if under other numbers, keep those places. The agent whose actions the others are matched with is the one for whom
+    that costs least, and the first of several.
+
+    :param vectors: shape ``(n_agents, n_actions, k)``; anything else is returned as it is, for :func:`make_metric` to refuse
+    :param groups: who is to agree with whom
+    :param mask: which actions each agent has, shape ``(n_agents, n_actions)``; all when ``None``
+    :return: shape ``(n_agents, n_actions, k)``
+    """
+    table = np.asarray(vectors, dtype=np.float64)
+    held = np.ones(table.shape[:2], dtype=bool) if mask is None else mask
+    if table.ndim != 3 or held.shape != table.shape[:2] or not np.isfinite(table).all():
+        return vectors
+    places = table.copy()
+    for group in groups:
+        most = max(held[i].sum() for i in group)
+        candidates = [i for i in group if held[i].sum() == most]
+        matchings = [
+            [_assignment(table[i][held[i]], table[reference][held[reference]]) for i in group] for reference in candidates
+        ]
+        # Rounded, so that equal costs are equal on every machine.
+        best = int(np.argmin([round(sum(cost for _, cost in matching), 9) for matching in matchings]))
+        shared: dict[int, list[np.ndarray]] = {}
+        for i, (partners, _) in zip(group, matchings[best], strict=True):
+            for action, partner in zip(np.flatnonzero(held[i]), partners, strict=True):
+                shared.setdefault(int(partner), []).append(table[i, action])
+        for i, (partners, _) in zip(group, matchings[best], strict=True):
+            for action, partner in zip(np.flatnonzero(held[i]), partners, strict=True):
+                places[i, action] = np.mean(shared[int(partner)], axis=0)
+    return places
+
+
+def _assignment(points: np.ndarray, others: np.ndarray) -> tuple[np.ndarray, float]:
+    """Which of the others each point is matched with, and what that costs; there are at least as many others."""
+    cost = ((points[:, None] - others[None]) ** 2).sum(-1).round(9)
+    rows, columns = linear_sum_assignment(cost)
+    return columns, float(cost[rows, columns].sum())
 
 
 def normalised_table(vectors: Any) -> list[Any]:

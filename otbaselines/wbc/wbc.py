@@ -24,7 +24,7 @@ from otbaselines.common.vec_env.layout import action_vectors
 from otbaselines.wbc.consensus import ConsensusReport
 from otbaselines.wbc.estimators import ESTIMATORS, Streams, make_estimator
 from otbaselines.wbc.groups import GroupedConsensus, check_groups, groups_of
-from otbaselines.wbc.metric import TeamSpaces, normalised_table
+from otbaselines.wbc.metric import TeamSpaces, matched_table, normalised_table
 from otbaselines.wbc.stopwatch import Stopwatch
 
 
@@ -141,9 +141,9 @@ class WBC(MultiAgentPPO):
             )
         n_agents = self.layout.n_agents
         team = TeamSpaces(self.action_space, self.observation_space, n_agents, self.device)
-        self._settle_embedding()
-        self.options = make_estimator(self.estimator, self.estimator_kwargs, discrete=team.discrete)
         groups = groups_of(self.layout, self.consensus_groups)
+        self._settle_embedding(groups)
+        self.options = make_estimator(self.estimator, self.estimator_kwargs, discrete=team.discrete)
         self._warn_about_groups(groups)
         super()._setup_model()
         self.consensus_coef = parse_schedule(self.consensus_coef)
@@ -179,7 +179,7 @@ class WBC(MultiAgentPPO):
             else:
                 stream.manual_seed(child_seeds(seed, self.num_timesteps)[name])
 
-    def _settle_embedding(self) -> None:
+    def _settle_embedding(self, groups: list[tuple[int, ...]]) -> None:
         """Put the embedding that is asked for by a word or by silence in its place, so that it is saved with the model."""
         given = self.estimator_kwargs
         known = {option.name: option.default for option in fields(ESTIMATORS[self.estimator])}
@@ -187,14 +187,26 @@ class WBC(MultiAgentPPO):
             return
         options = {} if given is None else dict(given)
         wanted = options.get("action_embedding", known["action_embedding"])
-        if wanted is not None and not (isinstance(wanted, str) and wanted == "environment"):
+        if wanted is not None and not (isinstance(wanted, str) and wanted in ("environment", "matched")):
             return
         vectors = action_vectors(self.env)
         if vectors is None and wanted is not None:
             raise ValueError(
-                "`action_embedding='environment'` needs an environment with an attribute `agent_action_vectors`, one row "
+                f"`action_embedding={wanted!r}` needs an environment with an attribute `agent_action_vectors`, one row "
                 "per agent and action; pass such a table instead"
             )
+        if vectors is not None:
+            matched = matched_table(vectors, groups, self.layout.action_mask(self.action_space))
+            if wanted != "environment":
+                vectors = matched
+            elif not np.allclose(matched, vectors):
+                warnings.warn(
+                    "agents of a group have actions that lead where no action of their team-mates does; what all have in "
+                    "common, such as staying where they are, is then the only perfect agreement, and a strong pull ends "
+                    "there. `action_embedding='matched'` gives matched actions one place",
+                    UserWarning,
+                    stacklevel=4,
+                )
         self.estimator_kwargs = {**options, "action_embedding": "one_hot" if vectors is None else normalised_table(vectors)}
 
     # ------------------------------------------------------------------ training

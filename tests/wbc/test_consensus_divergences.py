@@ -210,7 +210,9 @@ def test_without_a_table_labels_are_numbers_and_nonsense_is_an_error():
     team = TeamSpaces(spaces.Discrete(4), BOX, 3, th.device("cpu"))
     assert labels(team, "one_hot") is None
     assert labels(team, [[0.0], [1.0], [0.0], [3.0]]).tolist() == [[0, 1, 0, 2]] * 3
-    with pytest.raises(ValueError, match="`action_embedding` must be 'one_hot', 'environment' or a table, got 'nonsense'"):
+    with pytest.raises(
+        ValueError, match="`action_embedding` must be 'one_hot', 'matched', 'environment' or a table, got 'nonsense'"
+    ):
         labels(team, "nonsense")
 
 

@@ -340,6 +340,7 @@ def test_the_metric_between_actions_is_the_environments_where_it_has_one():
     assert "action_embedding" not in _wbc(_navigation(continuous=True)).estimator_kwargs
 
 
+@pytest.mark.filterwarnings("ignore:agents of a group have actions that lead where")
 @pytest.mark.parametrize("turn", [90, 30])
 def test_placed_kl_pulls_together_what_shares_a_direction(turn):
     # Everybody goes the same way under other numbers: of quarter turns the labels say so, of other angles they cannot.

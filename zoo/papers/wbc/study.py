@@ -36,11 +36,14 @@ class Contestant(Method):
         ``None`` where there is no coefficient
     :param discrete_only: whether it has no meaning for continuous actions
     :param placed: whether it sees where actions lead
+    :param matched: whether it sees actions that are matched; where all agents' lead to the same places, it is left out, as it
+        would be the one that is ``placed``
     """
 
     unit: float | None = None
     discrete_only: bool = False
     placed: bool = False
+    matched: bool = False
 
 
 def _divergence(name: str, **options: Any) -> dict[str, Any]:
@@ -48,8 +51,15 @@ def _divergence(name: str, **options: Any) -> dict[str, Any]:
     return {"estimator": name, "estimator_kwargs": options, "reg": None}
 
 
+def _matched(label: str, changes: dict[str, Any], unit: float) -> Contestant:
+    return Contestant(label=label, algo="wbc", changes=changes, unit=unit, discrete_only=True, matched=True)
+
+
 # The first is what the others are compared with.
 CONTESTANTS: dict[str, Contestant] = {
+    "matched": _matched("WBC, matched actions", {"estimator_kwargs": {"action_embedding": "matched"}}, 36.0),
+    "kl-matched": _matched("KL, matched actions", _divergence("kl", action_embedding="matched"), 20.0),
+    "energy-matched": _matched("energy distance, matched actions", _divergence("energy", action_embedding="matched"), 44.0),
     "wbc": Contestant(
         label="WBC", algo="wbc", changes={"estimator_kwargs": {"action_embedding": "environment"}}, unit=36.0, placed=True
     ),
@@ -143,8 +153,9 @@ def contestants(setting: str, chosen: Sequence[str]) -> list[str]:
     :param chosen: names in :data:`CONTESTANTS`
     :return: those that mean something there, in the usual order
     """
-    continuous = is_continuous(setting)
-    return [name for name, each in CONTESTANTS.items() if name in chosen and not (continuous and each.discrete_only)]
+    continuous, alike = is_continuous(setting), setting not in FEW_COMMON_PLACES
+    without = {name for name, each in CONTESTANTS.items() if (continuous and each.discrete_only) or (alike and each.matched)}
+    return [name for name in CONTESTANTS if name in chosen and name not in without]
 
 
 def study_job(
