@@ -211,46 +211,95 @@ def _codebook(value: Any, team: TeamSpaces, n_actions: int, *, merged: bool) -> 
     return th.as_tensor(points, device=device), placement
 
 
+# Of the extent of all points: what is closer counts as equal, on every machine.
+SAME_PLACE = 9
+
+
 def matched_table(vectors: Any, groups: Sequence[Sequence[int]], mask: np.ndarray | None = None) -> Any:
     r"""
     Places that agents who are to agree have in common, from displacements that they need not have in common.
 
     In every group the actions of each agent are matched with those of one of them by the assignment of least squared distance,
     optimal transport between sets of points, and matched actions share their mean place. Agents whose actions lead to the same
-    places, if under other numbers, keep those places. The agent whose actions the others are matched with is the one for whom
-    that costs least, and the first of several.
+    places as often, if under other numbers, are matched alike, and where all are such, they keep those places. The agent whose
+    actions the others are matched with is one with most actions for whom that costs least. Nothing depends on the order of
+    agents and actions: of several that are as good, that is taken whose points come first in the order of their coordinates.
 
-    :param vectors: shape ``(n_agents, n_actions, k)``; anything else is returned as it is, for :func:`make_metric` to refuse
+    :param vectors: shape ``(n_agents, n_actions, k)``; what is no such table of finite numbers is returned as it is, for
+        :func:`make_metric` to refuse
     :param groups: who is to agree with whom
     :param mask: which actions each agent has, shape ``(n_agents, n_actions)``; all when ``None``
     :return: shape ``(n_agents, n_actions, k)``
     """
-    table = np.asarray(vectors, dtype=np.float64)
-    held = np.ones(table.shape[:2], dtype=bool) if mask is None else mask
-    if table.ndim != 3 or held.shape != table.shape[:2] or not np.isfinite(table).all():
+    table = _team_table(vectors, groups, mask)
+    if table is None:
         return vectors
     places = table.copy()
     for group in groups:
-        most = max(held[i].sum() for i in group)
-        candidates = [i for i in group if held[i].sum() == most]
-        matchings = [
-            [_assignment(table[i][held[i]], table[reference][held[reference]]) for i in group] for reference in candidates
-        ]
-        # Rounded, so that equal costs are equal on every machine.
-        best = int(np.argmin([round(sum(cost for _, cost in matching), 9) for matching in matchings]))
-        shared: dict[int, list[np.ndarray]] = {}
-        for i, (partners, _) in zip(group, matchings[best], strict=True):
-            for action, partner in zip(np.flatnonzero(held[i]), partners, strict=True):
-                shared.setdefault(int(partner), []).append(table[i, action])
-        for i, (partners, _) in zip(group, matchings[best], strict=True):
-            for action, partner in zip(np.flatnonzero(held[i]), partners, strict=True):
-                places[i, action] = np.mean(shared[int(partner)], axis=0)
+        actions = [_held_in_order(table, i, mask) for i in group]
+        points = _comparable([table[i, held] for i, held in zip(group, actions, strict=True)])
+        # Agents with equal points give equal answers, whatever their numbers are.
+        most = max(map(len, points))
+        references = sorted((p for p in points if len(p) == most), key=lambda p: p.tolist())
+        matchings = [[_assignment(own, reference) for own in points] for reference in references]
+        best = matchings[int(np.argmin([round(sum(cost for _, cost in matching), SAME_PLACE) for matching in matchings]))]
+        shared: list[list[np.ndarray]] = [[] for _ in range(most)]
+        for i, held, (partners, _) in zip(group, actions, best, strict=True):
+            for action, partner in zip(held, partners, strict=True):
+                shared[partner].append(table[i, action])
+        for i, held, (partners, _) in zip(group, actions, best, strict=True):
+            for action, partner in zip(held, partners, strict=True):
+                places[i, action] = np.mean(shared[partner], axis=0)
     return places
+
+
+def have_common_places(vectors: Any, groups: Sequence[Sequence[int]], mask: np.ndarray | None = None) -> bool:
+    """
+    :param vectors: as for :func:`matched_table`
+    :param groups: who is to agree with whom
+    :param mask: which actions each agent has
+    :return: whether wherever an action of an agent leads, one of each of its team-mates does
+    """
+    table = _team_table(vectors, groups, mask)
+    if table is None:
+        return True
+    for group in groups:
+        points = _comparable([table[i, _held_in_order(table, i, mask)] for i in group])
+        if len({frozenset(map(tuple, each.tolist())) for each in points}) > 1:
+            return False
+    return True
+
+
+def _team_table(vectors: Any, groups: Sequence[Sequence[int]], mask: np.ndarray | None) -> np.ndarray | None:
+    """Displacements as numbers, or ``None`` for what is no table of the team."""
+    try:
+        table = np.asarray(vectors, dtype=np.float64)
+    except (TypeError, ValueError):
+        return None
+    fits = table.ndim == 3 and table.size and (mask is None or mask.shape == table.shape[:2])
+    if not fits or not np.isfinite(table).all() or max((i for group in groups for i in group), default=0) >= len(table):
+        return None
+    return table
+
+
+def _held_in_order(table: np.ndarray, agent: int, mask: np.ndarray | None) -> np.ndarray:
+    """An agent's actions in the order of their coordinates."""
+    held = np.arange(table.shape[1]) if mask is None else np.flatnonzero(mask[agent])
+    extent = np.abs(table).max() or 1.0
+    rounded = (table[agent, held] / extent).round(SAME_PLACE) + 0.0
+    order: np.ndarray = held[np.lexsort(rounded.T[::-1])]
+    return order
+
+
+def _comparable(points: list[np.ndarray]) -> list[np.ndarray]:
+    """The points of several agents in the unit of their extent, so that equal ones are equal."""
+    extent = max(float(np.abs(each).max(initial=0.0)) for each in points) or 1.0
+    return [(each / extent).round(SAME_PLACE) + 0.0 for each in points]
 
 
 def _assignment(points: np.ndarray, others: np.ndarray) -> tuple[np.ndarray, float]:
     """Which of the others each point is matched with, and what that costs; there are at least as many others."""
-    cost = ((points[:, None] - others[None]) ** 2).sum(-1).round(9)
+    cost = ((points[:, None] - others[None]) ** 2).sum(-1).round(SAME_PLACE)
     rows, columns = linear_sum_assignment(cost)
     return columns, float(cost[rows, columns].sum())
 

@@ -24,7 +24,7 @@ from otbaselines.common.vec_env.layout import action_vectors
 from otbaselines.wbc.consensus import ConsensusReport
 from otbaselines.wbc.estimators import ESTIMATORS, Streams, make_estimator
 from otbaselines.wbc.groups import GroupedConsensus, check_groups, groups_of
-from otbaselines.wbc.metric import TeamSpaces, matched_table, normalised_table
+from otbaselines.wbc.metric import TeamSpaces, have_common_places, matched_table, normalised_table
 from otbaselines.wbc.stopwatch import Stopwatch
 
 
@@ -122,7 +122,7 @@ class WBC(MultiAgentPPO):
                 "no two agents have equal spaces, so that nobody is pulled and WBC is IPPO; `consensus_groups` names agents "
                 "who are to agree all the same",
                 UserWarning,
-                stacklevel=4,
+                stacklevel=6,
             )
         spaces_of = (self.layout.agent_observation_spaces, self.layout.agent_action_spaces)
         if any(team[names[i]] != team[names[group[0]]] for team in spaces_of for group in groups for i in group):
@@ -130,7 +130,7 @@ class WBC(MultiAgentPPO):
                 "agents of a group have different observation or action spaces, and WBC compares what they would do entry by "
                 "entry of the padded ones; leave `consensus_groups` out, or give an `action_embedding` for each agent",
                 UserWarning,
-                stacklevel=4,
+                stacklevel=6,
             )
 
     def _setup_model(self) -> None:
@@ -195,18 +195,17 @@ class WBC(MultiAgentPPO):
                 f"`action_embedding={wanted!r}` needs an environment with an attribute `agent_action_vectors`, one row "
                 "per agent and action; pass such a table instead"
             )
-        if vectors is not None:
-            matched = matched_table(vectors, groups, self.layout.action_mask(self.action_space))
-            if wanted != "environment":
-                vectors = matched
-            elif not np.allclose(matched, vectors):
-                warnings.warn(
-                    "agents of a group have actions that lead where no action of their team-mates does; what all have in "
-                    "common, such as staying where they are, is then the only perfect agreement, and a strong pull ends "
-                    "there. `action_embedding='matched'` gives matched actions one place",
-                    UserWarning,
-                    stacklevel=4,
-                )
+        mask = self.layout.action_mask(self.action_space)
+        if vectors is not None and wanted != "environment":
+            vectors = matched_table(vectors, groups, mask)
+        elif not have_common_places(vectors, groups, mask):
+            warnings.warn(
+                "agents of a group have actions that lead where no action of a team-mate does; what all have in common, such "
+                "as staying where they are, is then the only perfect agreement, and a strong pull ends there. "
+                "`action_embedding='matched'` gives matched actions one place",
+                UserWarning,
+                stacklevel=6,
+            )
         self.estimator_kwargs = {**options, "action_embedding": "one_hot" if vectors is None else normalised_table(vectors)}
 
     # ------------------------------------------------------------------ training

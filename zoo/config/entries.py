@@ -43,6 +43,19 @@ class RunConfig:
     model_kwargs: dict[str, Any]
 
 
+def dotted(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """
+    :param values: nested dictionaries
+    :param prefix: of the names
+    :return: the values by dotted names, ``{"a": {"b": 1}}`` as ``{"a.b": 1}``
+    """
+    found: dict[str, Any] = {}
+    for key, value in values.items():
+        inner = isinstance(value, Mapping) and value
+        found |= dotted(value, f"{prefix}{key}.") if inner else {f"{prefix}{key}": value}
+    return found
+
+
 def merge(base: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
     """
     Apply changes to nested dictionaries without touching either argument.

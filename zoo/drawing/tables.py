@@ -133,7 +133,7 @@ def paired_table(
             verdicts = (paired_verdict(*pair) for pair in zip(values[reference].T, found.T, strict=True))
             cells = [f"{x.text(form)}: {said}" for (x, said), form in zip(verdicts, measures.values(), strict=True)]
         else:
-            cells = ["not the same seeds"] * len(measures)
+            cells = ["not all seeds are finished"] * len(measures)
         table.rows.append((label, *cells))
     return table
 

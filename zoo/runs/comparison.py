@@ -19,7 +19,7 @@ from stable_baselines3.common.callbacks import BaseCallback
 
 from otbaselines.common.learner import Learner
 from otbaselines.common.saving.archive import atomic_write
-from zoo.config.entries import merge
+from zoo.config.entries import dotted, merge
 from zoo.runs.fingerprint import fingerprint
 from zoo.runs.job import Job
 from zoo.runs.keeping import Stopped, save_agent, stop_signals
@@ -255,7 +255,7 @@ def finished_run(job: Job, result: type[ResultT], n_episodes: int = 200) -> Resu
         found = result.load(path)
     except Exception as error:
         raise ValueError(f"{str(path)!r} holds no results of a run ({error}); remove it to train the run again") from error
-    there, here = _options(found.entry), _options(json.loads(json.dumps(dict(job.entry))))
+    there, here = dotted(found.entry), dotted(json.loads(json.dumps(dict(job.entry))))
     there["--eval-episodes"], here["--eval-episodes"] = len(found.evaluation), n_episodes
     now = fingerprint(job.entry.get("dataset"))
     if found.data and now:
@@ -277,15 +277,6 @@ def finished_run(job: Job, result: type[ResultT], n_episodes: int = 200) -> Resu
 
 
 _UNSET = object()
-
-
-def _options(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested values by dotted names."""
-    found: dict[str, Any] = {}
-    for key, value in values.items():
-        inner = isinstance(value, Mapping) and value
-        found |= _options(value, f"{prefix}{key}.") if inner else {f"{prefix}{key}": value}
-    return found
 
 
 def _shown(options: Mapping[str, Any], name: str) -> str:

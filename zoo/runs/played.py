@@ -23,6 +23,10 @@ class PlayedResult(RunResult):
 
     sampled: Array
 
+    def shapes(self) -> dict[str, tuple[int | None, ...]]:
+        """:return: those of every run, and of the sampled episodes"""
+        return {**super().shapes(), "sampled": (None,)}
+
     @classmethod
     def measure(cls, job: Job, model: BaseAlgorithm, n_episodes: int) -> dict[str, Any]:
         """Play the same starts whoever learned, and none that training has seen."""
@@ -39,6 +43,10 @@ class PlayedBesideRandom(PlayedResult):
     """
 
     random: Array
+
+    def shapes(self) -> dict[str, tuple[int | None, ...]]:
+        """:return: those of played runs, and of the random episodes"""
+        return {**super().shapes(), "random": (None,)}
 
     @classmethod
     def measure(cls, job: Job, model: BaseAlgorithm, n_episodes: int) -> dict[str, Any]:

@@ -71,5 +71,5 @@ def test_a_table_says_ahead_only_where_the_paired_interval_excludes_zero() -> No
     ours = means.rows[0]
     assert float(ours[5]) == pytest.approx(0.6 + 0.01 * noise.mean(), abs=1e-3)
     assert float(ours[6]) == pytest.approx(0.1 - 0.01 * noise.mean(), abs=1e-3)
-    assert [row[1].split(": ")[-1] for row in pairs.rows] == ["ahead", "not told apart", "not the same seeds"]
+    assert [row[1].split(": ")[-1] for row in pairs.rows] == ["ahead", "not told apart", "not all seeds are finished"]
     assert pairs.rows[0][1].startswith("+0.020 [+0.020, +0.020]")

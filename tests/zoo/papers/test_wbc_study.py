@@ -109,3 +109,9 @@ def test_a_file_that_lacks_a_method_is_named(tmp_path: Path, capsys: pytest.Capt
     with pytest.raises(SystemExit):
         plots.main(["wbc-transport", "--settings", "turn45", "--methods", "wbc", "--tuned", str(tmp_path / "tuned.yml")])
     assert "has no values of 'wbc' for 'turn45'" in capsys.readouterr().err
+
+
+def test_methods_that_mean_nothing_in_a_setting_are_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        plots.main(["wbc-transport", "--settings", "equal", "--methods", "matched", "--out", str(tmp_path)])
+    assert "none of matched means anything of its own in 'equal'" in capsys.readouterr().err

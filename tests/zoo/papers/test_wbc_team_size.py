@@ -2,13 +2,15 @@
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch as th
 
 from otbaselines import IPPO, WBC
 from zoo import plots
 from zoo.papers.wbc.averaging import TeamAdam
-from zoo.papers.wbc.team_size import AGENT_TASKS, AVERAGING, SIZES
+from zoo.papers.wbc.team_size import AGENT_TASKS, AVERAGING, REFERENCE, SIZES, tables
+from zoo.runs.played import PlayedBesideRandom
 
 SMALL = {"n_envs": 2, "batch_size": 80, "n_timesteps": 800}
 
@@ -64,6 +66,36 @@ def test_the_tasks_are_of_the_sizes_that_they_name() -> None:
     assert {f"{task}-{n}" for task in ("navigation", "spread") for n in SIZES} | {"speaker-listener"} == {*AGENT_TASKS}
 
 
+def test_the_tables_hold_what_the_runs_earned() -> None:
+    def run(rewards: list[float], evaluation: float) -> PlayedBesideRandom:
+        numbers, end = np.full(3, evaluation), np.array([100.0])
+        return PlayedBesideRandom(
+            timesteps=np.repeat(end, len(rewards)),
+            rewards=np.array(rewards),
+            evaluation=numbers,
+            sampled=numbers - 50.0,
+            random=numbers * 0.0 - 9.0,
+            cpu_seconds=4.0,
+            entry={},
+        )
+
+    # Of 20 rollouts the last tenth are two.
+    sharing = [run([-2.0] * 18 + [-1.0] * 2, -4.0), run([-2.0] * 18 + [-1.0] * 2, -5.0)]
+    others = [run([-3.0] * 18 + [-1.5] * 2, -6.0), run([-3.0] * 18 + [-1.5] * 2, -8.0)]
+    lines = tables("A task", {REFERENCE: sharing, "WBC": others}, 2).splitlines()
+    assert "-1.900 [-1.900, -1.900] | -1.000 [-1.000, -1.000] | -4.50 [-10.85, 1.85] | 4 |" in lines[4]
+    assert lines[6] == "| uniformly random | - | - | - | -9.00 | - |"
+    assert (
+        "| WBC | +0.950 [+0.950, +0.950]: ahead | +0.500 [+0.500, +0.500]: ahead | +2.50 [-3.85, +8.85]: not told apart |"
+        in lines
+    )
+
+
+def test_an_average_that_does_not_exist_is_named() -> None:
+    with pytest.raises(ValueError, match="`average` must be 'gradients' or 'scales', got 'nonsense'"):
+        TeamAdam([th.nn.Parameter(th.zeros(2))], average="nonsense")
+
+
 def test_tables_of_one_run_each(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     few = ["--jobs", "1", "--eval-episodes", "8", "-n", "1600", "--seeds", "1", "--out", str(tmp_path)]
     plots.main(["wbc-agents", "--train", "--tasks", "navigation-8", "--methods", "sharing", "wbc-shared", *few])
@@ -71,5 +103,6 @@ def test_tables_of_one_run_each(tmp_path: Path, capsys: pytest.CaptureFixture[st
     assert "8 agents, team reward" in printed
     assert "WBC, shared critic" in printed
     assert "one seed" in printed
+    assert "--seeds 1 --methods sharing wbc-shared -n 1600 --eval-episodes 8`" in printed
     plots.main(["wbc-agents", "--tasks", "navigation-8", "--methods", "wbc-shared", *few])
     assert "parameter sharing less" not in capsys.readouterr().out

@@ -1,11 +1,10 @@
 """``python -m zoo.plots qdot``: what the map is worth on recorded data."""
 
 import argparse
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 from zoo.config.command import check_distinct, check_outputs, count, count_or_default, mistakes
+from zoo.config.entries import dotted
 from zoo.drawing.tables import write_tables
 from zoo.papers.qdot.options import add_data, check_options, price_text
 from zoo.papers.qdot.report import draw_curves, scores_table
@@ -79,14 +78,7 @@ def command_line(args: argparse.Namespace) -> str:
     if args.n_timesteps != -1:
         words.append(f"-n {args.n_timesteps}")
     if args.hyperparams:
-        words.append(f"-params {' '.join(_assignments(args.hyperparams))}")
+        words.append(
+            "-params " + " ".join(f"{name}:{value}".replace(" ", "") for name, value in dotted(args.hyperparams).items())
+        )
     return " ".join(words)
-
-
-def _assignments(values: Mapping[str, Any], prefix: str = "") -> list[str]:
-    """Nested values as the command line takes them."""
-    words = []
-    for key, value in values.items():
-        inner = isinstance(value, Mapping)
-        words += _assignments(value, f"{prefix}{key}.") if inner else [f"{prefix}{key}:{value}".replace(" ", "")]
-    return words

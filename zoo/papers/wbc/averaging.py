@@ -2,7 +2,8 @@
 Learners that average where parameter sharing does, for :mod:`zoo.papers.wbc.team_size`: experiments, and no algorithms to use.
 
 A shared network averages the gradients of all agents before Adam divides them by their noise. Independent networks that start
-from the same parameters can do the same, or share only the noise that they are divided by.
+from the same parameters can do nearly the same (each agent's gradient is clipped before they are averaged, where a shared
+network clips the average), or share only the noise that they are divided by.
 """
 
 from typing import Any
@@ -21,9 +22,12 @@ class TeamAdam(th.optim.Adam):
     :param params: stacked parameters
     :param lr: learning rate
     :param average: ``"gradients"`` for the mean gradient in both moments, ``"scales"`` for the second moment only
+    :raises ValueError: if ``average`` is neither
     """
 
     def __init__(self, params: Any, lr: float = 1e-3, *, average: str) -> None:
+        if average not in ("gradients", "scales"):
+            raise ValueError(f"`average` must be 'gradients' or 'scales', got {average!r}")
         super().__init__(params, lr=lr, eps=EPSILON)
         self.average = average
 

@@ -94,7 +94,7 @@ CONTESTANTS: dict[str, Contestant] = {
     "zero-one": Contestant(
         label="WBC, 0/1 metric on placed labels",
         algo="wbc",
-        variants=("zero-one",),
+        changes={"estimator_kwargs": {"action_embedding": "environment", "action_metric": "zero_one"}},
         unit=36.0,
         discrete_only=True,
         placed=True,
@@ -152,10 +152,14 @@ def contestants(setting: str, chosen: Sequence[str]) -> list[str]:
     :param setting: a name in :data:`SETTINGS`
     :param chosen: names in :data:`CONTESTANTS`
     :return: those that mean something there, in the usual order
+    :raises ValueError: if none does
     """
     continuous, alike = is_continuous(setting), setting not in FEW_COMMON_PLACES
     without = {name for name, each in CONTESTANTS.items() if (continuous and each.discrete_only) or (alike and each.matched)}
-    return [name for name in CONTESTANTS if name in chosen and name not in without]
+    found = [name for name in CONTESTANTS if name in chosen and name not in without]
+    if not found:
+        raise ValueError(f"none of {', '.join(chosen)} means anything of its own in {setting!r}; take other --methods")
+    return found
 
 
 def study_job(

@@ -24,6 +24,8 @@ NAVIGATION, SPREAD = "otbaselines/Navigation-v0", "otbaselines/SimpleSpread-v0"
 SPEAKER_LISTENER = "mpe2/simple_speaker_listener-v4"
 SHARED_CRITIC = {"critic": "shared"}
 REFERENCE = "parameter sharing"
+#: Of an evaluation, unless the command line says otherwise.
+EPISODES = 200
 Runs = Mapping[str, Sequence[PlayedBesideRandom]]
 
 
@@ -62,9 +64,16 @@ def tables(title: str, runs: Runs, n_seeds: int) -> str:
     return "\n\n".join(each.markdown() for each in (table, pairs) if each.rows)
 
 
-def _report(command: str, title: str) -> Callable[[Runs, argparse.Namespace], str]:
+def _report(command: str, title: str, methods: Mapping[str, Method]) -> Callable[[Runs, argparse.Namespace], str]:
     def report(runs: Runs, args: argparse.Namespace) -> str:
-        return f"`python -m zoo.plots {command} --train --seeds {args.seeds}`\n\n{tables(title, runs, args.seeds)}\n"
+        words = [f"python -m zoo.plots {command} --train --seeds {args.seeds}"]
+        if {each.label for each in methods.values()} != {*runs}:
+            words.append(f"--methods {' '.join(name for name in methods if name in args.methods)}")
+        if args.n_timesteps != -1:
+            words.append(f"-n {args.n_timesteps}")
+        if args.eval_episodes != EPISODES:
+            words.append(f"--eval-episodes {args.eval_episodes}")
+        return f"`{' '.join(words)}`\n\n{tables(title, runs, args.seeds)}\n"
 
     return report
 
@@ -90,7 +99,7 @@ def _task(name: str, title: str, env_id: str, changes: Mapping[str, Any], method
         env_id=env_id,
         methods=methods,
         result=PlayedBesideRandom,
-        report=_report(f"wbc-agents --tasks {name}", title),
+        report=_report(f"wbc-agents --tasks {name}", title, methods),
         seeds=3,
         folder="runs/wbc-agents",
         changes=changes,
@@ -151,27 +160,28 @@ AGENT_TASKS: Mapping[str, Comparison[PlayedBesideRandom]] = {
 _EIGHT = _size(8, n_agents=8)
 # An entry's 32 copies and minibatches eight times over: each agent sees as much as a network that all share.
 _EIGHTFOLD = {"n_envs": 256, "batch_size": 8 * _EIGHT["batch_size"], "n_timesteps": 8 * _EIGHT["n_timesteps"]}
+_LEARNERS: dict[str, Method] = {
+    "sharing": METHODS["sharing"],
+    "gradients": Method(label="IPPO, equal starts, averaged gradients", algo="ippo", learner="averaged-gradients"),
+    "scales": Method(
+        label="IPPO, equal starts, Adam's scale of the averaged gradients", algo="ippo", learner="averaged-scales"
+    ),
+    "starts": Method(label="IPPO, equal starts", algo="ippo", learner="equal-starts"),
+    "ippo": METHODS["ippo"],
+    "wbc": METHODS["wbc"],
+    "wbc-data": Method(label="WBC, eight times the copies", algo="wbc", changes=_EIGHTFOLD),
+    "wbc-shared": METHODS["wbc-shared"],
+    "wbc-rate": Method(label="WBC, twice the learning rate", algo="wbc", changes={"learning_rate": 4.0e-3}),
+    "wbc-slow": Method(label="WBC, half the learning rate", algo="wbc", changes={"learning_rate": 1.0e-3}),
+    "wbc-constant": Method(label="WBC, a coefficient of 50 throughout", algo="wbc", changes={"consensus_coef": 50.0}),
+    "wbc-strong": Method(label="WBC, a coefficient of 100 throughout", algo="wbc", changes={"consensus_coef": 100.0}),
+}
 AVERAGING = Comparison(
     help="why agents that agree learn more slowly than agents that share a network",
     env_id=NAVIGATION,
-    methods={
-        "sharing": METHODS["sharing"],
-        "gradients": Method(label="IPPO, equal starts, averaged gradients", algo="ippo", learner="averaged-gradients"),
-        "scales": Method(
-            label="IPPO, equal starts, Adam's scale of the averaged gradients", algo="ippo", learner="averaged-scales"
-        ),
-        "starts": Method(label="IPPO, equal starts", algo="ippo", learner="equal-starts"),
-        "ippo": METHODS["ippo"],
-        "wbc": METHODS["wbc"],
-        "wbc-data": Method(label="WBC, eight times the copies", algo="wbc", changes=_EIGHTFOLD),
-        "wbc-shared": METHODS["wbc-shared"],
-        "wbc-rate": Method(label="WBC, twice the learning rate", algo="wbc", changes={"learning_rate": 4.0e-3}),
-        "wbc-slow": Method(label="WBC, half the learning rate", algo="wbc", changes={"learning_rate": 1.0e-3}),
-        "wbc-constant": Method(label="WBC, a coefficient of 50 throughout", algo="wbc", changes={"consensus_coef": 50.0}),
-        "wbc-strong": Method(label="WBC, a coefficient of 100 throughout", algo="wbc", changes={"consensus_coef": 100.0}),
-    },
+    methods=_LEARNERS,
     result=PlayedBesideRandom,
-    report=_report("wbc-averaging", "Cooperative navigation, 8 agents, team reward"),
+    report=_report("wbc-averaging", "Cooperative navigation, 8 agents, team reward", _LEARNERS),
     seeds=3,
     folder="runs/wbc-averaging",
     changes=_EIGHT,
