@@ -32,7 +32,7 @@ from zoo.papers.wfpg.curves import CURVE_TASKS
 from zoo.papers.wfpg.oscillators import OSCILLATOR_TASKS
 from zoo.papers.wmatrpo import command as wmatrpo_paper
 from zoo.papers.wmatrpo.metric import METRIC_TASKS
-from zoo.runs.comparison import Comparison, finished_runs, train_jobs, waiting_jobs
+from zoo.runs.comparison import EVAL_EPISODES, Comparison, finished_runs, train_jobs, waiting_jobs
 from zoo.runs.folders import numbered_runs, run_name
 from zoo.runs.job import Job
 
@@ -111,7 +111,7 @@ def _add_comparison(parser: argparse.ArgumentParser, tasks: Mapping[str, Compari
     if first.teams:
         teams = sorted(first.teams)
         add("--heterogeneous", nargs="?", const="dynamics", choices=teams, help="how the agents differ")
-    add_training(parser, eval_episodes=200, folder=first.folder)
+    add_training(parser, eval_episodes=EVAL_EPISODES, folder=first.folder)
     parser.set_defaults(draw=partial(compare, tasks))
 
 

@@ -236,20 +236,17 @@ def matched_table(vectors: Any, groups: Sequence[Sequence[int]], mask: np.ndarra
         return vectors
     places = table.copy()
     for group in groups:
-        actions = [_held_in_order(table, i, mask) for i in group]
-        points = _comparable([table[i, held] for i, held in zip(group, actions, strict=True)])
+        actions, points = _in_order(table, group, mask)
         # Agents with equal points give equal answers, whatever their numbers are.
         most = max(map(len, points))
         references = sorted((p for p in points if len(p) == most), key=lambda p: p.tolist())
         matchings = [[_assignment(own, reference) for own in points] for reference in references]
         best = matchings[int(np.argmin([round(sum(cost for _, cost in matching), SAME_PLACE) for matching in matchings]))]
-        shared: list[list[np.ndarray]] = [[] for _ in range(most)]
-        for i, held, (partners, _) in zip(group, actions, best, strict=True):
-            for action, partner in zip(held, partners, strict=True):
-                shared[partner].append(table[i, action])
-        for i, held, (partners, _) in zip(group, actions, best, strict=True):
-            for action, partner in zip(held, partners, strict=True):
-                places[i, action] = np.mean(shared[partner], axis=0)
+        agents = np.repeat(group, [len(held) for held in actions])
+        held, partners = np.concatenate(actions), np.concatenate([each for each, _ in best])
+        for partner in range(most):
+            matched = agents[partners == partner], held[partners == partner]
+            places[matched] = table[matched].mean(0)
     return places
 
 
@@ -264,7 +261,7 @@ def have_common_places(vectors: Any, groups: Sequence[Sequence[int]], mask: np.n
     if table is None:
         return True
     for group in groups:
-        points = _comparable([table[i, _held_in_order(table, i, mask)] for i in group])
+        _, points = _in_order(table, group, mask)
         if len({frozenset(map(tuple, each.tolist())) for each in points}) > 1:
             return False
     return True
@@ -282,19 +279,15 @@ def _team_table(vectors: Any, groups: Sequence[Sequence[int]], mask: np.ndarray 
     return table
 
 
-def _held_in_order(table: np.ndarray, agent: int, mask: np.ndarray | None) -> np.ndarray:
-    """An agent's actions in the order of their coordinates."""
-    held = np.arange(table.shape[1]) if mask is None else np.flatnonzero(mask[agent])
-    extent = np.abs(table).max() or 1.0
-    rounded = (table[agent, held] / extent).round(SAME_PLACE) + 0.0
-    order: np.ndarray = held[np.lexsort(rounded.T[::-1])]
-    return order
-
-
-def _comparable(points: list[np.ndarray]) -> list[np.ndarray]:
-    """The points of several agents in the unit of their extent, so that equal ones are equal."""
+def _in_order(table: np.ndarray, group: Sequence[int], mask: np.ndarray | None) -> tuple[list[np.ndarray], list[np.ndarray]]:
+    """The actions of a group's agents, and their points in the unit of the group's extent, both in the order of the points."""
+    actions = [np.arange(table.shape[1]) if mask is None else np.flatnonzero(mask[i]) for i in group]
+    points = [table[i, held] for i, held in zip(group, actions, strict=True)]
     extent = max(float(np.abs(each).max(initial=0.0)) for each in points) or 1.0
-    return [(each / extent).round(SAME_PLACE) + 0.0 for each in points]
+    points = [(each / extent).round(SAME_PLACE) + 0.0 for each in points]
+    orders = [np.lexsort(each.T[::-1]) for each in points]
+    actions = [held[order] for held, order in zip(actions, orders, strict=True)]
+    return actions, [each[order] for each, order in zip(points, orders, strict=True)]
 
 
 def _assignment(points: np.ndarray, others: np.ndarray) -> tuple[np.ndarray, float]:

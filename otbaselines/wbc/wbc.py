@@ -190,23 +190,29 @@ class WBC(MultiAgentPPO):
         if wanted is not None and not (isinstance(wanted, str) and wanted in ("environment", "matched")):
             return
         vectors = action_vectors(self.env)
-        if vectors is None and wanted is not None:
+        table: Any = "one_hot"
+        if vectors is not None:
+            table = normalised_table(self._places(vectors, groups, as_they_are=wanted == "environment"))
+        elif wanted is not None:
             raise ValueError(
                 f"`action_embedding={wanted!r}` needs an environment with an attribute `agent_action_vectors`, one row "
                 "per agent and action; pass such a table instead"
             )
+        self.estimator_kwargs = {**options, "action_embedding": table}
+
+    def _places(self, vectors: Any, groups: list[tuple[int, ...]], *, as_they_are: bool) -> Any:
         mask = self.layout.action_mask(self.action_space)
-        if vectors is not None and wanted != "environment":
-            vectors = matched_table(vectors, groups, mask)
-        elif not have_common_places(vectors, groups, mask):
+        if not as_they_are:
+            return matched_table(vectors, groups, mask)
+        if not have_common_places(vectors, groups, mask):
             warnings.warn(
                 "agents of a group have actions that lead where no action of a team-mate does; what all have in common, such "
                 "as staying where they are, is then the only perfect agreement, and a strong pull ends there. "
                 "`action_embedding='matched'` gives matched actions one place",
                 UserWarning,
-                stacklevel=6,
+                stacklevel=7,
             )
-        self.estimator_kwargs = {**options, "action_embedding": "one_hot" if vectors is None else normalised_table(vectors)}
+        return vectors
 
     # ------------------------------------------------------------------ training
     def _setup_learn(self, *args: Any, **kwargs: Any) -> tuple[int, BaseCallback]:

@@ -26,6 +26,9 @@ from zoo.runs.keeping import Stopped, save_agent, stop_signals
 
 Array = np.ndarray[Any, Any]
 
+#: Of an evaluation, unless the command line says otherwise.
+EVAL_EPISODES = 200
+
 
 @dataclass(frozen=True, kw_only=True)
 class Method:
@@ -212,7 +215,7 @@ def results_path(job: Job) -> Path:
     return job.folder / f"{job.name}.npz"
 
 
-def run_job(job: Job, result: type[ResultT], *, n_episodes: int = 200, progress: bool = False) -> ResultT:
+def run_job(job: Job, result: type[ResultT], *, n_episodes: int = EVAL_EPISODES, progress: bool = False) -> ResultT:
     """
     Train, evaluate, and write the agent (``.zip``) and the results (``.npz``).
 
@@ -240,7 +243,7 @@ def run_job(job: Job, result: type[ResultT], *, n_episodes: int = 200, progress:
     return kept
 
 
-def finished_run(job: Job, result: type[ResultT], n_episodes: int = 200) -> ResultT | None:
+def finished_run(job: Job, result: type[ResultT], n_episodes: int = EVAL_EPISODES) -> ResultT | None:
     """
     :param job: a run
     :param result: what was kept
@@ -293,7 +296,9 @@ def _check_distinct(jobs: Sequence[Job]) -> None:
         paths.add(path)
 
 
-def finished_runs(jobs: Sequence[tuple[KeyT, Job]], result: type[ResultT], n_episodes: int = 200) -> dict[KeyT, list[ResultT]]:
+def finished_runs(
+    jobs: Sequence[tuple[KeyT, Job]], result: type[ResultT], n_episodes: int = EVAL_EPISODES
+) -> dict[KeyT, list[ResultT]]:
     """
     :param jobs: runs, each with what it is to be found by
     :param result: what was kept of each
@@ -313,7 +318,9 @@ def finished_runs(jobs: Sequence[tuple[KeyT, Job]], result: type[ResultT], n_epi
     return runs
 
 
-def waiting_jobs(jobs: Sequence[Job], result: type[ResultT], n_episodes: int = 200, *, build: bool = False) -> list[Job]:
+def waiting_jobs(
+    jobs: Sequence[Job], result: type[ResultT], n_episodes: int = EVAL_EPISODES, *, build: bool = False
+) -> list[Job]:
     """
     Notice what is wrong with any of the runs before the first of them starts, and make their folders.
 
@@ -350,7 +357,9 @@ def _try(job: Job) -> None:
         raise ValueError(f"the run {job.name!r} cannot be made: {error}") from error
 
 
-def train_jobs(waiting: Sequence[Job], result: type[ResultT], *, n_episodes: int = 200, n_processes: int = 1) -> None:
+def train_jobs(
+    waiting: Sequence[Job], result: type[ResultT], *, n_episodes: int = EVAL_EPISODES, n_processes: int = 1
+) -> None:
     """
     Train several runs at a time, each in a process with one thread.
 

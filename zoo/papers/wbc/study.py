@@ -19,7 +19,7 @@ from zoo.config.entries import merge, read_yaml
 from zoo.drawing.tables import write_tables
 from zoo.papers.wbc.evidence import evidence_tables
 from zoo.papers.wbc.walker import mean_rewards, random_policy, walker
-from zoo.runs.comparison import Array, Method, RunResult, finished_runs, train_jobs, waiting_jobs
+from zoo.runs.comparison import EVAL_EPISODES, Array, Method, RunResult, finished_runs, train_jobs, waiting_jobs
 from zoo.runs.job import Job
 
 NAVIGATION = "otbaselines/Navigation-v0"
@@ -218,7 +218,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     add("--methods", nargs="+", choices=[*CONTESTANTS], default=[*CONTESTANTS])
     add("--seeds", type=n_seeds, default=10, help="seeds 0 .. SEEDS - 1 of every method")
     add("--tuned", type=Path, default=None, help="hyperparameters that wbc-tuning found; the zoo's entries when omitted")
-    add_training(parser, eval_episodes=200, folder=FOLDER, kept="runs")
+    add_training(parser, eval_episodes=EVAL_EPISODES, folder=FOLDER, kept="runs")
     parser.set_defaults(draw=compare)
 
 

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from zoo.drawing.tables import Table, paired_table, student_interval
-from zoo.runs.comparison import Comparison, Method
+from zoo.runs.comparison import EVAL_EPISODES, Comparison, Method
 from zoo.runs.played import PlayedBesideRandom
 
 #: Of the whole team at once: each agent's own.
@@ -24,8 +24,6 @@ NAVIGATION, SPREAD = "otbaselines/Navigation-v0", "otbaselines/SimpleSpread-v0"
 SPEAKER_LISTENER = "mpe2/simple_speaker_listener-v4"
 SHARED_CRITIC = {"critic": "shared"}
 REFERENCE = "parameter sharing"
-#: Of an evaluation, unless the command line says otherwise.
-EPISODES = 200
 Runs = Mapping[str, Sequence[PlayedBesideRandom]]
 
 
@@ -71,7 +69,7 @@ def _report(command: str, title: str, methods: Mapping[str, Method]) -> Callable
             words.append(f"--methods {' '.join(name for name in methods if name in args.methods)}")
         if args.n_timesteps != -1:
             words.append(f"-n {args.n_timesteps}")
-        if args.eval_episodes != EPISODES:
+        if args.eval_episodes != EVAL_EPISODES:
             words.append(f"--eval-episodes {args.eval_episodes}")
         return f"`{' '.join(words)}`\n\n{tables(title, runs, args.seeds)}\n"
 
@@ -93,8 +91,11 @@ METHODS: dict[str, Method] = {
 }
 
 
-def _task(name: str, title: str, env_id: str, changes: Mapping[str, Any], methods: Mapping[str, Method]) -> Any:
-    return Comparison(
+def _task(
+    name: str, title: str, env_id: str, changes: Mapping[str, Any], methods: Mapping[str, Method]
+) -> tuple[str, Comparison[PlayedBesideRandom]]:
+    """A comparison beside its name."""
+    return name, Comparison(
         help=title,
         env_id=env_id,
         methods=methods,
@@ -110,6 +111,7 @@ def _size(n: int, /, **env_kwargs: Any) -> dict[str, Any]:
     return {"n_timesteps": JOINT_STEPS * n, "batch_size": MINIBATCH * n, "env_kwargs": env_kwargs}
 
 
+# IPPO's entry for the task, which WBC has none for.
 _SPEAKING = {
     "n_timesteps": 240_000,
     "n_envs": 16,
@@ -119,43 +121,31 @@ _SPEAKING = {
     "learning_rate": "lin_2.0e-3",
     "gamma": 0.95,
 }
-_EVERYBODY = {"consensus_groups": [["speaker_0", "listener_0"]]}
-#: By name on the command line.
-AGENT_TASKS: Mapping[str, Comparison[PlayedBesideRandom]] = {
-    **{
-        f"navigation-{n}": _task(
-            f"navigation-{n}",
-            f"Cooperative navigation, {n} agents, team reward",
-            NAVIGATION,
-            _size(n, n_agents=n),
-            METHODS,
-        )
-        for n in SIZES
-    },
-    **{
-        f"spread-{n}": _task(
-            f"spread-{n}",
-            f"simple_spread, {n} agents",
-            SPREAD,
-            _size(n, N=n),
-            METHODS,
-        )
-        for n in SIZES
-    },
-    "speaker-listener": _task(
-        "speaker-listener",
-        "mpe2 simple_speaker_listener",
-        SPEAKER_LISTENER,
-        _SPEAKING,
-        {
-            "sharing": Method(label=REFERENCE, algo="ippo", changes={"share_parameters": True}),
-            "wbc": Method(label="WBC: nobody has an equal", algo="wbc"),
-            "wbc-all": Method(label="WBC, both in one group", algo="wbc", changes=_EVERYBODY),
-            "kl-all": Method(label="KL consensus, both in one group", algo="wbc", variants=("kl",), changes=_EVERYBODY),
-            "ippo": METHODS["ippo"],
-        },
-    ),
+_EVERYBODY: dict[str, Any] = {"consensus_groups": [["speaker_0", "listener_0"]]}
+_SPEAKERS: dict[str, Method] = {
+    "sharing": Method(label=REFERENCE, algo="ippo", changes={"share_parameters": True}),
+    "wbc": Method(label="WBC: nobody has an equal", algo="wbc"),
+    "wbc-all": Method(label="WBC, both in one group", algo="wbc", changes=_EVERYBODY),
+    "kl-all": Method(label="KL consensus, both in one group", algo="wbc", variants=("kl",), changes=_EVERYBODY),
+    "ippo": METHODS["ippo"],
 }
+#: By name on the command line.
+AGENT_TASKS: Mapping[str, Comparison[PlayedBesideRandom]] = dict(
+    [
+        *(
+            _task(
+                f"navigation-{n}",
+                f"Cooperative navigation, {n} agents, team reward",
+                NAVIGATION,
+                _size(n, n_agents=n),
+                METHODS,
+            )
+            for n in SIZES
+        ),
+        *(_task(f"spread-{n}", f"simple_spread, {n} agents", SPREAD, _size(n, N=n), METHODS) for n in SIZES),
+        _task("speaker-listener", "mpe2 simple_speaker_listener", SPEAKER_LISTENER, _SPEAKING, _SPEAKERS),
+    ]
+)
 
 _EIGHT = _size(8, n_agents=8)
 # An entry's 32 copies and minibatches eight times over: each agent sees as much as a network that all share.
