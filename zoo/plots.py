@@ -22,6 +22,7 @@ from zoo.drawing.tables import write_tables
 from zoo.papers.fedirl import command as fedirl_paper
 from zoo.papers.qdot import command as qdot
 from zoo.papers.qdot import extractions
+from zoo.papers.wbc import coefficients as wbc_coefficients
 from zoo.papers.wbc import study as wbc_study
 from zoo.papers.wbc import tuning as wbc_tuning
 from zoo.papers.wbc.comparisons import ESTIMATORS, NAVIGATION, PAPER
@@ -127,6 +128,8 @@ def parser_of_figures() -> argparse.ArgumentParser:
     wbc_study.add_options(figures.add_parser("wbc-transport", help=transport, allow_abbrev=False))
     equal = "the same search for every method of wbc-transport"
     wbc_tuning.add_options(figures.add_parser("wbc-tuning", help=equal, allow_abbrev=False))
+    strengths = "figure and table of the coefficients that work, by how narrow policies start"
+    wbc_coefficients.add_options(figures.add_parser("wbc-coefficients", help=strengths, allow_abbrev=False))
     game = "Table 3 and Figure 1 of the W-MATRPO paper"
     wmatrpo_paper.add_options(figures.add_parser("wmatrpo-paper", help=game, allow_abbrev=False))
     recorded = "table and learning curves of QDOT, IQL and BC on recorded data"

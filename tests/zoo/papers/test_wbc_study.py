@@ -9,8 +9,9 @@ from otbaselines import WBC
 from otbaselines.envs import NavigationConfig
 from zoo import plots
 from zoo.config.entries import read_yaml
-from zoo.papers.wbc.study import CONTESTANTS, SETTINGS, contestants, study_job
-from zoo.papers.wbc.tuning import FIRST_SEED, SPACE, draw, overrides_of
+from zoo.papers.wbc.coefficients import FACTORS, CoefficientResult
+from zoo.papers.wbc.study import CONTESTANTS, FEW_COMMON_PLACES, SETTINGS, StudyResult, contestants, study_job
+from zoo.papers.wbc.tuning import FIRST_SEED, SPACE, draw, keep_best, overrides_of
 
 pytestmark = pytest.mark.filterwarnings("ignore:agents of a group have actions that lead where")
 SMALL = {"n_envs": 2, "batch_size": 75}
@@ -20,14 +21,14 @@ def _build(setting: str, method: str, tmp_path: Path) -> WBC:
     return study_job(setting, method, 0, tmp_path, name="x", overrides=SMALL).build()  # type: ignore[return-value]
 
 
-@pytest.mark.parametrize("setting", ["turn45", "headings9", "sigma0.3"])
+@pytest.mark.parametrize("setting", ["turn45", "dynamics", "headings9", "sigma0.3"])
 def test_every_method_of_a_setting_is_built_as_its_label_says(setting: str, tmp_path: Path) -> None:
     models = {name: _build(setting, name, tmp_path) for name in contestants(setting, [*CONTESTANTS])}
     continuous = setting.startswith("sigma")
     left_out = {"one-hot", "zero-one"} if continuous else set()
     assert set(models) >= {"wbc", "kl", "reverse-kl", "energy", "sharing", "ippo"}
     assert not left_out & set(models)
-    assert ("matched" in models) == (setting == "turn45")
+    assert ("matched" in models) == (setting in FEW_COMMON_PLACES)
     for model in models.values():
         assert model.n_steps == 25
         if continuous:
@@ -41,13 +42,13 @@ def test_every_method_of_a_setting_is_built_as_its_label_says(setting: str, tmp_
     if continuous:
         return
     n_actions = int(models["wbc"].action_space.n)
-    # To stay, and the headings of the agents: at 45 degrees the first and the third agent share theirs.
-    n_points = 9
+    # To stay, and the moves of the agents: at 45 degrees the first and the third share theirs, at three speeds nobody does.
+    n_points = 13 if setting == "dynamics" else 9
     assert len(consensus["wbc"].metric.codebook) == len(consensus["energy"].metric.codebook) == n_points
     assert len(consensus["zero-one"].metric.codebook) == n_points
     assert len(consensus["zero-one"].cost.unique().round(decimals=3).unique()) == 2
     assert consensus["one-hot"].metric.placement is None
-    if setting == "turn45":
+    if setting in FEW_COMMON_PLACES:
         assert len(consensus["matched"].metric.codebook) == len(consensus["energy-matched"].metric.codebook) == n_actions
         assert int(consensus["kl-matched"].placement.max()) + 1 == n_actions
     assert len(consensus["one-hot"].metric.codebook) == n_actions
@@ -115,3 +116,52 @@ def test_methods_that_mean_nothing_in_a_setting_are_named(tmp_path: Path, capsys
     with pytest.raises(SystemExit):
         plots.main(["wbc-transport", "--settings", "equal", "--methods", "matched", "--out", str(tmp_path)])
     assert "none of matched means anything of its own in 'equal'" in capsys.readouterr().err
+
+
+def test_values_of_one_setting_are_tested_in_another(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "tuned.yml").write_text("headings65: {ippo: {learning_rate: 0.004}}\n")
+    options = ["wbc-transport", "--settings", "headings9", "--methods", "ippo", "--out", str(tmp_path), "-n", "2400"]
+    with pytest.raises(SystemExit):
+        plots.main([*options, "--values-of", "headings65"])
+    assert "--values-of headings65 names hyperparameters of a file" in capsys.readouterr().err
+    tuned = ["--tuned", str(tmp_path / "tuned.yml"), "--values-of", "headings65"]
+    plots.main([*options, *tuned, "--train", "--seeds", "1", "--jobs", "1", "--eval-episodes", "10"])
+    assert "--values-of headings65" in capsys.readouterr().out
+    result = StudyResult.load(tmp_path / "runs/headings9/ippo-seed0.npz")
+    assert result.entry["learning_rate"] == 0.004
+    assert result.entry["env_kwargs"]["headings"] == 9
+
+
+def test_a_search_keeps_what_its_file_has_of_others(tmp_path: Path) -> None:
+    path = tmp_path / "tuned.yml"
+    keep_best({"equal": {"kl": {"gamma": 0.9}, "ippo": {"gamma": 0.95}}}, path)
+    keep_best({"equal": {"kl": {"gamma": 0.99}}, "turn45": {"wbc": {"gamma": 0.9}}}, path)
+    assert read_yaml(path) == {
+        "equal": {"kl": {"gamma": 0.99}, "ippo": {"gamma": 0.95}},
+        "turn45": {"wbc": {"gamma": 0.9}},
+    }
+
+
+def test_coefficients_differ_in_nothing_else_and_stand_beside_none(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    few = ["--settings", "sigma0.3", "--methods", "kl", "--trial", "1", "--seeds", "2", "-n", "2400", "--out", str(tmp_path)]
+    command = ["wbc-coefficients", *few, "--jobs", "1", "--eval-episodes", "10"]
+    with pytest.raises(SystemExit):
+        plots.main(command)
+    assert "no finished runs in" in capsys.readouterr().err
+    plots.main([*command, "--train", "--tables", str(tmp_path / "t.md")])
+    assert "0 of 12 runs are finished" in capsys.readouterr().out
+    folder = tmp_path / "runs/trial1/sigma0.3"
+    runs = {path.stem: CoefficientResult.load(path) for path in folder.glob("*.npz")}
+    assert len(runs) == 2 * (1 + len(FACTORS))
+    entries = {name: dict(run.entry) for name, run in runs.items() if name.startswith("kl")}
+    found = sorted(float(entry.pop("consensus_coef").removeprefix("lin_")) for entry in entries.values())
+    np.testing.assert_allclose(found, np.repeat([20.0 * factor for factor in FACTORS], 2))
+    assert all(entry == entries["kl-1-seed1000"] for entry in entries.values())
+    assert runs["ippo-seed1000"].entry["ent_coef"] == draw(1)[0]["ent_coef"]
+    # After one update normals are nearly as narrow as they started.
+    assert all(0.2 < float(run.deviation) < 0.4 for run in runs.values())
+    text = (tmp_path / "t.md").read_text()
+    ahead = [float((runs[f"kl-1-seed{s}"].rewards - runs[f"ippo-seed{s}"].rewards).mean()) for s in (1000, 1001)]
+    assert f"{np.mean(ahead):+.3f}" in text
+    assert f"{np.mean([runs[f'ippo-seed{s}'].deviation for s in (1000, 1001)]):.3f}" in text
+    assert (tmp_path / "coefficients_trial1.png").is_file()

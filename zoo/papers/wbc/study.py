@@ -1,8 +1,9 @@
 """
 Where transport should win, with every control beside it: ``python -m zoo.plots wbc-transport --train``.
 
-Directions that team-mates do not have (turned moves), many directions, and continuous moves; the quarter turn and five
-directions are the null. Hyperparameters come from an equal search (:mod:`zoo.papers.wbc.tuning`) where there is one.
+Directions and lengths of step that team-mates do not have (turned moves, agents of different speed), many directions, and
+continuous moves; the quarter turn and five directions are the null. Hyperparameters come from an equal search
+(:mod:`zoo.papers.wbc.tuning`) where there is one.
 """
 
 import argparse
@@ -107,6 +108,7 @@ CONTESTANTS: dict[str, Contestant] = {
 SETTINGS: dict[str, dict[str, Any]] = {
     "equal": {},
     **{f"turn{angle}": {"env_kwargs": {"turn": angle}} for angle in (30, 45, 90)},
+    "dynamics": {"env_kwargs": {"heterogeneous": "dynamics"}},
     **{f"headings{number}": {"env_kwargs": {"headings": number}} for number in (5, 9, 17, 33, 65)},
     # Normals that start with these deviations, in units of a step; learning shrinks them.
     **{
@@ -115,7 +117,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
     },
 }
 #: Where agents' actions lead to places that their team-mates' do not.
-FEW_COMMON_PLACES = ("turn30", "turn45")
+FEW_COMMON_PLACES = ("turn30", "turn45", "dynamics")
 # Discrete actions have places and options that continuous ones do not.
 DISCRETE_OPTIONS = ("action_embedding", "action_metric")
 
@@ -218,6 +220,12 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     add("--methods", nargs="+", choices=[*CONTESTANTS], default=[*CONTESTANTS])
     add("--seeds", type=n_seeds, default=10, help="seeds 0 .. SEEDS - 1 of every method")
     add("--tuned", type=Path, default=None, help="hyperparameters that wbc-tuning found; the zoo's entries when omitted")
+    add(
+        "--values-of",
+        choices=[*SETTINGS],
+        default=None,
+        help="setting whose hyperparameters all take; each its own if omitted",
+    )
     add_training(parser, eval_episodes=EVAL_EPISODES, folder=FOLDER, kept="runs")
     parser.set_defaults(draw=compare)
 
@@ -227,6 +235,8 @@ def compare(args: argparse.Namespace, parser: argparse.ArgumentParser) -> None:
     steps = {} if args.n_timesteps == -1 else {"n_timesteps": args.n_timesteps}
     jobs: dict[str, list[tuple[str, Job]]] = {}
     with mistakes(parser):
+        if args.values_of and args.tuned is None:
+            raise ValueError(f"--values-of {args.values_of} names hyperparameters of a file; give the file as --tuned")
         for setting in args.settings:
             folder = Path(args.out) / "runs" / setting
             jobs[setting] = [
@@ -238,7 +248,7 @@ def compare(args: argparse.Namespace, parser: argparse.ArgumentParser) -> None:
                         seed,
                         folder,
                         name=f"{method}-seed{seed}",
-                        overrides={**tuned(args.tuned, setting, method), **steps},
+                        overrides={**tuned(args.tuned, args.values_of or setting, method), **steps},
                         device=args.device,
                     ),
                 )
@@ -266,6 +276,8 @@ def command_line(args: argparse.Namespace) -> str:
             words.append(f"--{name} {' '.join(getattr(args, name))}")
     if args.tuned is not None:
         words.append(f"--tuned {args.tuned}")
+    if args.values_of:
+        words.append(f"--values-of {args.values_of}")
     if args.n_timesteps != -1:
         words.append(f"-n {args.n_timesteps}")
     return " ".join(words)

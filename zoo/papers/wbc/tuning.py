@@ -7,6 +7,7 @@ which ``zoo.plots wbc-transport --tuned`` reads.
 """
 
 import argparse
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ import numpy as np
 import yaml
 
 from zoo.config.command import add_training, mistakes, number
+from zoo.config.entries import read_yaml
 from zoo.drawing.tables import Table, write_tables
 from zoo.papers.wbc.evidence import MEASURES, measures
 from zoo.papers.wbc.study import CONTESTANTS, FEW_COMMON_PLACES, SETTINGS, StudyResult, contestants, study_job
@@ -61,13 +63,24 @@ def overrides_of(setting: str, method: str, trial: int) -> dict[str, Any]:
     :return: the trial's hyperparameters for that method
     """
     chosen, factor, annealed = draw(trial)
+    return {**chosen, **coefficient(setting, method, factor, annealed=annealed)}
+
+
+def coefficient(setting: str, method: str, factor: float, *, annealed: bool) -> dict[str, Any]:
+    """
+    :param setting: a name in :data:`~zoo.papers.wbc.study.SETTINGS`
+    :param method: a name in :data:`~zoo.papers.wbc.study.CONTESTANTS`
+    :param factor: the coefficient in units of the method's own
+    :param annealed: whether it falls to zero
+    :return: the hyperparameter; empty for a method without one
+    """
     unit = CONTESTANTS[method].unit
     if unit is None:
-        return chosen
+        return {}
     if setting in FEW_COMMON_PLACES and CONTESTANTS[method].placed:
         unit *= FORCE_UNIT
     value = float(f"{unit * factor:.3g}")
-    return {**chosen, "consensus_coef": f"lin_{value}" if annealed else value}
+    return {"consensus_coef": f"lin_{value}" if annealed else value}
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
@@ -126,7 +139,18 @@ def search(args: argparse.Namespace, parser: argparse.ArgumentParser) -> None:
     print(text)
     write_tables(text, args.tables)
     path = Path(args.out) / "tuned.yml"
-    path.write_text(
-        f"# Found by python -m zoo.plots wbc-tuning: {args.trials} trials, {args.seeds} seeds.\n" + yaml.safe_dump(best)
-    )
+    keep_best(best, path)
     print(f"Hyperparameters are in {path}")
+
+
+def keep_best(best: Mapping[str, Mapping[str, Any]], path: Path) -> None:
+    """
+    Write hyperparameters beside those of other settings and methods that a file has already.
+
+    :param best: hyperparameters by setting and method
+    :param path: the file
+    """
+    kept = read_yaml(path) if path.is_file() else {}
+    found = {setting: {**(kept.get(setting) or {}), **best.get(setting, {})} for setting in {**kept, **best}}
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("# Found by python -m zoo.plots wbc-tuning.\n" + yaml.safe_dump(found))
