@@ -26,7 +26,7 @@ from zoo.benchmarks.offline import offline_table
 from zoo.benchmarks.rounds import rounds_table
 from zoo.benchmarks.throughput import consensus_tables, environment_table, growth_table, throughput_table
 from zoo.config import command
-from zoo.drawing.tables import Table, one_thread, write_tables
+from zoo.drawing.tables import Table, one_thread, write_text
 
 PACKAGES = ("torch", "numpy", "stable-baselines3", "supersuit", "pettingzoo", "mpe2", "POT")
 
@@ -90,7 +90,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     with one_thread():
         text = _measure(args)
     print(f"Took {time.process_time() - start:.0f} CPU seconds.")
-    write_tables(text, args.out)
+    write_text(text, args.out)
 
 
 def _measure(args: argparse.Namespace) -> str:

@@ -7,6 +7,7 @@ costs seconds.
 """
 
 import argparse
+import sys
 from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -15,10 +16,10 @@ from typing import Any
 import numpy as np
 
 from zoo.benchmarks.sb3 import SPREAD
-from zoo.config.command import add_training, check_outputs, make_parser, mistakes, n_seeds
+from zoo.config.command import add_training, check_outputs, make_parser, mistakes, n_seeds, shown_command
 from zoo.config.registry import OFFLINE
 from zoo.drawing.curves import draw_evaluations
-from zoo.drawing.tables import write_tables
+from zoo.drawing.tables import show_tables
 from zoo.papers.fedirl import command as fedirl_paper
 from zoo.papers.qdot import command as qdot
 from zoo.papers.qdot import extractions
@@ -77,9 +78,7 @@ def compare(tasks: Mapping[str, Comparison[Any]], args: argparse.Namespace, pars
         train_jobs(each, chosen[task].result, n_episodes=args.eval_episodes, n_processes=args.jobs)
     with mistakes(parser):
         runs = {task: finished_runs(jobs[task], each.result, args.eval_episodes) for task, each in chosen.items()}
-    text = "\n".join(comparison.report(runs[task], args) for task, comparison in chosen.items())
-    print(text)
-    write_tables(text, args.tables)
+    show_tables([comparison.report(runs[task], args) for task, comparison in chosen.items()], args)
 
 
 def learning_curve(args: argparse.Namespace, parser: argparse.ArgumentParser) -> None:
@@ -154,7 +153,9 @@ def parser_of_figures() -> argparse.ArgumentParser:
 def main(argv: Sequence[str] | None = None) -> None:
     """Run the command line ``argv``, that of the process when omitted."""
     parser = parser_of_figures()
+    argv = sys.argv[1:] if argv is None else argv
     args = parser.parse_args(argv)
+    args.command = shown_command("zoo.plots", argv, trains=hasattr(args, "train"))
     with mistakes(parser):
         check_outputs(getattr(args, "tables", None))
     args.draw(args, parser)

@@ -7,11 +7,12 @@ Theorem 3.1, that consensus without rewards contracts the team geometrically, is
 """
 
 import argparse
+import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from zoo.config.command import make_parser, mistakes, number
-from zoo.drawing.tables import Table, one_thread, write_tables
+from zoo.config.command import make_parser, mistakes, number, shown_command
+from zoo.drawing.tables import Table, one_thread, show_tables
 from zoo.papers.wbc.concentration import rate
 from zoo.papers.wbc.contraction import contraction
 from zoo.papers.wbc.own_support import supports
@@ -42,13 +43,14 @@ def parser_of_theorems() -> argparse.ArgumentParser:
 def main(argv: Sequence[str] | None = None) -> None:
     """Run the command line ``argv``, that of the process when omitted."""
     parser = parser_of_theorems()
+    argv = sys.argv[1:] if argv is None else argv
     args = parser.parse_args(argv)
+    args.command = shown_command("zoo.theory", argv)
     with mistakes(parser):
         args.out.mkdir(parents=True, exist_ok=True)
     with one_thread():
-        text = "\n\n".join(table.markdown() for table in args.measure(args)) + "\n"
-    print(text)
-    write_tables(text, args.tables)
+        tables = args.measure(args)
+    show_tables(tables, args)
 
 
 if __name__ == "__main__":

@@ -15,9 +15,8 @@ from zoo.runs.played import PlayedResult
 
 
 def report(runs: Mapping[str, Sequence[PlayedResult]], args: argparse.Namespace) -> str:
-    """The table of the learners, with the command that made it."""
-    table = returns_table("mpe2 simple_spread, three agents", runs)
-    return f"`python -m zoo.plots spread --train --seeds {args.seeds}`\n\n{table.markdown()}\n"
+    """The table of the learners."""
+    return returns_table("mpe2 simple_spread, three agents", runs).markdown()
 
 
 SPREAD = Comparison(

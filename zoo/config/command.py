@@ -3,6 +3,7 @@
 import argparse
 import ast
 import os
+import shlex
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -21,6 +22,40 @@ def make_parser(command: str, description: str) -> argparse.ArgumentParser:
     :return: a parser that does not take ``--see`` for ``--seed``
     """
     return argparse.ArgumentParser(prog=f"python -m {command}", description=description, allow_abbrev=False)
+
+
+#: Options that say where files go and how many processes there are, with one value each: no table depends on them.
+_NOT_SHOWN = ("--out", "--tables", "--jobs")
+
+
+def shown_command(command: str, argv: Sequence[str], *, trains: bool = False) -> str:
+    """
+    The command that makes the same tables wherever a reader's files are.
+
+    :param command: such as ``zoo.plots``
+    :param argv: what was typed after it
+    :param trains: whether it makes runs that do not exist when told ``--train``
+    :return: what was typed, but for where files go; of absolute paths their last part
+    """
+    words: list[str] = []
+    rest = iter(argv)
+    for word in rest:
+        option, equals, value = word.partition("=")
+        if option in _NOT_SHOWN:
+            if not equals:
+                next(rest, None)
+        elif option.startswith("--") and equals:
+            words.append(f"{option}={_portable(value)}")
+        elif word != "--train":
+            words.append(_portable(word))
+    if trains:
+        words.insert(1, "--train")
+    return f"python -m {command} {shlex.join(words)}"
+
+
+def _portable(word: str) -> str:
+    path = Path(word)
+    return path.name if path.is_absolute() else word
 
 
 @contextmanager

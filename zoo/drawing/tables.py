@@ -1,5 +1,6 @@
 """Tables of results, as Markdown."""
 
+import argparse
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -31,11 +32,24 @@ class Table:
         return heading + "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 
-def write_tables(text: str, path: Path | None) -> None:
+def show_tables(parts: Sequence[str | Table], args: argparse.Namespace) -> None:
+    """
+    Print what a command found, under the command itself, and keep it where ``--tables`` says.
+
+    :param parts: tables and other Markdown, in this order
+    :param args: with ``command``, what makes them again, and ``tables``
+    """
+    shown = (each.markdown() if isinstance(each, Table) else each.strip("\n") for each in parts)
+    text = "\n\n".join([f"`{args.command}`", *shown]) + "\n"
+    print(text)
+    write_text(text, args.tables)
+
+
+def write_text(text: str, path: Path | None) -> None:
     """
     Keep what was printed.
 
-    :param text: the tables
+    :param text: Markdown
     :param path: the file; its folder is made, and nothing is written when it is ``None``
     """
     if path is not None:

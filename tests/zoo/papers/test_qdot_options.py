@@ -8,7 +8,7 @@ import pytest
 from recordings_of_pendulum import pendulum_file
 
 from zoo import plots
-from zoo.papers.qdot import command, runs
+from zoo.papers.qdot import runs
 from zoo.papers.qdot.extractions import FanResult, _name
 from zoo.papers.qdot.options import price_text
 from zoo.papers.qdot.runs import OfflineResult, offline_jobs
@@ -219,14 +219,6 @@ def test_prices_are_named_to_the_last_digit(here: Path) -> None:
     assert len({key for key, _ in jobs}) == 4
     for price in (0.3, 0.3000001, 1.0, 1e6, 123456789.0, 1e-300, 1 / 3):
         assert float(price_text(price)) == price
-
-
-def test_the_printed_command_makes_the_same_runs() -> None:
-    words = "qdot --datasets medium.npz --alphas 0.3000001 --methods qdot --env Pendulum-v1 --first-seed 5 --eval-episodes 3"
-    args = plots.parser_of_figures().parse_args(shlex.split(words))
-    printed = shlex.split(command.command_line(args))
-    again = plots.parser_of_figures().parse_args(printed[printed.index("qdot") :])
-    assert {**vars(again), "train": False} == vars(args)
 
 
 def test_names_of_many_prices_are_short_and_differ() -> None:

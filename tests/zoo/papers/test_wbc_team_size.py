@@ -103,6 +103,6 @@ def test_tables_of_one_run_each(tmp_path: Path, capsys: pytest.CaptureFixture[st
     assert "8 agents, team reward" in printed
     assert "WBC, shared critic" in printed
     assert "one seed" in printed
-    assert "--seeds 1 --methods sharing wbc-shared -n 1600 --eval-episodes 8`" in printed
+    assert "wbc-agents --train --tasks navigation-8 --methods sharing wbc-shared --eval-episodes 8 -n 1600" in printed
     plots.main(["wbc-agents", "--tasks", "navigation-8", "--methods", "wbc-shared", *few])
     assert "parameter sharing less" not in capsys.readouterr().out

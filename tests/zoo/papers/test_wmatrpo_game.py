@@ -166,7 +166,7 @@ def test_the_command_trains_writes_tables_and_draws(tmp_path: Path, capsys: pyte
     plots.main([*arguments, "--train"])
     text = (tmp_path / "table.md").read_text()
     assert text in capsys.readouterr().out
-    command = "python -m zoo.plots wmatrpo-paper --train --variant corrected --seeds 1 --agents 2 3 --iterations 2"
+    command = "python -m zoo.plots wmatrpo-paper --train --seeds 1 --agents 2 3 --variant corrected --iterations 2"
     assert text.startswith(f"`{command}`")
     assert all(f"| {n} | {method.label} | 1 |" in text for n in (2, 3) for method in METHODS.values())
     with Image.open(tmp_path / "figure1_corrected.png") as picture:

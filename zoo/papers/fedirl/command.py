@@ -4,7 +4,7 @@ import argparse
 from pathlib import Path
 
 from zoo.config.command import check_outputs, mistakes, n_seeds
-from zoo.drawing.tables import Table, one_thread, write_tables
+from zoo.drawing.tables import Table, one_thread, show_tables
 from zoo.papers.fedirl import control
 from zoo.papers.fedirl.control import TASKS, ControlJob, ControlResult, paired_returns, returns_table
 from zoo.papers.fedirl.gridworlds import (
@@ -64,9 +64,7 @@ def compare(args: argparse.Namespace, parser: argparse.ArgumentParser) -> None:
     tables: list[Table] = [each(worlds, mode) for mode in MODES for each in (table, paired_table)] if worlds else []
     for training in (False, True) if tasks else ():
         tables += [returns_table(tasks, training=training), paired_returns(tasks, training=training)]
-    text = "\n\n".join(each.markdown() for each in tables) + ("\n\n" + printed() if worlds else "\n")
-    print(text)
-    write_tables(text, args.tables)
+    show_tables([*tables, *([printed()] if worlds else [])], args)
 
 
 def _worlds(args: argparse.Namespace, folder: Path) -> dict[str, list[WorldsResult]]:

@@ -4,9 +4,8 @@ import argparse
 from pathlib import Path
 
 from zoo.config.command import check_distinct, check_outputs, count, count_or_default, mistakes
-from zoo.config.entries import dotted
-from zoo.drawing.tables import write_tables
-from zoo.papers.qdot.options import add_data, check_options, price_text
+from zoo.drawing.tables import show_tables
+from zoo.papers.qdot.options import add_data, check_options
 from zoo.papers.qdot.report import draw_curves, scores_table
 from zoo.papers.qdot.runs import METHODS, OfflineResult, offline_jobs
 from zoo.runs.comparison import finished_runs, train_jobs, waiting_jobs
@@ -58,27 +57,5 @@ def compare(args: argparse.Namespace, parser: argparse.ArgumentParser) -> None:
         runs = finished_runs(jobs, OfflineResult, args.eval_episodes)
         check_outputs(figure)
     draw_curves(runs, figure)
-    text = f"`{command_line(args)}`\n\n{scores_table(runs).markdown()}\n"
-    print(text)
+    show_tables([scores_table(runs)], args)
     print(f"The learning curves are {figure}")
-    write_tables(text, args.tables)
-
-
-def command_line(args: argparse.Namespace) -> str:
-    """The command that makes the same table; data are named without their folders."""
-    names = " ".join(path.name for path in args.datasets)
-    words = [f"python -m zoo.plots qdot --train --datasets {names} --methods {' '.join(args.methods)} --seeds {args.seeds}"]
-    words.append(f"--alphas {' '.join(map(price_text, args.alphas))}")
-    if args.first_seed != 0:
-        words.append(f"--first-seed {args.first_seed}")
-    if args.env is not None:
-        words.append(f"--env {args.env}")
-    if args.eval_episodes != EPISODES:
-        words.append(f"--eval-episodes {args.eval_episodes}")
-    if args.n_timesteps != -1:
-        words.append(f"-n {args.n_timesteps}")
-    if args.hyperparams:
-        words.append(
-            "-params " + " ".join(f"{name}:{value}".replace(" ", "") for name, value in dotted(args.hyperparams).items())
-        )
-    return " ".join(words)

@@ -21,7 +21,7 @@ from stable_baselines3.common.base_class import BaseAlgorithm
 from otbaselines import QDOT
 from zoo.config.command import add_training, check_distinct, check_outputs, mistakes
 from zoo.drawing.curves import STYLE, save
-from zoo.drawing.tables import Table, mean_and_interval, student_interval, write_tables
+from zoo.drawing.tables import Table, mean_and_interval, show_tables, student_interval
 from zoo.papers.qdot.fan import IQL_WEIGHTS, PLAIN, PolicyFan, weights_by_name
 from zoo.papers.qdot.options import add_data, check_options, price_text, with_tasks
 from zoo.papers.qdot.report import scaled
@@ -303,7 +303,5 @@ def compare(args: argparse.Namespace, parser: argparse.ArgumentParser) -> None:
         check_outputs(figure)
     acting = rows_of([*prices, math.inf], weights_by_name(weights))
     draw_prices(runs, acting, figure)
-    text = "\n\n".join(extractions_table(data, found, acting, prices).markdown() for data, found in runs.items()) + "\n"
-    print(text)
+    show_tables([extractions_table(data, found, acting, prices) for data, found in runs.items()], args)
     print(f"The figure is {figure}")
-    write_tables(text, args.tables)

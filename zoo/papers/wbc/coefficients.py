@@ -18,7 +18,7 @@ from stable_baselines3.common.base_class import BaseAlgorithm
 
 from zoo.config.command import add_training, mistakes, number
 from zoo.drawing.curves import METHOD_STYLES, STYLE, save
-from zoo.drawing.tables import Table, paired_verdict, student_interval, write_tables
+from zoo.drawing.tables import Table, paired_verdict, show_tables, student_interval
 from zoo.papers.wbc.evidence import measures
 from zoo.papers.wbc.study import CONTESTANTS, SETTINGS, StudyResult, is_continuous, study_job
 from zoo.papers.wbc.tuning import FIRST_SEED, coefficient, draw
@@ -94,13 +94,7 @@ def sweep(args: argparse.Namespace, parser: argparse.ArgumentParser) -> None:
         settings = [s for s in args.settings if all(len(runs.get(key, ())) == args.seeds for key, _ in jobs if key[0] == s)]
         if not settings:
             raise ValueError("no setting has all its runs; take --train")
-    words = [f"--settings {' '.join(settings)} --methods {' '.join(args.methods)} --trial {args.trial} --seeds {args.seeds}"]
-    words += [f"-n {args.n_timesteps}"] if steps else []
-    parts = [f"`python -m zoo.plots wbc-coefficients --train {' '.join(words)}`"]
-    parts += [table.markdown() for setting in settings for table in tables(runs, setting, args.methods)]
-    text = "\n\n".join(parts) + "\n"
-    print(text)
-    write_tables(text, args.tables)
+    show_tables([table for setting in settings for table in tables(runs, setting, args.methods)], args)
     path = Path(args.out) / f"coefficients_trial{args.trial}.png"
     draw_strengths(runs, settings, args.methods, path)
     print(f"The figure is {path}")

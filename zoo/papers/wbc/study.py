@@ -17,7 +17,7 @@ from stable_baselines3.common.base_class import BaseAlgorithm
 from otbaselines.common.vec_env.make import make_vec_env
 from zoo.config.command import add_training, mistakes, n_seeds
 from zoo.config.entries import merge, read_yaml
-from zoo.drawing.tables import write_tables
+from zoo.drawing.tables import Table, show_tables
 from zoo.papers.wbc.evidence import evidence_tables
 from zoo.papers.wbc.walker import mean_rewards, random_policy, walker
 from zoo.runs.comparison import EVAL_EPISODES, Array, Method, RunResult, finished_runs, train_jobs, waiting_jobs
@@ -260,24 +260,7 @@ def compare(args: argparse.Namespace, parser: argparse.ArgumentParser) -> None:
     train_jobs(waiting, StudyResult, n_episodes=args.eval_episodes, n_processes=args.jobs)
     with mistakes(parser):
         runs = {setting: finished_runs(each, StudyResult, args.eval_episodes) for setting, each in jobs.items()}
-    parts = [f"`{command_line(args)}`"]
+    parts: list[str | Table] = []
     for setting, found in runs.items():
-        parts += [f"## {setting}", *(table.markdown() for table in evidence_tables(found, n_seeds=args.seeds))]
-    text = "\n\n".join(parts) + "\n"
-    print(text)
-    write_tables(text, args.tables)
-
-
-def command_line(args: argparse.Namespace) -> str:
-    """The command that makes the same tables, without what is usual."""
-    words = [f"python -m zoo.plots wbc-transport --train --seeds {args.seeds}"]
-    for name, usual in (("settings", SETTINGS), ("methods", CONTESTANTS)):
-        if getattr(args, name) != [*usual]:
-            words.append(f"--{name} {' '.join(getattr(args, name))}")
-    if args.tuned is not None:
-        words.append(f"--tuned {args.tuned}")
-    if args.values_of:
-        words.append(f"--values-of {args.values_of}")
-    if args.n_timesteps != -1:
-        words.append(f"-n {args.n_timesteps}")
-    return " ".join(words)
+        parts += [f"## {setting}", *evidence_tables(found, n_seeds=args.seeds)]
+    show_tables(parts, args)

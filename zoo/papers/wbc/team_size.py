@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from zoo.drawing.tables import Table, paired_table, student_interval
-from zoo.runs.comparison import EVAL_EPISODES, Comparison, Method
+from zoo.runs.comparison import Comparison, Method
 from zoo.runs.played import PlayedBesideRandom
 
 #: Of the whole team at once: each agent's own.
@@ -62,16 +62,9 @@ def tables(title: str, runs: Runs, n_seeds: int) -> str:
     return "\n\n".join(each.markdown() for each in (table, pairs) if each.rows)
 
 
-def _report(command: str, title: str, methods: Mapping[str, Method]) -> Callable[[Runs, argparse.Namespace], str]:
+def _report(title: str) -> Callable[[Runs, argparse.Namespace], str]:
     def report(runs: Runs, args: argparse.Namespace) -> str:
-        words = [f"python -m zoo.plots {command} --train --seeds {args.seeds}"]
-        if {each.label for each in methods.values()} != {*runs}:
-            words.append(f"--methods {' '.join(name for name in methods if name in args.methods)}")
-        if args.n_timesteps != -1:
-            words.append(f"-n {args.n_timesteps}")
-        if args.eval_episodes != EVAL_EPISODES:
-            words.append(f"--eval-episodes {args.eval_episodes}")
-        return f"`{' '.join(words)}`\n\n{tables(title, runs, args.seeds)}\n"
+        return tables(title, runs, args.seeds)
 
     return report
 
@@ -100,7 +93,7 @@ def _task(
         env_id=env_id,
         methods=methods,
         result=PlayedBesideRandom,
-        report=_report(f"wbc-agents --tasks {name}", title, methods),
+        report=_report(title),
         seeds=3,
         folder="runs/wbc-agents",
         changes=changes,
@@ -171,7 +164,7 @@ AVERAGING = Comparison(
     env_id=NAVIGATION,
     methods=_LEARNERS,
     result=PlayedBesideRandom,
-    report=_report("wbc-averaging", "Cooperative navigation, 8 agents, team reward", _LEARNERS),
+    report=_report("Cooperative navigation, 8 agents, team reward"),
     seeds=3,
     folder="runs/wbc-averaging",
     changes=_EIGHT,

@@ -16,7 +16,7 @@ import yaml
 
 from zoo.config.command import add_training, mistakes, number
 from zoo.config.entries import read_yaml
-from zoo.drawing.tables import Table, write_tables
+from zoo.drawing.tables import Table, show_tables
 from zoo.papers.wbc.evidence import MEASURES, measures
 from zoo.papers.wbc.study import CONTESTANTS, FEW_COMMON_PLACES, SETTINGS, StudyResult, contestants, study_job
 from zoo.runs.comparison import finished_runs, train_jobs, waiting_jobs
@@ -114,7 +114,7 @@ def search(args: argparse.Namespace, parser: argparse.ArgumentParser) -> None:
         runs = finished_runs(jobs, StudyResult, args.eval_episodes)
     column = [*MEASURES].index(args.criterion)
     best: dict[str, dict[str, dict[str, Any]]] = {}
-    parts = []
+    tables: list[str | Table] = []
     for setting in args.settings:
         table = Table(
             f"{setting}: best of {args.trials} trials over {args.seeds} search seeds by {args.criterion}",
@@ -134,10 +134,8 @@ def search(args: argparse.Namespace, parser: argparse.ArgumentParser) -> None:
             cells = [f"{value:.3f}" for value in means[winner]]
             shown = ", ".join(f"{name}={value}" for name, value in values.items()) or "the entry"
             table.rows.append((CONTESTANTS[method].label, str(winner), *cells, str(near), shown))
-        parts.append(table.markdown())
-    text = "\n\n".join(parts) + "\n"
-    print(text)
-    write_tables(text, args.tables)
+        tables.append(table)
+    show_tables(tables, args)
     path = Path(args.out) / "tuned.yml"
     keep_best(best, path)
     print(f"Hyperparameters are in {path}")

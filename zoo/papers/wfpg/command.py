@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from zoo.config.command import count, mistakes, n_seeds
-from zoo.drawing.tables import one_thread, write_tables
+from zoo.drawing.tables import one_thread, show_tables
 from zoo.papers.wfpg.figures import draw_flow, draw_maps, draw_orders, draw_paths
 from zoo.papers.wfpg.orders import compare, orders_table, times_table
 from zoo.papers.wfpg.systems import SYSTEMS
@@ -33,9 +33,7 @@ def draw(args: argparse.Namespace, parser: argparse.ArgumentParser) -> None:
     with one_thread():
         texts = [text for part in args.parts if (text := PARTS[part](args))]
     if texts:
-        text = "\n\n".join([f"`{command_line(args)}`", *texts]) + "\n"
-        print(text)
-        write_tables(text, args.tables)
+        show_tables(texts, args)
     print(f"The figures are in {args.out}")
 
 
@@ -59,18 +57,3 @@ def orders(args: argparse.Namespace) -> str:
 
 #: What the command makes, in this order; each part returns its tables, or nothing.
 PARTS: Mapping[str, Callable[[argparse.Namespace], str]] = {"flow": flow, "orders": orders}
-
-
-def command_line(args: argparse.Namespace) -> str:
-    """The command that makes the same tables, without what is usual."""
-    words = ["python -m zoo.plots wfpg-paper"]
-    if [*args.parts] != [*PARTS]:
-        words.append(f"--parts {' '.join(args.parts)}")
-    if [*args.systems] != [*SYSTEMS]:
-        words.append(f"--systems {' '.join(args.systems)}")
-    words += [
-        f"--{name} {getattr(args, name)}"
-        for name, usual in (("seeds", 5), ("particles", 5), ("steps", 50))
-        if getattr(args, name) != usual
-    ]
-    return " ".join(words)

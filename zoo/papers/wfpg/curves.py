@@ -117,10 +117,7 @@ def _report(env_id: str) -> Callable[[Runs, argparse.Namespace], str]:
     def report(runs: Runs, args: argparse.Namespace) -> str:
         path = Path(args.out) / f"{env_id}.png"
         draw(runs, path, title=env_id)
-        methods = " ".join(args.methods)
-        steps = "" if args.n_timesteps == -1 else f" --n-timesteps {args.n_timesteps}"
-        command = f"`python -m zoo.plots wfpg-curves --train --tasks {env_id} --seeds {args.seeds} --methods {methods}{steps}`"
-        return f"{command}\n\n{curves_table(env_id, runs).markdown()}\n"
+        return curves_table(env_id, runs).markdown()
 
     return report
 

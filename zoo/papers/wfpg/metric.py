@@ -23,7 +23,7 @@ from gymnasium import spaces
 from otbaselines import WassersteinFlowPG
 from otbaselines.wfpg.replay import ReplayBatch
 from zoo.config.command import count, n_seeds
-from zoo.drawing.tables import Table, one_thread, write_tables
+from zoo.drawing.tables import Table, one_thread, show_tables
 from zoo.runs.comparison import Array
 
 OBSERVATIONS, ACTIONS, STATES = 6, 2, 256
@@ -193,7 +193,4 @@ def draw(args: argparse.Namespace, parser: argparse.ArgumentParser) -> None:
     )
     with one_thread():
         table.rows.extend(rows(args.seeds, args.steps))
-    command = f"python -m zoo.plots wfpg-metric --seeds {args.seeds} --steps {args.steps}"
-    text = f"`{command}`\n\n{table.markdown()}\n"
-    print(text)
-    write_tables(text, args.tables)
+    show_tables([table], args)

@@ -90,7 +90,7 @@ def _report(n: int) -> Callable[[Mapping[str, Sequence[CostsResult]], argparse.N
             excess = mean_and_interval([100.0 * run.excess for run in seeds], ".0f")
             steps = f"{max(int(run.entry['n_timesteps']) for run in seeds):,}"
             table.rows.append((label, str(len(seeds)), steps, excess, f"{np.median([run.cpu_seconds for run in seeds]):.0f}"))
-        return table.markdown() + "\n"
+        return table.markdown()
 
     return report
 

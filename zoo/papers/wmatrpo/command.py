@@ -5,7 +5,7 @@ from pathlib import Path
 
 from otbaselines.envs.differential_game import VARIANTS
 from zoo.config.command import count, mistakes, n_seeds
-from zoo.drawing.tables import write_tables
+from zoo.drawing.tables import show_tables
 from zoo.papers.wmatrpo.game import CAATR_CONSTANTS, METHODS, GameResult, game_job
 from zoo.papers.wmatrpo.report import distances_table, draw_paths, peaks_table
 from zoo.runs.comparison import finished_runs, train_jobs, waiting_jobs
@@ -68,18 +68,4 @@ def compare(args: argparse.Namespace, parser: argparse.ArgumentParser) -> None:
         figure = Path(args.out) / f"figure1_{args.variant}.png"
         draw_paths(pairs, args.variant, figure)
         print(f"Figure 1 is {figure}")
-    text = "\n\n".join([f"`{command_line(args)}`", *(table.markdown() for table in tables)]) + "\n"
-    print(text)
-    write_tables(text, args.tables)
-
-
-def command_line(args: argparse.Namespace) -> str:
-    """The command that makes the same tables, without what is usual."""
-    words = ["python -m zoo.plots wmatrpo-paper --train", f"--variant {args.variant}", f"--seeds {args.seeds}"]
-    if args.agents:
-        words.append(f"--agents {' '.join(map(str, args.agents))}")
-    if args.methods:
-        words.append(f"--methods {' '.join(args.methods)}")
-    if args.iterations != ITERATIONS:
-        words.append(f"--iterations {args.iterations}")
-    return " ".join(words)
+    show_tables(tables, args)

@@ -25,10 +25,9 @@ def _methods(*team: str) -> dict[str, Method]:
     }
 
 
-def _report(task: str, title: str) -> Callable[[Runs, argparse.Namespace], str]:
+def _report(title: str) -> Callable[[Runs, argparse.Namespace], str]:
     def report(runs: Runs, args: argparse.Namespace) -> str:
-        command = f"`python -m zoo.plots wmatrpo-metric --train --tasks {task} --seeds {args.seeds}`"
-        return f"{command}\n\n{returns_table(title, runs).markdown()}\n"
+        return returns_table(title, runs).markdown()
 
     return report
 
@@ -40,7 +39,7 @@ METRIC_TASKS: Mapping[str, Comparison[PlayedBesideRandom]] = {
         env_id="otbaselines/Navigation-v0",
         methods=_methods("roles"),
         result=PlayedBesideRandom,
-        report=_report("navigation", "Cooperative navigation, three agents with turned moves"),
+        report=_report("Cooperative navigation, three agents with turned moves"),
         seeds=5,
         folder=FOLDER,
     ),
@@ -49,7 +48,7 @@ METRIC_TASKS: Mapping[str, Comparison[PlayedBesideRandom]] = {
         env_id="mpe2/simple_speaker_listener-v4",
         methods=_methods(),
         result=PlayedBesideRandom,
-        report=_report("speaker-listener", "mpe2 simple_speaker_listener"),
+        report=_report("mpe2 simple_speaker_listener"),
         seeds=5,
         folder=FOLDER,
     ),
