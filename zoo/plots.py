@@ -8,7 +8,7 @@ costs seconds.
 
 import argparse
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -51,6 +51,24 @@ ON_TASKS: dict[str, tuple[str, Mapping[str, Comparison[Any]]]] = {
     "wmatrpo-metric": ("tables of WMATRPO under two ground metrics on unlike agents", METRIC_TASKS),
     "wfpg-oscillators": ("cost of chains of oscillators over their optimum, by learner", OSCILLATOR_TASKS),
     "wfpg-curves": ("learning curves of WassersteinFlowPG beside SB3's SAC and TD3", CURVE_TASKS),
+}
+#: What needs a command of its own: its help, and what describes its options.
+STUDIES: dict[str, tuple[str, Callable[[argparse.ArgumentParser], None]]] = {
+    "wbc-transport": ("WBC beside every control where transport should matter", wbc_study.add_options),
+    "wbc-tuning": ("the same search for every method of wbc-transport", wbc_tuning.add_options),
+    "wbc-coefficients": ("the coefficients that work, by how narrow policies start", wbc_coefficients.add_options),
+    "wmatrpo-paper": ("Table 3 and Figure 1 of the W-MATRPO paper", wmatrpo_paper.add_options),
+    "qdot": ("table and learning curves of QDOT, IQL and BC on recorded data", qdot.add_options),
+    "qdot-extractions": (
+        "every way to extract QDOT's policy, at every price, on the critics of one training",
+        extractions.add_options,
+    ),
+    "fedirl-paper": ("Tables 1 and 2, Figure 1 and control tasks of the FedIRL paper", fedirl_paper.add_options),
+    "wfpg-paper": ("the policy flow of the Wasserstein formulation, with particles", wfpg_paper.add_options),
+    "wfpg-metric": (
+        "the solvers of WassersteinFlowPG on values that are known: where the metric of the parameters helps",
+        wfpg_metric.add_options,
+    ),
 }
 
 
@@ -123,24 +141,8 @@ def parser_of_figures() -> argparse.ArgumentParser:
         _add_comparison(figures.add_parser(name, help=comparison.help, allow_abbrev=False), {"": comparison})
     for name, (text, tasks) in ON_TASKS.items():
         _add_comparison(figures.add_parser(name, help=text, allow_abbrev=False), tasks)
-    transport = "WBC beside every control where transport should matter"
-    wbc_study.add_options(figures.add_parser("wbc-transport", help=transport, allow_abbrev=False))
-    equal = "the same search for every method of wbc-transport"
-    wbc_tuning.add_options(figures.add_parser("wbc-tuning", help=equal, allow_abbrev=False))
-    strengths = "figure and table of the coefficients that work, by how narrow policies start"
-    wbc_coefficients.add_options(figures.add_parser("wbc-coefficients", help=strengths, allow_abbrev=False))
-    game = "Table 3 and Figure 1 of the W-MATRPO paper"
-    wmatrpo_paper.add_options(figures.add_parser("wmatrpo-paper", help=game, allow_abbrev=False))
-    recorded = "table and learning curves of QDOT, IQL and BC on recorded data"
-    qdot.add_options(figures.add_parser("qdot", help=recorded, allow_abbrev=False))
-    ways = "every way to extract QDOT's policy, at every price, on the critics of one training"
-    extractions.add_options(figures.add_parser("qdot-extractions", help=ways, allow_abbrev=False))
-    worlds = "Tables 1 and 2, Figure 1 and control tasks of the FedIRL paper"
-    fedirl_paper.add_options(figures.add_parser("fedirl-paper", help=worlds, allow_abbrev=False))
-    particles = "the policy flow of the Wasserstein formulation, with particles"
-    wfpg_paper.add_options(figures.add_parser("wfpg-paper", help=particles, allow_abbrev=False))
-    alone = "the solvers of WassersteinFlowPG on values that are known: where the metric of the parameters helps"
-    wfpg_metric.add_options(figures.add_parser("wfpg-metric", help=alone, allow_abbrev=False))
+    for name, (text, add_options) in STUDIES.items():
+        add_options(figures.add_parser(name, help=text, allow_abbrev=False))
     curve = figures.add_parser("learning-curve", help="evaluations of runs by zoo.train", allow_abbrev=False)
     curve.add_argument("--algo", nargs="+", default=["wbc", "ippo"])
     curve.add_argument("--env", default=NAVIGATION)

@@ -47,59 +47,36 @@ class Contestant(Method):
     matched: bool = False
 
 
-def _divergence(name: str, **options: Any) -> dict[str, Any]:
-    """Changes to WBC's entry for an estimator without a strength."""
-    return {"estimator": name, "estimator_kwargs": options, "reg": None}
+def _consensus(label: str, unit: float, estimator: str = "conditional", **options: Any) -> Contestant:
+    """A form of the consensus, by its estimator and the options of that; Kullback-Leibler and energy have no strength."""
+    changes: dict[str, Any] = {"estimator_kwargs": options}
+    if estimator != "conditional":
+        changes |= {"estimator": estimator, "reg": None}
+    embedding = options["action_embedding"]
+    return Contestant(
+        label=label,
+        algo="wbc",
+        changes=changes,
+        unit=unit,
+        discrete_only=embedding != "environment" or "action_metric" in options,
+        placed=embedding == "environment",
+        matched=embedding == "matched",
+    )
 
 
-def _matched(label: str, changes: dict[str, Any], unit: float) -> Contestant:
-    return Contestant(label=label, algo="wbc", changes=changes, unit=unit, discrete_only=True, matched=True)
-
-
+TRANSPORT_UNIT, KL_UNIT, ENERGY_UNIT = 36.0, 20.0, 44.0
+MATCHED, PLACED = {"action_embedding": "matched"}, {"action_embedding": "environment"}
 # The first is what the others are compared with.
 CONTESTANTS: dict[str, Contestant] = {
-    "matched": _matched("WBC, matched actions", {"estimator_kwargs": {"action_embedding": "matched"}}, 36.0),
-    "kl-matched": _matched("KL, matched actions", _divergence("kl", action_embedding="matched"), 20.0),
-    "energy-matched": _matched("energy distance, matched actions", _divergence("energy", action_embedding="matched"), 44.0),
-    "wbc": Contestant(
-        label="WBC", algo="wbc", changes={"estimator_kwargs": {"action_embedding": "environment"}}, unit=36.0, placed=True
-    ),
-    "kl": Contestant(
-        label="KL, placed labels",
-        algo="wbc",
-        changes=_divergence("kl", action_embedding="environment"),
-        unit=20.0,
-        placed=True,
-    ),
-    "reverse-kl": Contestant(
-        label="reverse KL, placed labels",
-        algo="wbc",
-        changes=_divergence("kl", action_embedding="environment", reverse=True),
-        unit=20.0,
-        placed=True,
-    ),
-    "energy": Contestant(
-        label="energy distance, same embedding",
-        algo="wbc",
-        changes=_divergence("energy", action_embedding="environment"),
-        unit=44.0,
-        placed=True,
-    ),
-    "one-hot": Contestant(
-        label="WBC, one-hot",
-        algo="wbc",
-        changes={"estimator_kwargs": {"action_embedding": "one_hot"}},
-        unit=36.0,
-        discrete_only=True,
-    ),
-    "zero-one": Contestant(
-        label="WBC, 0/1 metric on placed labels",
-        algo="wbc",
-        changes={"estimator_kwargs": {"action_embedding": "environment", "action_metric": "zero_one"}},
-        unit=36.0,
-        discrete_only=True,
-        placed=True,
-    ),
+    "matched": _consensus("WBC, matched actions", TRANSPORT_UNIT, **MATCHED),
+    "kl-matched": _consensus("KL, matched actions", KL_UNIT, "kl", **MATCHED),
+    "energy-matched": _consensus("energy distance, matched actions", ENERGY_UNIT, "energy", **MATCHED),
+    "wbc": _consensus("WBC", TRANSPORT_UNIT, **PLACED),
+    "kl": _consensus("KL, placed labels", KL_UNIT, "kl", **PLACED),
+    "reverse-kl": _consensus("reverse KL, placed labels", KL_UNIT, "kl", **PLACED, reverse=True),
+    "energy": _consensus("energy distance, same embedding", ENERGY_UNIT, "energy", **PLACED),
+    "one-hot": _consensus("WBC, one-hot", TRANSPORT_UNIT, action_embedding="one_hot"),
+    "zero-one": _consensus("WBC, 0/1 metric on placed labels", TRANSPORT_UNIT, **PLACED, action_metric="zero_one"),
     "sharing": Contestant(label="sharing with identity", algo="ippo", variants=("sharing", "identity")),
     "ippo": Contestant(label="IPPO", algo="ippo"),
 }
