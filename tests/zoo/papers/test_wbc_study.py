@@ -99,7 +99,7 @@ def test_search_and_test_go_on_where_they_stopped_and_the_best_is_tested(
     assert read_yaml(best)["turn45"].keys() == {"wbc", "kl", "ippo"}
     plots.main(["wbc-transport", "--train", "--seeds", "2", "--tuned", str(best), "--out", str(tmp_path / "test"), *few])
     printed = capsys.readouterr().out
-    assert "## turn45" in printed
+    assert "**turn45**" in printed
     assert all(CONTESTANTS[name].label in printed for name in ("wbc", "kl", "ippo"))
     assert "greedy walker" in printed
     assert "not told apart" in printed or "ahead" in printed or "behind" in printed

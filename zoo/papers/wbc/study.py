@@ -239,5 +239,5 @@ def compare(args: argparse.Namespace, parser: argparse.ArgumentParser) -> None:
         runs = {setting: finished_runs(each, StudyResult, args.eval_episodes) for setting, each in jobs.items()}
     parts: list[str | Table] = []
     for setting, found in runs.items():
-        parts += [f"## {setting}", *evidence_tables(found, n_seeds=args.seeds)]
+        parts += [f"**{setting}**", *evidence_tables(found, n_seeds=args.seeds)]
     show_tables(parts, args)
