@@ -24,6 +24,8 @@ STYLE: dict[Any, Any] = {
     "axes.spines.top": False,
     "axes.spines.right": False,
 }
+#: Rollouts over which a point of a learning curve is averaged.
+SMOOTHED = 5
 _REWARD = "mean reward per agent and step\n(arena half-widths)"
 
 
@@ -54,7 +56,7 @@ def moving_average(values: Array, window: int) -> Array:
 
 
 def draw_learning_curves(
-    runs: Mapping[str, Sequence[RunResult]], path: Path, *, title: str, random: float, window: int = 5
+    runs: Mapping[str, Sequence[RunResult]], path: Path, *, title: str, random: float, window: int = SMOOTHED
 ) -> None:
     """
     The paper's Figure 3: mean reward during training, with Student's 95 % bands over the seeds.

@@ -1,6 +1,7 @@
 """The WBC paper's figures and the runs behind them: finished runs are kept, and drawing needs no training."""
 
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -10,7 +11,7 @@ from PIL import Image
 from otbaselines.envs import NavigationConfig
 from zoo import demo, plots
 from zoo.papers.wbc import maps
-from zoo.papers.wbc.comparisons import PAPER
+from zoo.papers.wbc.comparisons import PAPER, rollouts_to_pass
 from zoo.papers.wbc.maps import NavigationResult, as_directions
 from zoo.runs.comparison import finished_run, run_job
 from zoo.runs.job import Job
@@ -52,6 +53,14 @@ def test_the_papers_figures_are_drawn(paper: Path) -> None:
         with Image.open(paper / f"{name}.png") as picture:
             assert min(picture.size) > 400
             assert np.asarray(picture.convert("L")).std() > 10
+
+
+def test_a_curve_passes_another_when_its_smoothed_mean_does() -> None:
+    first, second = np.linspace(-1.0, 0.0, 21), np.full(21, -0.5)
+    run = {name: SimpleNamespace(rewards=rewards) for name, rewards in (("first", first), ("second", second))}
+    # The mean of five points of a line is its value two points before.
+    assert rollouts_to_pass([run["first"]], [run["second"]]) == (13, 21)
+    assert rollouts_to_pass([run["second"]], [SimpleNamespace(rewards=first)]) is None
 
 
 def test_finished_runs_are_neither_trained_again_nor_needed_twice(paper: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from zoo.drawing.curves import draw_learning_curves
+from zoo.drawing.curves import SMOOTHED, draw_learning_curves, moving_average
 from zoo.papers.wbc.evidence import evidence_tables
 from zoo.papers.wbc.maps import NavigationResult, draw_policy_maps, draw_state_probabilities
 from zoo.runs.comparison import Comparison, Method
@@ -26,14 +26,33 @@ def draw_paper(runs: Runs, args: argparse.Namespace) -> str:
     suffix = f"_{args.heterogeneous}" if args.heterogeneous else ""
     # One run stands for each method: that of the median evaluation, neither the luckiest nor the worst.
     typical = {label: sorted(seeds, key=lambda run: run.evaluation.mean())[len(seeds) // 2] for label, seeds in runs.items()}
-    pair: dict[str, NavigationResult] = {label: typical[label] for label in ("WBC", "IPPO") if label in typical} or typical
+    first, second = "WBC", "IPPO"
+    pair: dict[str, NavigationResult] = {label: typical[label] for label in (first, second) if label in typical} or typical
     out = Path(args.out)
     draw_policy_maps(pair, out / f"figure1_policy_maps{suffix}.png")
     draw_state_probabilities(pair, out / f"figure2_action_probabilities{suffix}.png")
     title = f"Cooperative navigation, three agents, {TEAMS.get(args.heterogeneous, 'equal agents')}"
     draw_learning_curves(runs, out / f"figure3_learning_curves{suffix}.png", title=title, random=random_reward(runs))
     print(f"Figures are in {out}")
-    return summary(runs, args)
+    found = rollouts_to_pass(runs[first], runs[second]) if {first, second} <= {*runs} else None
+    if found is None:
+        return summary(runs, args)
+    return (
+        f"{summary(runs, args)}\n\n{first} has the mean reward of {second}'s last ten rollouts after {found[0]} of {found[1]}."
+    )
+
+
+def rollouts_to_pass(first: Sequence[NavigationResult], second: Sequence[NavigationResult]) -> tuple[int, int] | None:
+    """
+    :param first: runs of one method
+    :param second: runs of another
+    :return: after how many rollouts, and of how many, the first one's mean over seeds and five rollouts is as high as the
+        second one's over seeds and the last ten; None if it never is
+    """
+    n = min(len(run.rewards) for run in first)
+    curve = moving_average(np.mean([run.rewards[:n] for run in first], axis=0), SMOOTHED)
+    passed = np.flatnonzero(curve >= np.mean([run.rewards[-10:].mean() for run in second]))
+    return (int(passed[0]) + 1, n) if len(passed) else None
 
 
 def summary(runs: Runs, args: argparse.Namespace) -> str:
