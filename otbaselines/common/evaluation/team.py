@@ -18,7 +18,7 @@ from otbaselines.common.evaluation.episodes import EpisodeLedger, EvaluationHook
 from otbaselines.common.multi_agent.policies import MultiAgentActorCriticPolicy
 from otbaselines.common.saving.archive import atomic_write
 from otbaselines.common.settings import MANY, Setting, check_settings
-from otbaselines.common.vec_env.layout import TeamLayout, normalizers, normalizes_observations, team_layout
+from otbaselines.common.vec_env.layout import TeamLayout, check_same_agents, normalizers, normalizes_observations, team_layout
 from otbaselines.common.vec_env.make import wrap_team_env
 from otbaselines.common.vec_env.tensor import TensorVecEnv
 
@@ -165,6 +165,8 @@ def _check_same_team(policy: MultiAgentActorCriticPolicy, env: VecEnv, layout: T
             f"`env` has the {layout.n_agents} agents {list(layout.possible_agents)}, but the model was trained for the "
             f"{policy.n_agents} agents {list(policy.layout.possible_agents)}; evaluate on the same team"
         )
+    check_same_agents(layout, policy.layout, known="trained for")
+    # What wrappers make of the spaces; those of the agents are the same.
     for role in ("observation", "action"):
         ours, theirs = getattr(policy, f"{role}_space"), getattr(env, f"{role}_space")
         if type(ours) is not type(theirs) or ours.shape != theirs.shape or getattr(ours, "n", 0) != getattr(theirs, "n", 0):

@@ -34,7 +34,7 @@ from otbaselines.common.settings import (
     settings_of,
     with_plain_widths,
 )
-from otbaselines.common.vec_env.layout import TeamLayout, normalizes_observations, team_layout
+from otbaselines.common.vec_env.layout import TeamLayout, check_same_agents, normalizes_observations, team_layout
 from otbaselines.common.vec_env.make import wrap_team_env
 from otbaselines.common.vec_env.spaces import check_spaces
 from otbaselines.common.vec_env.tensor import TensorVecEnv
@@ -176,18 +176,7 @@ class MultiAgentOnPolicyAlgorithm(Learner, TeamRollouts):
 
     def _same_team(self, env: VecEnv) -> TeamLayout:
         layout = team_layout(env)
-        if layout.possible_agents != self.layout.possible_agents:
-            raise ValueError(
-                f"`env` has the agents {list(layout.possible_agents)}, but the model was built for "
-                f"{list(self.layout.possible_agents)}"
-            )
-        for agent in layout.possible_agents:
-            for kind in ("observation", "action"):
-                theirs, ours = (getattr(each, f"agent_{kind}_spaces")[agent] for each in (layout, self.layout))
-                if theirs != ours:
-                    raise ValueError(
-                        f"`env` gives agent {agent!r} the {kind} space {theirs}, but the model was built for {ours}"
-                    )
+        check_same_agents(layout, self.layout, known="built for")
         # What wrappers make of the spaces; those of the agents are the same.
         super()._check_env(env)
         own, other = self.state_space, self._state_space(env)

@@ -148,12 +148,13 @@ class TeamPolicy(ABC):
         :param deterministic: the most probable actions instead of samples
         :return: the actions in the form of the observation, and ``state``
         :raises TypeError: if observations are no numbers
-        :raises ValueError: if rows do not fill whole teams, a dict names an unknown agent, or numbers are NaN or infinite
+        :raises ValueError: if rows do not fill whole teams, a dict names an unknown agent, numbers are NaN or infinite, or
+            a discrete observation has a value that its space does not
         """
         space = self.observation_space
         if isinstance(observation, dict) and not (isinstance(space, spaces.Dict) and set(observation) == set(space.spaces)):
             return self._predict_agents(observation, deterministic), state
-        _check_rows(observation)
+        _check_rows(observation, space)
         return self._predict_rows(observation, deterministic), state
 
     def _predict_agents(self, observation: dict[str, Any], deterministic: bool) -> dict[str, Any]:
@@ -188,14 +189,23 @@ class TeamPolicy(ABC):
             ) from None
 
 
-def _check_rows(observation: Any) -> None:
+def _check_rows(observation: Any, space: spaces.Space[Any]) -> None:
     for key, part in observation.items() if isinstance(observation, dict) else [(None, observation)]:
+        own = space.spaces[key] if isinstance(space, spaces.Dict) and key is not None else space
         values = part.detach().cpu().numpy() if isinstance(part, th.Tensor) else np.asarray(part)
         name = "`observation`" if key is None else f"`observation[{key!r}]`"
         if values.dtype.kind == "f" and values.ndim and not np.isfinite(values).all():
             # The first row that is to blame.
             name = f"row {np.argwhere(~np.isfinite(values))[0, 0]} of {name}"
         check_numbers(name, values)
+        if isinstance(own, spaces.Discrete | spaces.MultiDiscrete) and values.dtype.kind in "iu" and values.size:
+            sizes = own.n if isinstance(own, spaces.Discrete) else own.nvec
+            outside = (values < 0) | (values >= sizes)
+            if outside.any():
+                raise ValueError(
+                    f"{name} has {values[outside].flat[0]}, but values of {own} are counted from zero in rows; pass rows of "
+                    "the vector environment, or a dict of the agents' own observations"
+                )
 
 
 def box_actions(actions: th.Tensor, low: th.Tensor, high: th.Tensor, *, is_squashed: bool) -> th.Tensor:

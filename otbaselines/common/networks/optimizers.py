@@ -7,9 +7,7 @@ from torch.optim import optimizer as torch_optimizer
 from torch.optim.adam import adam
 
 _MOMENTS = ("exp_avg", "exp_avg_sq", "step")
-_FUSED_OPTIONS = ("lr", "weight_decay", "eps", "maximize")
-_ADAM_OPTIONS = ("foreach", "capturable", "fused", "decoupled_weight_decay", *_FUSED_OPTIONS)
-_PLAIN = {(th.device("cpu"), th.float32)}
+_OPTIONS = ("lr", "weight_decay", "eps", "maximize", "foreach", "capturable", "fused", "decoupled_weight_decay")
 
 
 def default_optimizer_kwargs(
@@ -77,16 +75,8 @@ def take_step(optimizer: th.optim.Optimizer) -> None:
     averages, squares, steps = ([state[name] for state in states] for name in _MOMENTS)
     beta1, beta2 = group["betas"]
     with th.no_grad():
-        is_plain = {(p.device, p.dtype) for p in params} == _PLAIN and not isinstance(beta1, th.Tensor)
-        if group["fused"] and not group["decoupled_weight_decay"] and is_plain:
-            # What is left of the functional form where nothing has to be sorted by device: 2 % of a gradient step with four
-            # optimizer steps, WassersteinFlowPG's (median of 24 pairs in turns), and nothing that shows of IPPO's.
-            th._foreach_add_(steps, 1)
-            options = {name: group[name] for name in _FUSED_OPTIONS}
-            th._fused_adam_(params, grads, averages, squares, [], steps, amsgrad=False, beta1=beta1, beta2=beta2, **options)
-        else:
-            options = {name: group[name] for name in _ADAM_OPTIONS}
-            adam(params, grads, averages, squares, [], steps, amsgrad=False, beta1=beta1, beta2=beta2, **options)
+        options = {name: group[name] for name in _OPTIONS}
+        adam(params, grads, averages, squares, [], steps, amsgrad=False, beta1=beta1, beta2=beta2, **options)
 
 
 def _is_bare_adam(optimizer: th.optim.Optimizer, group: dict[str, Any], states: list[dict[str, Any]]) -> bool:

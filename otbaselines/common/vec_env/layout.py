@@ -91,6 +91,24 @@ class TeamLayout:
         return mask
 
 
+def check_same_agents(theirs: TeamLayout, ours: TeamLayout, *, known: str) -> None:
+    """
+    :param theirs: the team of an environment
+    :param ours: the team that a model knows
+    :param known: how the model came to know it, such as ``"built for"``
+    :raises ValueError: if an agent is missing, new or in another place, or has another space of its own
+    """
+    if theirs.possible_agents != ours.possible_agents:
+        raise ValueError(
+            f"`env` has the agents {list(theirs.possible_agents)}, but the model was {known} {list(ours.possible_agents)}"
+        )
+    for agent in ours.possible_agents:
+        for kind in ("observation", "action"):
+            given, wanted = (getattr(each, f"agent_{kind}_spaces")[agent] for each in (theirs, ours))
+            if given != wanted:
+                raise ValueError(f"`env` gives agent {agent!r} the {kind} space {given}, but the model was {known} {wanted}")
+
+
 def _width(space: spaces.Space[Any]) -> int:
     return int(space.n) if isinstance(space, spaces.Discrete) else int(np.prod(space.shape or ()))
 

@@ -13,7 +13,7 @@ from stable_baselines3.common.evaluation import evaluate_policy
 from stable_baselines3.common.logger import configure
 from stable_baselines3.common.monitor import Monitor
 from stable_baselines3.common.vec_env import DummyVecEnv, VecMonitor, VecNormalize
-from toy_teams import DiceEnv, RelayEnv
+from toy_teams import CustomSpacesEnv, DiceEnv, RelayEnv
 
 from otbaselines.common.evaluation import team as evaluation
 from otbaselines.common.evaluation.team import TeamEvalCallback, evaluate_team
@@ -242,8 +242,30 @@ def test_another_team_is_an_error():
     model = IPPO("MlpPolicy", SimpleSpreadVecEnv(n_copies=1), **SMALL)
     with pytest.raises(ValueError, match=r"4 agents .* trained for the 3 agents"):
         evaluate_team(model, SimpleSpreadVecEnv(n_copies=1, N=4))
-    with pytest.raises(ValueError, match="has the action space"):
+    with pytest.raises(ValueError, match=r"gives agent 'agent_0' the action space .* trained for"):
         evaluate_team(model, SimpleSpreadVecEnv(n_copies=1, continuous_actions=True))
+
+
+@pytest.mark.parametrize(
+    ("others", "named"),
+    [
+        ({"a": (3, 5), "b": (3, 2)}, "'a' the action space"),
+        ({"b": (3, 5), "a": (3, 2)}, r"the agents \['b', 'a'\]"),
+        ({"a": (3, 2), "c": (3, 5)}, r"the agents \['a', 'c'\]"),
+        ({"a": (2, 2), "b": (3, 5)}, "'a' the observation space"),
+    ],
+)
+def test_agents_who_are_others_under_the_same_padding_are_an_error(others, named):
+    def make(agents):
+        own = {name: spaces.Box(-1.0, 1.0, (width,), np.float32) for name, (width, _) in agents.items()}
+        actions = {name: spaces.Discrete(n) for name, (_, n) in agents.items()}
+        return ParallelVecEnv([lambda: CustomSpacesEnv(own, actions)])
+
+    team = {"a": (3, 2), "b": (3, 5)}
+    model = IPPO("MlpPolicy", make(team), **SMALL)
+    with pytest.raises(ValueError, match=f"{named}.* trained for"):
+        evaluate_team(model, make(others))
+    assert evaluate_team(model, make(team), n_eval_episodes=2).n_episodes == 2
 
 
 # ---------------------------------------------------------------- the callback

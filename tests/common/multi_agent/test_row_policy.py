@@ -3,8 +3,11 @@
 import numpy as np
 import pytest
 import torch as th
+from gymnasium import spaces
+from toy_teams import CustomSpacesEnv
 
 from otbaselines.common.vec_env.make import make_vec_env
+from otbaselines.common.vec_env.parallel import ParallelVecEnv
 from otbaselines.ippo import IPPO
 from otbaselines.mappo import MAPPO
 
@@ -23,6 +26,25 @@ def test_predict_names_the_row_or_agent_that_is_not_finite(model, number):
         model.predict(rows)
     with pytest.raises(ValueError, match=f"{agents[1]!r}.*holds NaN or infinity"):
         model.predict(dict(zip(agents, rows, strict=False)))
+
+
+@pytest.mark.parametrize(
+    ("space", "wrong"),
+    [
+        (spaces.Discrete(3, start=4), np.array([2, 3])),
+        (spaces.Discrete(3), np.array([-1, 0])),
+        (spaces.MultiDiscrete([2, 3], start=[4, -1]), np.array([[0, 2], [2, 0]])),
+        (spaces.Dict({"a": spaces.Discrete(3), "b": spaces.Box(-1, 1, (2,))}), {"a": np.array([0, 3]), "b": np.zeros((2, 2))}),
+    ],
+)
+def test_predict_names_values_that_a_discrete_observation_cannot_have(space, wrong):
+    actions = dict.fromkeys("xy", spaces.Discrete(2))
+    env = ParallelVecEnv([lambda: CustomSpacesEnv(dict.fromkeys("xy", space), actions)])
+    policy = "MultiInputPolicy" if isinstance(space, spaces.Dict) else "MlpPolicy"
+    model = IPPO(policy, env, n_steps=8, batch_size=16, seed=0, device="cpu")
+    with pytest.raises(ValueError, match=r"`observation.* counted from zero in rows"):
+        model.predict(wrong)
+    assert len(model.predict(env.reset())[0]) == 2
 
 
 @pytest.mark.parametrize("kind", [str, object])
