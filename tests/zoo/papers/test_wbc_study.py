@@ -143,16 +143,16 @@ def test_a_search_keeps_what_its_file_has_of_others(tmp_path: Path) -> None:
 
 
 def test_coefficients_differ_in_nothing_else_and_stand_beside_none(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    few = ["--settings", "sigma0.3", "--methods", "kl", "--trial", "1", "--seeds", "2", "-n", "2400", "--out", str(tmp_path)]
+    few = ["--settings", "sigma0.3", "--methods", "kl", "energy", "--trial", "1", "--seeds", "2", "-n", "2400", "--out", str(tmp_path)]
     command = ["wbc-coefficients", *few, "--jobs", "1", "--eval-episodes", "10"]
     with pytest.raises(SystemExit):
         plots.main(command)
     assert "no finished runs in" in capsys.readouterr().err
     plots.main([*command, "--train", "--tables", str(tmp_path / "t.md")])
-    assert "0 of 12 runs are finished" in capsys.readouterr().out
+    assert "0 of 22 runs are finished" in capsys.readouterr().out
     folder = tmp_path / "runs/trial1/sigma0.3"
     runs = {path.stem: CoefficientResult.load(path) for path in folder.glob("*.npz")}
-    assert len(runs) == 2 * (1 + len(FACTORS))
+    assert len(runs) == 2 * (1 + 2 * len(FACTORS))
     entries = {name: dict(run.entry) for name, run in runs.items() if name.startswith("kl")}
     found = sorted(float(entry.pop("consensus_coef").removeprefix("lin_")) for entry in entries.values())
     np.testing.assert_allclose(found, np.repeat([20.0 * factor for factor in FACTORS], 2))
@@ -163,5 +163,7 @@ def test_coefficients_differ_in_nothing_else_and_stand_beside_none(tmp_path: Pat
     text = (tmp_path / "t.md").read_text()
     ahead = [float((runs[f"kl-1-seed{s}"].rewards - runs[f"ippo-seed{s}"].rewards).mean()) for s in (1000, 1001)]
     assert f"{np.mean(ahead):+.3f}" in text
+    apart = [runs[f"kl-1-seed{s}"].evaluation.mean() - runs[f"energy-1-seed{s}"].evaluation.mean() for s in (1000, 1001)]
+    assert f"{np.mean(apart):+.3f}" in text.split("evaluation: reward")[1].split("KL, placed labels less energy distance")[1]
     assert f"{np.mean([runs[f'ippo-seed{s}'].deviation for s in (1000, 1001)]):.3f}" in text
     assert (tmp_path / "coefficients_trial1.png").is_file()

@@ -19,7 +19,7 @@ from stable_baselines3.common.base_class import BaseAlgorithm
 from zoo.config.command import add_training, mistakes, number
 from zoo.drawing.curves import METHOD_STYLES, STYLE, save
 from zoo.drawing.tables import Table, paired_verdict, show_tables, student_interval
-from zoo.papers.wbc.evidence import measures
+from zoo.papers.wbc.evidence import MEASURES, measures
 from zoo.papers.wbc.study import CONTESTANTS, SETTINGS, StudyResult, is_continuous, study_job
 from zoo.papers.wbc.tuning import FIRST_SEED, coefficient, draw
 from zoo.runs.comparison import Array, finished_runs, train_jobs, waiting_jobs
@@ -105,27 +105,39 @@ def tables(runs: Runs, setting: str, methods: Sequence[str]) -> list[Table]:
     :param runs: of the same seeds each
     :param setting: what was trained
     :param methods: its rows
-    :return: how far each coefficient is ahead of none over the whole training, and the deviations that were left
+    :return: for each measure, how far every coefficient is ahead of none and the first method ahead of the others; and the
+        deviations that were left
     """
     columns = ("method", *(f"{factor:g}" for factor in FACTORS))
     alone = runs[setting, REFERENCE, None]
-    none = measures(alone)[:, 0]
-    title = f"{setting}: reward over the whole training, less that of IPPO ({student_interval(none).text()}), seed by seed"
-    ahead = Table(f"{title}, by coefficient in units", columns)
+    found = []
+    for column, measure in enumerate(MEASURES):
+        none = measures(alone)[:, column]
+        title = f"{setting}, {measure}: reward less that of IPPO ({student_interval(none).text()}), by coefficient in units"
+        table = Table(title, columns)
+        first = methods[0]
+        values = {method: [measures(runs[setting, method, factor])[:, column] for factor in FACTORS] for method in methods}
+        pairs = [(CONTESTANTS[method].label, each, [none] * len(FACTORS)) for method, each in values.items()]
+        for method in methods[1:]:
+            label = f"{CONTESTANTS[first].label} less {CONTESTANTS[method].label}"
+            pairs.append((label, values[first], values[method]))
+        for label, ours, theirs in pairs:
+            verdicts = (paired_verdict(*pair) for pair in zip(ours, theirs, strict=True))
+            table.rows.append((label, *(f"{x.text('+.3f')}: {said}" for x, said in verdicts)))
+        found.append(table)
     left = np.mean([run.deviation for run in alone])
-    widths = Table(f"{setting}: mean standard deviation after training (IPPO: {left:.3f}), by coefficient in units", columns)
-    for method in methods:
-        found = [runs[setting, method, factor] for factor in FACTORS]
-        verdicts = [paired_verdict(measures(seeds)[:, 0], none) for seeds in found]
-        ahead.rows.append((CONTESTANTS[method].label, *(f"{x.text('+.3f')}: {said}" for x, said in verdicts)))
-        deviations = (np.mean([run.deviation for run in seeds]) for seeds in found)
-        widths.rows.append((CONTESTANTS[method].label, *(f"{value:.3f}" for value in deviations)))
-    return [ahead, widths] if np.isfinite(left) else [ahead]
+    if np.isfinite(left):
+        title = f"{setting}: mean standard deviation after training (IPPO: {left:.3f}), by coefficient in units"
+        found.append(Table(title, columns))
+        for method in methods:
+            deviations = (np.mean([run.deviation for run in runs[setting, method, factor]]) for factor in FACTORS)
+            found[-1].rows.append((CONTESTANTS[method].label, *(f"{value:.3f}" for value in deviations)))
+    return found
 
 
 def draw_strengths(runs: Runs, settings: Sequence[str], methods: Sequence[str], path: Path) -> None:
     """
-    Reward over the whole training by coefficient, one panel a setting; IPPO is the band across.
+    Reward of the last ten rollouts by coefficient, one panel a setting; IPPO is the band across.
 
     :param runs: of the same seeds each
     :param settings: the panels
@@ -137,16 +149,16 @@ def draw_strengths(runs: Runs, settings: Sequence[str], methods: Sequence[str], 
         axes = figure.subplots(1, len(settings), sharey=True, squeeze=False)[0]
         for axis, setting in zip(axes, settings, strict=True):
             for method in methods:
-                found = [student_interval(measures(runs[setting, method, factor])[:, 0]) for factor in FACTORS]
+                found = [student_interval(measures(runs[setting, method, factor])[:, 1]) for factor in FACTORS]
                 means = np.array([each.mean for each in found])
                 spread = np.abs(np.array([(each.low, each.high) for each in found]).T - means)
                 style = STYLES.get(method, {})
                 axis.errorbar(FACTORS, means, spread, label=CONTESTANTS[method].label, capsize=2, lw=1.5, **style)
-            alone = student_interval(measures(runs[setting, REFERENCE, None])[:, 0])
+            alone = student_interval(measures(runs[setting, REFERENCE, None])[:, 1])
             axis.axhline(alone.mean, label="IPPO", lw=1.5, **METHOD_STYLES["IPPO"])
             axis.axhspan(alone.low, alone.high, color=METHOD_STYLES["IPPO"]["color"], alpha=0.15, lw=0)
             axis.set(xscale="log", title=setting, xlabel="coefficient (units)")
             axis.grid(alpha=0.25)
-        axes[0].set_ylabel("mean reward per agent and step,\nwhole training")
-        figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=4, frameon=False)
+        axes[0].set_ylabel("mean reward per agent and step,\nlast ten rollouts")
+        figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=1 + len(settings), frameon=False)
         save(figure, path)
