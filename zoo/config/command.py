@@ -54,8 +54,11 @@ def shown_command(command: str, argv: Sequence[str], *, trains: bool = False) ->
 
 
 def _portable(word: str) -> str:
+    name, colon, value = word.partition(":")
+    if colon and value.startswith("/"):
+        return f"{name}:{_portable(value)}"
     path = Path(word)
-    return path.name if path.is_absolute() else word
+    return path.name or word if path.is_absolute() or ".." in path.parts else word
 
 
 @contextmanager

@@ -3,14 +3,16 @@
 import contextlib
 import copy
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
 import gymnasium as gym
 import numpy as np
 import torch as th
+from gymnasium import spaces
 from stable_baselines3.common import env_util
+from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.callbacks import BaseCallback, EvalCallback
 from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv
 
@@ -108,6 +110,8 @@ def evaluate_team(
     layout = team_layout(venv)
     policy = _team_policy(model)
     if policy is not None:
+        venv = _with_images_first(venv)
+        layout = team_layout(venv)
         _check_same_team(policy, venv, layout)
     _check_same_normalization(_trained_normalized(model), venv, "env")
     ledger = EpisodeLedger(layout, n_eval_episodes, max_steps)
@@ -165,7 +169,7 @@ def _check_same_team(policy: MultiAgentActorCriticPolicy, env: VecEnv, layout: T
             f"`env` has the {layout.n_agents} agents {list(layout.possible_agents)}, but the model was trained for the "
             f"{policy.n_agents} agents {list(policy.layout.possible_agents)}; evaluate on the same team"
         )
-    check_same_agents(layout, policy.layout, known="trained for")
+    _check_agents(layout, policy)
     # What wrappers make of the spaces; those of the agents are the same.
     for role in ("observation", "action"):
         ours, theirs = getattr(policy, f"{role}_space"), getattr(env, f"{role}_space")
@@ -174,6 +178,36 @@ def _check_same_team(policy: MultiAgentActorCriticPolicy, env: VecEnv, layout: T
                 f"`env` has the {role} space {theirs}, but the model was trained with {ours}; make the environment with the "
                 "same arguments and wrappers"
             )
+
+
+def _check_agents(theirs: TeamLayout, policy: MultiAgentActorCriticPolicy) -> None:
+    """
+    As :func:`~otbaselines.common.vec_env.layout.check_same_agents`, but for bounds and number types of observations.
+
+    Spaces padded to the team's common ones, as wrappers such as SuperSuit's do, are what the policy saw in training.
+    """
+    ours, common = policy.layout, {"observation": policy.observation_space, "action": policy.action_space}
+    forms: dict[str, Callable[[Any], Any]] = {"observation": _form, "action": lambda space: space}
+
+    def alike(kind: str, given: spaces.Space[Any], wanted: spaces.Space[Any]) -> bool:
+        form = forms[kind]
+        return form(given) in (form(wanted), form(common[kind]))
+
+    check_same_agents(theirs, ours, known="trained for", alike=alike)
+
+
+def _form(space: spaces.Space[Any]) -> Any:
+    """What decides how an observation is read: everything but bounds and number types."""
+    if isinstance(space, spaces.Dict):
+        return {name: _form(part) for name, part in space.spaces.items()}
+    sizes = [np.asarray(getattr(space, name, 0)).tolist() for name in ("n", "nvec", "start")]
+    return type(space).__name__, space.shape, sizes
+
+
+def _with_images_first(env: VecEnv) -> VecEnv:
+    """The environment with channels before rows and columns of images, as the algorithms' constructors make it."""
+    wrapped: VecEnv = BaseAlgorithm._wrap_env(env, verbose=0, monitor_wrapper=False)
+    return wrapped
 
 
 def _trained_normalized(model: Any) -> bool | None:
@@ -296,6 +330,7 @@ class TeamEvalCallback(EvalCallback):
         _check_same_normalization(normalizes_observations(self.training_env), self.eval_env, "eval_env")
         policy = _team_policy(self.model)
         if policy is not None:
+            self.eval_env = _with_images_first(self.eval_env)
             _check_same_team(policy, self.eval_env, team_layout(self.eval_env))
         for folder in (self.best_model_save_path, self.log_path and os.path.dirname(self.log_path)):
             if folder:

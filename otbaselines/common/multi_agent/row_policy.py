@@ -158,6 +158,9 @@ class TeamPolicy(ABC):
         return self._predict_rows(observation, deterministic), state
 
     def _predict_agents(self, observation: dict[str, Any], deterministic: bool) -> dict[str, Any]:
+        for agent, value in observation.items():
+            native = self.layout.agent_observation_spaces.get(str(agent))
+            _check_discrete(f"`observation[{agent!r}]`", value, native, "pass what its environment gives")
         rows, batch = rows_of_agents(named_agents(observation, self.layout), self.layout, self.observation_space)
         with th.no_grad():
             team = self.split_rows(obs_as_tensor(rows, self.device))
@@ -198,14 +201,32 @@ def _check_rows(observation: Any, space: spaces.Space[Any]) -> None:
             # The first row that is to blame.
             name = f"row {np.argwhere(~np.isfinite(values))[0, 0]} of {name}"
         check_numbers(name, values)
-        if isinstance(own, spaces.Discrete | spaces.MultiDiscrete) and values.dtype.kind in "iu" and values.size:
-            sizes = own.n if isinstance(own, spaces.Discrete) else own.nvec
-            outside = (values < 0) | (values >= sizes)
-            if outside.any():
-                raise ValueError(
-                    f"{name} has {values[outside].flat[0]}, but values of {own} are counted from zero in rows; pass rows of "
-                    "the vector environment, or a dict of the agents' own observations"
-                )
+        remedy = "rows count them from zero: pass rows of the vector environment, or a dict of the agents' own observations"
+        _check_discrete(name, values, own, remedy)
+
+
+def _check_discrete(name: str, observation: Any, space: spaces.Space[Any] | None, remedy: str) -> None:
+    """
+    :param name: of the observation
+    :param observation: one or several
+    :param space: what it is to be of; others than discrete ones are looked at elsewhere
+    :param remedy: what to do
+    :raises ValueError: if a value is none of the space's
+    """
+    if isinstance(space, spaces.Dict) and isinstance(observation, dict):
+        for key, part in observation.items():
+            _check_discrete(f"{name}[{key!r}]", part, space.spaces.get(key), remedy)
+    if not isinstance(space, spaces.Discrete | spaces.MultiDiscrete):
+        return
+    values = observation.detach().cpu().numpy() if isinstance(observation, th.Tensor) else np.asarray(observation)
+    low, sizes = (space.start, space.n) if isinstance(space, spaces.Discrete) else (space.start, space.nvec)
+    shape = np.shape(sizes)
+    # Shapes that do not fit are named by what reads them.
+    if values.dtype.kind not in "iuf" or values.shape[values.ndim - len(shape) :] != shape:
+        return
+    outside = (values < low) | (values >= low + sizes)
+    if outside.any():
+        raise ValueError(f"{name} has {values[outside].flat[0]}, which is no value of {space}; {remedy}")
 
 
 def box_actions(actions: th.Tensor, low: th.Tensor, high: th.Tensor, *, is_squashed: bool) -> th.Tensor:

@@ -1,5 +1,6 @@
 """Who is in the team: names, spaces and the slot order that every part of the multi-agent core relies on."""
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -91,11 +92,18 @@ class TeamLayout:
         return mask
 
 
-def check_same_agents(theirs: TeamLayout, ours: TeamLayout, *, known: str) -> None:
+def check_same_agents(
+    theirs: TeamLayout,
+    ours: TeamLayout,
+    *,
+    known: str,
+    alike: Callable[[str, spaces.Space[Any], spaces.Space[Any]], bool] = lambda kind, given, wanted: given == wanted,
+) -> None:
     """
     :param theirs: the team of an environment
     :param ours: the team that a model knows
     :param known: how the model came to know it, such as ``"built for"``
+    :param alike: tells of ``"observation"`` or ``"action"`` whether a given space will do for the one that is wanted
     :raises ValueError: if an agent is missing, new or in another place, or has another space of its own
     """
     if theirs.possible_agents != ours.possible_agents:
@@ -105,8 +113,11 @@ def check_same_agents(theirs: TeamLayout, ours: TeamLayout, *, known: str) -> No
     for agent in ours.possible_agents:
         for kind in ("observation", "action"):
             given, wanted = (getattr(each, f"agent_{kind}_spaces")[agent] for each in (theirs, ours))
-            if given != wanted:
-                raise ValueError(f"`env` gives agent {agent!r} the {kind} space {given}, but the model was {known} {wanted}")
+            if not alike(kind, given, wanted):
+                raise ValueError(
+                    f"`env` gives agent {agent!r} the {kind} space {given}, but the model was {known} {wanted}; make the "
+                    "environment with the same arguments and wrappers"
+                )
 
 
 def _width(space: spaces.Space[Any]) -> int:

@@ -20,7 +20,7 @@ from zoo.config.command import add_training, mistakes, number
 from zoo.drawing.curves import METHOD_STYLES, STYLE, save
 from zoo.drawing.tables import Table, paired_verdict, show_tables, student_interval
 from zoo.papers.wbc.evidence import MEASURES, measures
-from zoo.papers.wbc.study import CONTESTANTS, SETTINGS, StudyResult, is_continuous, study_job
+from zoo.papers.wbc.study import CONTESTANTS, SETTINGS, StudyResult, contestants, is_continuous, study_job
 from zoo.papers.wbc.tuning import FIRST_SEED, coefficient, draw
 from zoo.runs.comparison import Array, finished_runs, train_jobs, waiting_jobs
 from zoo.runs.job import Job
@@ -77,10 +77,11 @@ def sweep(args: argparse.Namespace, parser: argparse.ArgumentParser) -> None:
     shared = {**draw(args.trial)[0], **steps}
     jobs: list[tuple[tuple[str, str, float | None], Job]] = []
     with mistakes(parser):
+        methods = {setting: contestants(setting, args.methods) for setting in args.settings}
         for setting in args.settings:
             folder = Path(args.out) / "runs" / f"trial{args.trial}" / setting
             for seed in range(FIRST_SEED, FIRST_SEED + args.seeds):
-                for method, factor in [(REFERENCE, None), *((name, f) for name in args.methods for f in FACTORS)]:
+                for method, factor in [(REFERENCE, None), *((name, f) for name in methods[setting] for f in FACTORS)]:
                     strength = {} if factor is None else coefficient(setting, method, factor, annealed=True)
                     name = f"{method}-seed{seed}" if factor is None else f"{method}-{factor:g}-seed{seed}"
                     options = {"name": name, "overrides": {**shared, **strength}, "device": args.device}
@@ -94,9 +95,10 @@ def sweep(args: argparse.Namespace, parser: argparse.ArgumentParser) -> None:
         settings = [s for s in args.settings if all(len(runs.get(key, ())) == args.seeds for key, _ in jobs if key[0] == s)]
         if not settings:
             raise ValueError("no setting has all its runs; take --train")
-    show_tables([table for setting in settings for table in tables(runs, setting, args.methods)], args)
+    left_out = [f"{setting}: not all runs are finished." for setting in args.settings if setting not in settings]
+    show_tables([*(table for setting in settings for table in tables(runs, setting, methods[setting])), *left_out], args)
     path = Path(args.out) / f"coefficients_trial{args.trial}.png"
-    draw_strengths(runs, settings, args.methods, path)
+    draw_strengths(runs, {setting: methods[setting] for setting in settings}, path)
     print(f"The figure is {path}")
 
 
@@ -135,19 +137,18 @@ def tables(runs: Runs, setting: str, methods: Sequence[str]) -> list[Table]:
     return found
 
 
-def draw_strengths(runs: Runs, settings: Sequence[str], methods: Sequence[str], path: Path) -> None:
+def draw_strengths(runs: Runs, settings: Mapping[str, Sequence[str]], path: Path) -> None:
     """
     Reward of the last ten rollouts by coefficient, one panel a setting; IPPO is the band across.
 
     :param runs: of the same seeds each
-    :param settings: the panels
-    :param methods: the lines
+    :param settings: the panels, and the lines of each
     :param path: the PNG
     """
     with mpl.rc_context(STYLE):
         figure = Figure(figsize=(2.8 * len(settings) + 0.8, 3.2), layout="constrained")
         axes = figure.subplots(1, len(settings), sharey=True, squeeze=False)[0]
-        for axis, setting in zip(axes, settings, strict=True):
+        for axis, (setting, methods) in zip(axes, settings.items(), strict=True):
             for method in methods:
                 found = [student_interval(measures(runs[setting, method, factor])[:, 1]) for factor in FACTORS]
                 means = np.array([each.mean for each in found])

@@ -37,21 +37,23 @@ def draw_paper(runs: Runs, args: argparse.Namespace) -> str:
     found = rollouts_to_pass(runs[first], runs[second]) if {first, second} <= {*runs} else None
     if found is None:
         return summary(runs, args)
-    return (
-        f"{summary(runs, args)}\n\n{first} has the mean reward of {second}'s last ten rollouts after {found[0]} of {found[1]}."
-    )
+    said = f"{first} first has the mean reward of {second}'s last ten rollouts after {found[0]} of {found[1]}."
+    return f"{summary(runs, args)}\n\n{said}"
 
 
 def rollouts_to_pass(first: Sequence[NavigationResult], second: Sequence[NavigationResult]) -> tuple[int, int] | None:
     """
     :param first: runs of one method
     :param second: runs of another
-    :return: after how many rollouts, and of how many, the first one's mean over seeds and five rollouts is as high as the
-        second one's over seeds and the last ten; None if it never is
+    :return: after how many rollouts, and of how many, the first one's mean over seeds and five rollouts is for the first time
+        as high as the second one's over seeds and the last ten; None if it never is, or the seeds differ in number
     """
+    if len(first) != len(second):
+        return None
     n = min(len(run.rewards) for run in first)
     curve = moving_average(np.mean([run.rewards[:n] for run in first], axis=0), SMOOTHED)
     passed = np.flatnonzero(curve >= np.mean([run.rewards[-10:].mean() for run in second]))
+    passed = passed[passed >= SMOOTHED - 1]
     return (int(passed[0]) + 1, n) if len(passed) else None
 
 

@@ -74,6 +74,7 @@ CONTESTANTS: dict[str, Contestant] = {
     "wbc": _consensus("WBC", TRANSPORT_UNIT, **PLACED),
     "kl": _consensus("KL, placed labels", KL_UNIT, "kl", **PLACED),
     "reverse-kl": _consensus("reverse KL, placed labels", KL_UNIT, "kl", **PLACED, reverse=True),
+    "kl-own": _consensus("KL, actions' own numbers", KL_UNIT, "kl", action_embedding="one_hot"),
     "energy": _consensus("energy distance, same embedding", ENERGY_UNIT, "energy", **PLACED),
     "one-hot": _consensus("WBC, one-hot", TRANSPORT_UNIT, action_embedding="one_hot"),
     "zero-one": _consensus("WBC, 0/1 metric on placed labels", TRANSPORT_UNIT, **PLACED, action_metric="zero_one"),

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import yaml
 
+from otbaselines.common.saving.archive import atomic_write
 from zoo.config.command import add_training, mistakes, number
 from zoo.config.entries import read_yaml
 from zoo.drawing.tables import Table, show_tables
@@ -108,6 +109,8 @@ def search(args: argparse.Namespace, parser: argparse.ArgumentParser) -> None:
                         name, options = f"{method}-trial{trial}-seed{seed}", {**overrides_of(setting, method, trial), **steps}
                         job = study_job(setting, method, seed, folder, name=name, overrides=options, device=args.device)
                         jobs.append(((setting, method, trial), job))
+        path = Path(args.out) / "tuned.yml"
+        read_best(path)
         waiting = waiting_jobs([job for _, job in jobs], StudyResult, args.eval_episodes) if args.train else []
     train_jobs(waiting, StudyResult, n_episodes=args.eval_episodes, n_processes=args.jobs)
     with mistakes(parser):
@@ -136,9 +139,9 @@ def search(args: argparse.Namespace, parser: argparse.ArgumentParser) -> None:
             table.rows.append((CONTESTANTS[method].label, str(winner), *cells, str(near), shown))
         tables.append(table)
     show_tables(tables, args)
-    path = Path(args.out) / "tuned.yml"
-    keep_best(best, path)
-    print(f"Hyperparameters are in {path}")
+    with mistakes(parser):
+        keep_best(best, path)
+    print(f"Hyperparameters are in {path}; what was there of methods that are unfinished, or of other calls, was kept")
 
 
 def keep_best(best: Mapping[str, Mapping[str, Any]], path: Path) -> None:
@@ -148,7 +151,23 @@ def keep_best(best: Mapping[str, Mapping[str, Any]], path: Path) -> None:
     :param best: hyperparameters by setting and method
     :param path: the file
     """
-    kept = read_yaml(path) if path.is_file() else {}
-    found = {setting: {**(kept.get(setting) or {}), **best.get(setting, {})} for setting in {**kept, **best}}
+    kept = read_best(path)
+    found = {setting: {**kept.get(setting, {}), **best.get(setting, {})} for setting in {**kept, **best}}
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text("# Found by python -m zoo.plots wbc-tuning.\n" + yaml.safe_dump(found))
+    with atomic_write(path) as file:
+        file.write(("# Found by python -m zoo.plots wbc-tuning.\n" + yaml.safe_dump(found)).encode())
+
+
+def read_best(path: Path) -> dict[str, dict[str, Any]]:
+    """
+    :param path: what :func:`keep_best` wrote, if it has
+    :return: hyperparameters by setting and method; nothing where there is no file
+    :raises ValueError: if the file holds anything else
+    """
+    if not path.exists():
+        return {}
+    found = {setting: methods or {} for setting, methods in read_yaml(path).items()}
+    for setting, methods in found.items():
+        if not isinstance(methods, Mapping):
+            raise ValueError(f"{str(path)!r} has no methods under {setting!r}; move it away, or take another --out")
+    return found
