@@ -249,10 +249,11 @@ def test_another_team_is_an_error():
 @pytest.mark.parametrize(
     ("others", "named"),
     [
-        ({"a": (3, 5), "b": (3, 2)}, "'a' the action space"),
+        ({"a": (3, 5), "b": (3, 2)}, "'b' the action space"),
         ({"b": (3, 5), "a": (3, 2)}, r"the agents \['b', 'a'\]"),
         ({"a": (3, 2), "c": (3, 5)}, r"the agents \['a', 'c'\]"),
         ({"a": (2, 2), "b": (3, 5)}, "'a' the observation space"),
+        ({"a": (3, 2), "b": (3, 4)}, "'b' the action space"),
     ],
 )
 def test_agents_who_are_others_under_the_same_padding_are_an_error(others, named):
@@ -266,6 +267,31 @@ def test_agents_who_are_others_under_the_same_padding_are_an_error(others, named
     with pytest.raises(ValueError, match=f"{named}.* trained for"):
         evaluate_team(model, make(others))
     assert evaluate_team(model, make(team), n_eval_episodes=2).n_episodes == 2
+    # Padded to the team's own spaces, as by SuperSuit: what the policy saw in training.
+    assert evaluate_team(model, make({"a": (3, 5), "b": (3, 5)}), n_eval_episodes=2).n_episodes == 2
+
+
+def test_bounds_and_number_types_of_observations_may_differ():
+    def make(low, dtype):
+        own = dict.fromkeys("ab", spaces.Box(low, 1.0, (3,), dtype))
+        return ParallelVecEnv([lambda: CustomSpacesEnv(own, dict.fromkeys("ab", spaces.Discrete(2)))])
+
+    model = IPPO("MlpPolicy", make(-1.0, np.float32), **SMALL)
+    for other in (make(-7.0, np.float32), make(-1.0, np.float64)):
+        assert evaluate_team(model, other, n_eval_episodes=2).n_episodes == 2
+
+
+def test_images_are_evaluated_as_they_were_trained():
+    image = spaces.Box(0, 255, (36, 36, 3), np.uint8)
+    parts = spaces.Dict({"image": image, "count": spaces.Discrete(3)})
+    env = AnySpacesEnv(parts, spaces.Discrete(2))
+    model = IPPO("MultiInputPolicy", env, **SMALL)
+    assert evaluate_team(model, AnySpacesEnv(parts, spaces.Discrete(2)), n_eval_episodes=2).n_episodes == 2
+    model.learn(
+        16, callback=TeamEvalCallback(AnySpacesEnv(parts, spaces.Discrete(2)), eval_freq=8, n_eval_episodes=1, verbose=0)
+    )
+    plain = IPPO("CnnPolicy", AnySpacesEnv(image, spaces.Discrete(2)), **SMALL)
+    assert evaluate_team(plain, AnySpacesEnv(image, spaces.Discrete(2)), n_eval_episodes=2).n_episodes == 2
 
 
 # ---------------------------------------------------------------- the callback

@@ -33,6 +33,9 @@ def test_predict_names_the_row_or_agent_that_is_not_finite(model, number):
     [
         (spaces.Discrete(3, start=4), np.array([2, 3])),
         (spaces.Discrete(3), np.array([-1, 0])),
+        (spaces.Discrete(3), np.array([3, 0], dtype=np.uint8)),
+        (spaces.Discrete(3), np.array([0.0, 5.0])),
+        (spaces.Discrete(3), th.tensor([0, 3])),
         (spaces.MultiDiscrete([2, 3], start=[4, -1]), np.array([[0, 2], [2, 0]])),
         (spaces.Dict({"a": spaces.Discrete(3), "b": spaces.Box(-1, 1, (2,))}), {"a": np.array([0, 3]), "b": np.zeros((2, 2))}),
     ],
@@ -42,8 +45,17 @@ def test_predict_names_values_that_a_discrete_observation_cannot_have(space, wro
     env = ParallelVecEnv([lambda: CustomSpacesEnv(dict.fromkeys("xy", space), actions)])
     policy = "MultiInputPolicy" if isinstance(space, spaces.Dict) else "MlpPolicy"
     model = IPPO(policy, env, n_steps=8, batch_size=16, seed=0, device="cpu")
-    with pytest.raises(ValueError, match=r"`observation.* counted from zero in rows"):
+    with pytest.raises(ValueError, match=r"`observation.* is no value of .*rows count them from zero"):
         model.predict(wrong)
+    # The agents' own observations count as their spaces do.
+    own = {agent: space.sample() for agent in "xy"}
+    assert set(model.predict(own)[0]) == {"x", "y"}
+    if isinstance(space, spaces.Discrete):
+        with pytest.raises(ValueError, match=r"`observation\['y'\]` has 7, which is no value of"):
+            model.predict({**own, "y": 7})
+    if isinstance(space, spaces.MultiDiscrete):
+        with pytest.raises(ValueError, match="Unexpected observation shape"):
+            model.predict(np.zeros((2, 3), dtype=int))
     assert len(model.predict(env.reset())[0]) == 2
 
 

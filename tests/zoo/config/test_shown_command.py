@@ -27,12 +27,22 @@ def test_where_files_go_and_how_many_processes_there_are_is_not_shown() -> None:
     [
         ("qdot --datasets /data/medium.npz runs/mixed.npz", "qdot --train --datasets medium.npz runs/mixed.npz"),
         ("wbc-transport --seeds 2 --tuned=/here/tuned.yml --train", "wbc-transport --train --seeds 2 --tuned=tuned.yml"),
+        (
+            "qdot -params env_kwargs.file:/home/me/ant.xml --tuned ../../me/t.yml",
+            "qdot --train -params env_kwargs.file:ant.xml --tuned t.yml",
+        ),
         ("wbc-agents", "wbc-agents --train"),
         ("wbc-agents --out", "wbc-agents --train"),
     ],
 )
 def test_absolute_paths_lose_their_folders_and_training_is_said(typed: str, shown: str) -> None:
     assert shown_command("zoo.plots", typed.split(), trains=True) == f"python -m zoo.plots {shown}"
+
+
+def test_words_are_quoted_as_a_shell_needs_it() -> None:
+    words = ["qdot", "--datasets", "my data.npz", "-params", "net_arch:[64, 64]"]
+    shown = shown_command("zoo.plots", words)
+    assert shlex.split(shown) == ["python", "-m", "zoo.plots", *words]
 
 
 def test_what_does_not_train_is_not_told_to() -> None:

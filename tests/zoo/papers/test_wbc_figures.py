@@ -61,6 +61,10 @@ def test_a_curve_passes_another_when_its_smoothed_mean_does() -> None:
     # The mean of five points of a line is its value two points before.
     assert rollouts_to_pass([run["first"]], [run["second"]]) == (13, 21)
     assert rollouts_to_pass([run["second"]], [SimpleNamespace(rewards=first)]) is None
+    assert rollouts_to_pass([run["first"]] * 2, [run["second"]]) is None
+    # A mean of fewer than five points is none.
+    falling = SimpleNamespace(rewards=np.concatenate([[0.0], np.full(20, -1.0)]))
+    assert rollouts_to_pass([falling], [run["second"]]) is None
 
 
 def test_finished_runs_are_neither_trained_again_nor_needed_twice(paper: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -80,6 +80,7 @@ def test_all_methods_get_the_same_draws_and_their_own_unit_of_the_coefficient() 
 
 
 def test_coefficients_are_forces_where_agents_have_few_places_in_common() -> None:
+    assert set(FEW_COMMON_PLACES) == {"turn30", "turn45", "dynamics"}
     for name, method in CONTESTANTS.items():
         equal, turned = (overrides_of(setting, name, 5).get("consensus_coef") for setting in ("equal", "turn45"))
         assert turned == (pytest.approx(0.01 * equal, rel=1e-2) if method.placed else equal)
@@ -135,15 +136,50 @@ def test_values_of_one_setting_are_tested_in_another(tmp_path: Path, capsys: pyt
 def test_a_search_keeps_what_its_file_has_of_others(tmp_path: Path) -> None:
     path = tmp_path / "tuned.yml"
     keep_best({"equal": {"kl": {"gamma": 0.9}, "ippo": {"gamma": 0.95}}}, path)
+    keep_best({"sigma1": {"kl": {"gamma": 0.95}}}, path)
     keep_best({"equal": {"kl": {"gamma": 0.99}}, "turn45": {"wbc": {"gamma": 0.9}}}, path)
     assert read_yaml(path) == {
         "equal": {"kl": {"gamma": 0.99}, "ippo": {"gamma": 0.95}},
+        "sigma1": {"kl": {"gamma": 0.95}},
         "turn45": {"wbc": {"gamma": 0.9}},
     }
 
 
+@pytest.mark.parametrize("content", ["hello: world", "equal: [1]", "[1, 2]", "a: [", "1: {}", "\0"])
+def test_a_search_refuses_a_file_of_something_else_before_it_trains(
+    content: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "tuned.yml").write_text(content)
+    command = ["wbc-tuning", "--train", "--settings", "equal", "--methods", "ippo", "--trials", "1", "--seeds", "1"]
+    with pytest.raises(SystemExit):
+        plots.main([*command, "--out", str(tmp_path)])
+    assert "tuned.yml" in capsys.readouterr().err
+    assert not (tmp_path / "runs").exists()
+    assert (tmp_path / "tuned.yml").read_text() == content
+
+
+def test_coefficients_of_what_means_nothing_there_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        plots.main(["wbc-coefficients", "--settings", "sigma1", "--methods", "one-hot", "--out", str(tmp_path)])
+    assert "none of one-hot means anything of its own in 'sigma1'" in capsys.readouterr().err
+
+
 def test_coefficients_differ_in_nothing_else_and_stand_beside_none(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    few = ["--settings", "sigma0.3", "--methods", "kl", "energy", "--trial", "1", "--seeds", "2", "-n", "2400", "--out", str(tmp_path)]
+    few = [
+        "--settings",
+        "sigma0.3",
+        "--methods",
+        "kl",
+        "energy",
+        "--trial",
+        "1",
+        "--seeds",
+        "2",
+        "-n",
+        "2400",
+        "--out",
+        str(tmp_path),
+    ]
     command = ["wbc-coefficients", *few, "--jobs", "1", "--eval-episodes", "10"]
     with pytest.raises(SystemExit):
         plots.main(command)
