@@ -16,7 +16,7 @@ from otbaselines.wbc.metric import GroundMetric
 
 # After each gradient step scalings go on from where they ended when the minibatch was last seen. What they lag behind pulls
 # every agent back to where it was: with three steps at reg 0.6, a fourth of the error by the bound, learning was slower, and
-# at reg 0.2 it stalled. This share is left at most: five steps under the defaults.
+# at reg 0.2 it stalled. This share is left at most: five steps at reg 0.6 under the one-hot metric.
 WARM_REMAINING = 0.1
 MAX_WARM_STEPS = 64
 # Before the first, steps are made until the marginals are exact to `COLD_ERROR`.

@@ -148,7 +148,7 @@ class Conditional(MetricEstimator):
     """
     The agents at the same states, a new sample for every minibatch; mass does not move between states.
 
-    Continuous actions have closed forms for ``p=2`` and debiased only.
+    Continuous actions are implemented, by closed forms, for ``p=2`` and debiased only.
 
     :param p: (discrete actions) exponent of the ground metric, 1 or 2
     :param debiased: (discrete actions) Sinkhorn divergence and debiased barycenter; without it a strong pull shrinks the team

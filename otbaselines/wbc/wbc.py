@@ -43,7 +43,7 @@ class WBC(MultiAgentPPO):
     :param consensus_coef: the paper's :math:`\lambda \ge 0`, a number or a schedule; ``"lin_1.0"`` falls linearly to zero
     :param reg: entropic strength :math:`\varepsilon > 0`, in the unit of the ground cost, a number or a schedule; when
         omitted, 0.6 for the estimators that have one. Below the cost of changing an action the pull near agreement stiffens
-        steeply (20 times from 0.6 to 0.2 under the default metric), so ``consensus_coef`` must fall with it, and every
+        steeply (20 times from 0.6 to 0.2 under the one-hot metric), so ``consensus_coef`` must fall with it, and every
         minibatch takes more scaling steps
     :param estimator: what is compared: ``"conditional"``, ``"pooled"``, ``"own"``, ``"sampled"`` (as printed in the paper),
         ``"sliced"``; or ``"kl"`` and ``"energy"`` for pulls to the team's mixture without transport (the baselines)

@@ -89,6 +89,9 @@ ESTIMATORS = Comparison(
     help="table of the forms of the consensus",
     env_id=NAVIGATION,
     methods={
+        "wbc": Method(label="conditional (default)", algo="wbc"),
+    }
+    | {
         name: Method(label=label, algo="wbc", variants=(name,))
         for name, label in (
             ("paper", "as printed: own samples, plan, no debiasing, reg 0.1, 0.5"),
