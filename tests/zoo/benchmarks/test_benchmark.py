@@ -20,7 +20,7 @@ def test_the_command_prints_tables_and_writes_them(tmp_path: Path, capsys: pytes
     printed, written = capsys.readouterr().out, path.read_text()
     rows = [line for line in written.splitlines() if line.startswith("| ")]
     # A heading, the rule, mpe2 twice, and two environments with two sizes each.
-    assert len(rows) == 8
+    assert len(rows) == 9
     assert all(row in printed for row in rows)
     assert written.startswith("`python -m zoo.benchmark --only env --quick`")
     assert re.search(r"torch \d+\.\d+", written)
