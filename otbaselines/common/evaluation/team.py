@@ -3,7 +3,7 @@
 import contextlib
 import copy
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -106,12 +106,10 @@ def evaluate_team(
     check_settings(_SETTINGS, locals())
     if not (hasattr(model, "predict") or callable(model)):
         raise TypeError(f"`model` must have `predict` or be a function of the observations, got {type(model).__name__}")
-    venv = as_evaluation_env(env)
-    layout = team_layout(venv)
     policy = _team_policy(model)
+    venv = as_evaluation_env(env) if policy is None else _with_images_first(as_evaluation_env(env))
+    layout = team_layout(venv)
     if policy is not None:
-        venv = _with_images_first(venv)
-        layout = team_layout(venv)
         _check_same_team(policy, venv, layout)
     _check_same_normalization(_trained_normalized(model), venv, "env")
     ledger = EpisodeLedger(layout, n_eval_episodes, max_steps)
@@ -186,14 +184,13 @@ def _check_agents(theirs: TeamLayout, policy: MultiAgentActorCriticPolicy) -> No
 
     Spaces padded to the team's common ones, as wrappers such as SuperSuit's do, are what the policy saw in training.
     """
-    ours, common = policy.layout, {"observation": policy.observation_space, "action": policy.action_space}
-    forms: dict[str, Callable[[Any], Any]] = {"observation": _form, "action": lambda space: space}
 
     def alike(kind: str, given: spaces.Space[Any], wanted: spaces.Space[Any]) -> bool:
-        form = forms[kind]
-        return form(given) in (form(wanted), form(common[kind]))
+        if kind == "action":
+            return given in (wanted, policy.action_space)
+        return _form(given) in (_form(wanted), _form(policy.observation_space))
 
-    check_same_agents(theirs, ours, known="trained for", alike=alike)
+    check_same_agents(theirs, policy.layout, known="trained for", alike=alike)
 
 
 def _form(space: spaces.Space[Any]) -> Any:

@@ -154,7 +154,9 @@ class TeamPolicy(ABC):
         space = self.observation_space
         if isinstance(observation, dict) and not (isinstance(space, spaces.Dict) and set(observation) == set(space.spaces)):
             return self._predict_agents(observation, deterministic), state
-        _check_rows(observation, space)
+        _check_rows(observation)
+        remedy = "rows count them from zero: pass rows of the vector environment, or a dict of the agents' own observations"
+        _check_discrete("`observation`", observation, space, remedy)
         return self._predict_rows(observation, deterministic), state
 
     def _predict_agents(self, observation: dict[str, Any], deterministic: bool) -> dict[str, Any]:
@@ -192,17 +194,14 @@ class TeamPolicy(ABC):
             ) from None
 
 
-def _check_rows(observation: Any, space: spaces.Space[Any]) -> None:
+def _check_rows(observation: Any) -> None:
     for key, part in observation.items() if isinstance(observation, dict) else [(None, observation)]:
-        own = space.spaces[key] if isinstance(space, spaces.Dict) and key is not None else space
         values = part.detach().cpu().numpy() if isinstance(part, th.Tensor) else np.asarray(part)
         name = "`observation`" if key is None else f"`observation[{key!r}]`"
         if values.dtype.kind == "f" and values.ndim and not np.isfinite(values).all():
             # The first row that is to blame.
             name = f"row {np.argwhere(~np.isfinite(values))[0, 0]} of {name}"
         check_numbers(name, values)
-        remedy = "rows count them from zero: pass rows of the vector environment, or a dict of the agents' own observations"
-        _check_discrete(name, values, own, remedy)
 
 
 def _check_discrete(name: str, observation: Any, space: spaces.Space[Any] | None, remedy: str) -> None:
