@@ -66,6 +66,7 @@ class NavigationVecEnv(NavigationViews, TensorVecEnv):
         self._rows = zeros(2 * n, 2, copies)
         self._flat_rows = self._rows.view(-1, copies)
         self._positions, self._targets = self._rows[:n], self._rows[n:]
+        self._positions_by_axis = self._positions.transpose(0, 1)
         self._to, self._from = self._positions.unsqueeze(0), self._positions.unsqueeze(1)
         self._offsets, self._target_offsets = zeros(n, n, 2, copies), zeros(n, 2, copies)
         self._offset_x, self._offset_y = self._offsets[:, :, 0], self._offsets[:, :, 1]
@@ -88,7 +89,7 @@ class NavigationVecEnv(NavigationViews, TensorVecEnv):
         self._remember()
 
     def _transition(self, actions: th.Tensor) -> tuple[th.Tensor, th.Tensor | None]:
-        self._positions.add_(self._steps(actions)).clamp_(-1.0, 1.0)
+        self._positions_by_axis.add_(self._steps(actions)).clamp_(-1.0, 1.0)
         cost = self._target_distances()
         if self.config.collision_penalty > 0.0 and self.n_agents > 1:
             cost = cost.add_(self._n_touched(), alpha=self.config.collision_penalty)
@@ -98,11 +99,11 @@ class NavigationVecEnv(NavigationViews, TensorVecEnv):
         return cost.neg().t().float(), None
 
     def _steps(self, actions: th.Tensor) -> th.Tensor:
-        """Displacements ``(n_agents, 2, n_copies)``."""
+        """Displacements ``(2, n_agents, n_copies)``."""
         if self.config.continuous_actions:
-            return self._turns @ actions.to(self._turns.dtype).permute(1, 2, 0)
+            return (self._turns @ actions.to(self._turns.dtype).permute(1, 2, 0)).transpose(0, 1)
         index = (actions.t() + self._first_move).reshape(-1)
-        return self._move_rows.index_select(1, index).view(2, self.n_agents, self.n_copies).transpose(0, 1)
+        return self._move_rows.index_select(1, index).view(2, self.n_agents, self.n_copies)
 
     def _target_distances(self) -> th.Tensor:
         """Distance of every agent to its target, ``(n_agents, n_copies)``."""

@@ -88,7 +88,7 @@ class SimpleSpreadVecEnv(Curriculum, TensorVecEnv):
         self._flat_rows = self._rows.view(-1, copies)
         self._velocities, self._positions, self._landmarks = self._rows[:n], self._rows[n : 2 * n], self._rows[2 * n : 3 * n]
         self._offsets = self._rows[3 * n :].view(n, 2 * n, 2, copies)
-        self._entities = self._rows[n : 3 * n]
+        self._entities, self._velocities_by_axis = self._rows[n : 3 * n], self._velocities.transpose(0, 1)
         self._agent_offsets, self._offset_x, self._offset_y = (
             self._offsets[:, :n],
             self._offsets[:, :, 0],
@@ -143,7 +143,7 @@ class SimpleSpreadVecEnv(Curriculum, TensorVecEnv):
     def _transition(self, actions: th.Tensor) -> tuple[th.Tensor, th.Tensor | None]:
         repulsion = self._repulsion()
         self._positions.add_(self._velocities, alpha=TIME_STEP)
-        th.add(self._push(actions), self._velocities, alpha=1.0 - DAMPING, out=self._velocities)
+        th.add(self._push(actions), self._velocities_by_axis, alpha=1.0 - DAMPING, out=self._velocities_by_axis)
         self._velocities.add_(repulsion, alpha=-TIME_STEP * CONTACT_FORCE * CONTACT_MARGIN)
         self._measure()
         nearest = self._landmark_distances.amin(dim=0)
@@ -162,11 +162,10 @@ class SimpleSpreadVecEnv(Curriculum, TensorVecEnv):
         return (strength.unsqueeze(2) * self._agent_offsets).sum(dim=1)
 
     def _push(self, actions: th.Tensor) -> th.Tensor:
-        """Change of velocity ``(n_agents, 2, n_copies)`` by the agents' own pushes."""
+        """Change of velocity ``(2, n_agents, n_copies)`` by the agents' own pushes."""
         if self.config.continuous_actions:
-            return (actions.to(self._push_table.dtype) @ self._push_table).permute(1, 2, 0)
-        pushes = self._push_rows.index_select(1, actions.t().reshape(-1))
-        return pushes.view(2, self.n_agents, self.n_copies).transpose(0, 1)
+            return (actions.to(self._push_table.dtype) @ self._push_table).permute(2, 1, 0)
+        return self._push_rows.index_select(1, actions.t().reshape(-1)).view(2, self.n_agents, self.n_copies)
 
     def _rewards(self, nearest: th.Tensor) -> th.Tensor:
         """

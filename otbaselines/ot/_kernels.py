@@ -9,6 +9,8 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
+from functools import partial
+from typing import ClassVar, TypeAlias
 
 import torch as th
 
@@ -36,72 +38,52 @@ FLOAT32_TOLERANCE = 32 * th.finfo(th.float32).eps
 BLOCK_SIZE = 1 << 22
 
 
+# Takes tensors and, where there is anything to compute, `out`.
+_Function: TypeAlias = Callable[..., th.Tensor]
+
+
+def _same(x: th.Tensor) -> th.Tensor:
+    return x
+
+
 class Domain:
-    """Ordinary positive numbers: multiplication is multiplication."""
+    """
+    Ordinary positive numbers: multiplication is multiplication.
 
+    :cvar enter: the number whose logarithm is given
+    :cvar leave: the logarithm of a number of this domain
+    :cvar mul: product, written to ``out`` if given
+    :cvar div: quotient, written to ``out`` if given
+    :cvar root: square root, written to ``out`` if given
+    :cvar inverse: reciprocal
+    :cvar wrap: an ordinary number, in this domain
+    :cvar value: a number of this domain, as an ordinary one
+    """
+
+    # Torch's own functions, without a call of ours around them: on problems of a handful of bins that costs as much.
     log = False
-
-    def enter(self, log_x: th.Tensor) -> th.Tensor:
-        """The number whose logarithm is given."""
-        return log_x.exp()
-
-    def leave(self, x: th.Tensor) -> th.Tensor:
-        """The logarithm of a number of this domain."""
-        return x.log()
-
-    def wrap(self, value: th.Tensor) -> th.Tensor:
-        """An ordinary number, in this domain."""
-        return value
-
-    def value(self, x: th.Tensor) -> th.Tensor:
-        """A number of this domain, as an ordinary one."""
-        return x
-
-    def mul(self, x: th.Tensor, y: th.Tensor, out: th.Tensor | None = None) -> th.Tensor:
-        """Product, written to ``out`` if given."""
-        return th.mul(x, y, out=out)
-
-    def div(self, x: th.Tensor, y: th.Tensor, out: th.Tensor | None = None) -> th.Tensor:
-        """Quotient, written to ``out`` if given."""
-        return th.div(x, y, out=out)
-
-    def inverse(self, x: th.Tensor) -> th.Tensor:
-        """Reciprocal."""
-        return x.reciprocal()
-
-    def root(self, x: th.Tensor, out: th.Tensor | None = None) -> th.Tensor:
-        """Square root, written to ``out`` if given."""
-        return th.sqrt(x, out=out)
+    enter: ClassVar[_Function] = staticmethod(th.exp)
+    leave: ClassVar[_Function] = staticmethod(th.log)
+    mul: ClassVar[_Function] = staticmethod(th.mul)
+    div: ClassVar[_Function] = staticmethod(th.div)
+    root: ClassVar[_Function] = staticmethod(th.sqrt)
+    inverse: ClassVar[_Function] = staticmethod(th.reciprocal)
+    wrap: ClassVar[_Function] = staticmethod(_same)
+    value: ClassVar[_Function] = staticmethod(_same)
 
 
 class LogDomain(Domain):
     """Logarithms of positive numbers: multiplication is addition."""
 
     log = True
-
-    def enter(self, log_x: th.Tensor) -> th.Tensor:
-        return log_x
-
-    def leave(self, x: th.Tensor) -> th.Tensor:
-        return x
-
-    def wrap(self, value: th.Tensor) -> th.Tensor:
-        return value.log()
-
-    def value(self, x: th.Tensor) -> th.Tensor:
-        return x.exp()
-
-    def mul(self, x: th.Tensor, y: th.Tensor, out: th.Tensor | None = None) -> th.Tensor:
-        return th.add(x, y, out=out)
-
-    def div(self, x: th.Tensor, y: th.Tensor, out: th.Tensor | None = None) -> th.Tensor:
-        return th.sub(x, y, out=out)
-
-    def inverse(self, x: th.Tensor) -> th.Tensor:
-        return -x
-
-    def root(self, x: th.Tensor, out: th.Tensor | None = None) -> th.Tensor:
-        return th.mul(x, 0.5, out=out)
+    enter = staticmethod(_same)
+    leave = staticmethod(_same)
+    mul = staticmethod(th.add)
+    div = staticmethod(th.sub)
+    root = staticmethod(partial(th.mul, other=0.5))
+    inverse = staticmethod(th.neg)
+    wrap = staticmethod(th.log)
+    value = staticmethod(th.exp)
 
 
 class Kernel(ABC):
@@ -199,10 +181,11 @@ class ThinKernel(DenseKernel):
         return rows.permute(1, 2, 0).contiguous().permute(2, 0, 1)
 
     def columns(self, v: th.Tensor, out: th.Tensor | None = None) -> th.Tensor:
-        # The broadcasting of `matmul` costs as much as the product itself.
-        if len(v) not in self._stacks:
-            self._stacks[len(v)] = self._matrix.expand(len(v), -1, -1)
-        return th.bmm(self._stacks[len(v)], v, out=out)
+        # The broadcasting of `matmul` costs as much as the product itself, and `len` of a tensor a quarter of it.
+        count = v.shape[0]
+        if count not in self._stacks:
+            self._stacks[count] = self._matrix.expand(count, -1, -1)
+        return th.bmm(self._stacks[count], v, out=out)
 
     def forward(self, v: th.Tensor) -> th.Tensor:
         return self.columns(v.permute(1, 2, 0)).permute(2, 0, 1)

@@ -139,10 +139,10 @@ def check_alike(tensors: Mapping[str, th.Tensor], optional: Mapping[str, th.Tens
     for name, x in given.items():
         check_tensor(x, name)
     for what in ("dtype", "device"):
-        found = [str(getattr(x, what)) for x in given.values()]
+        found = [getattr(x, what) for x in given.values()]
         if len(set(found)) > 1:
             names = ", ".join(f"`{name}`" for name in given)
-            raise ValueError(f"{names} must share one {what}, got {', '.join(found)}")
+            raise ValueError(f"{names} must share one {what}, got {', '.join(map(str, found))}")
 
 
 def check_measure(measure: th.Tensor, name: str) -> th.Tensor:

@@ -207,7 +207,7 @@ class ScalingSolver:
         # Agents first, problems last, and in place: with a handful of bins each, it is the number of operations that costs.
         mu = self._columns(measures)
         targets = mu.new_empty(n_agents + 1, n, batch)
-        root(mu, targets[1:])
+        root(mu, out=targets[1:])
         state = self._agreement(targets[1:], weights) if init is None else init.scalings
         state = state.clone(memory_format=th.contiguous_format)
         used = state if self.debiased else state[:n_agents]
@@ -218,15 +218,15 @@ class ScalingSolver:
         center = d_row
         for _ in range(n_iter):
             apply(used, product)
-            apply(div(mu, product_u, v), kernel_v)
+            apply(div(mu, product_u, out=v), kernel_v)
             center = self._mean(weights, kernel_row)
             if self.debiased:
-                mul(d_row, center, center)
+                mul(d_row, center, out=center)
                 # A root of each factor: in an improbable bin their product would be zero, and stay so.
-                root(center, goal_row)
-                div(own, product_own, own)
-                mul(root(own, own), targets, own)
-            div(center, kernel_row, u_row)
+                root(center, out=goal_row)
+                div(own, product_own, out=own)
+                mul(root(own, out=own), targets, out=own)
+            div(center, kernel_row, out=u_row)
         return ScalingBarycenter(ScalingState(state), mu, center.view(1, n, batch), self)
 
     def _columns(self, measures: th.Tensor) -> th.Tensor:

@@ -107,11 +107,12 @@ class CategoricalConsensus(StatewiseConsensus):
 
     def loss(self, policies: TeamDistribution, chunk: int) -> th.Tensor:
         measures = self._measures(policies)
-        solved = self._solver.solve(measures, self._warm_steps, self._scalings[chunk])
-        self._scalings[chunk] = solved.state
         # Plans and potentials are held constant: at the optimum their dependence on the policy contributes no gradient
         # (envelope theorem), so the derivative of the divergence is its potential on the policy's own marginal.
-        return (solved.gradient / len(measures) * measures).sum((0, 2))
+        with th.inference_mode():
+            solved = self._solver.solve(measures, self._warm_steps, self._scalings[chunk])
+            self._scalings[chunk], potentials = solved.state, solved.gradient
+        return (potentials / len(measures) * measures).sum((0, 2))
 
 
 class GaussianConsensus(StatewiseConsensus):

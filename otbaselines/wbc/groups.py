@@ -159,4 +159,4 @@ class GroupedConsensus:
             own = policies if everybody else policies.subset(agents, slice(start, start + length))
             losses.append(part.loss(own, chunk))
             start += length
-        return th.cat(losses)
+        return losses[0] if len(losses) == 1 else th.cat(losses)
