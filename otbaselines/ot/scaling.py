@@ -80,7 +80,7 @@ class ScalingBarycenter:
         Gradient of :math:`W(\mu_i, \mu^*)` with respect to :math:`\mu_i`, less that of :math:`\tfrac12 W(\mu_i, \mu_i)` when
         debiased, shape ``(B, N, n)``, in the unit of the cost.
         """
-        n_agents, potentials = len(self._measures), self._potentials
+        n_agents, potentials = self._measures.shape[0], self._potentials
         near = potentials[:n_agents]
         return (near - potentials[n_agents + 1 :] if self._solver.debiased else near).permute(2, 0, 1)
 
@@ -236,7 +236,7 @@ class ScalingSolver:
     def _checked(self, measures: th.Tensor, init: ScalingState | None) -> th.Tensor:
         if self.validate:
             check_problem(self._cost, measures, measures, ("measures", "measures"))
-        if measures.dim() != 3 or measures.shape[-1] != len(self._cost):
+        if measures.dim() != 3 or measures.shape[-1] != self._cost.shape[0]:
             shapes = f"{tuple(measures.shape)} and {tuple(self._cost.shape)}"
             raise ValueError(f"`measures` must be (B, N, n) and `cost` (n, n), got shapes {shapes}")
         needed = (2 * measures.shape[1] + 1, measures.shape[2], measures.shape[0])
@@ -247,7 +247,7 @@ class ScalingSolver:
     def _mean(self, weights: th.Tensor, x: th.Tensor) -> th.Tensor:
         """Weighted geometric mean over the agents, whose rows ``x`` has, shape ``(1, n * B)``."""
         logs = self.domain.leave(x)
-        if len(weights) == 1:
+        if weights.shape[0] == 1:
             return self.domain.enter(weights @ logs)
         # Every problem has weights of its own.
         return self.domain.enter((weights.T.unsqueeze(1) * logs.view(len(x), -1, len(weights))).sum(0).view(1, -1))

@@ -112,7 +112,7 @@ class CategoricalConsensus(StatewiseConsensus):
         with th.inference_mode():
             solved = self._solver.solve(measures, self._warm_steps, self._scalings[chunk])
             self._scalings[chunk], potentials = solved.state, solved.gradient
-        return (potentials / len(measures) * measures).sum((0, 2))
+        return (potentials / measures.shape[0] * measures).sum((0, 2))
 
 
 class GaussianConsensus(StatewiseConsensus):

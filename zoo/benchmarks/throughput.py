@@ -29,6 +29,9 @@ SPREAD = "otbaselines/SimpleSpread-v0"
 NAVIGATION = "otbaselines/Navigation-v0"
 REFERENCE = "SB3 PPO on SuperSuit, mpe2"
 NATIVE_IPPO = "IPPO on the native spread"
+# CPU seconds of a turn. A machine is now faster, now slower, for seconds on end: many short rounds, whose contenders fall into
+# the same moment, say more than a few long ones.
+SHORT = 0.2
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -220,10 +223,10 @@ def share_cell(record: Record) -> str:
     return f"{statistics.median(record.transport_share):.1%}"
 
 
-def throughput_table(*, quick: bool = False, rounds: int = 5) -> Table:
+def throughput_table(*, quick: bool = False, rounds: int = 15) -> Table:
     """Agent-steps per CPU second of every stack; little of it when ``quick``."""
     contenders = throughput_contenders(quick)
-    records = measure(contenders, rounds=2 if quick else rounds, min_seconds=0.0 if quick else 0.8)
+    records = measure(contenders, rounds=2 if quick else rounds, min_seconds=0.0 if quick else SHORT)
     reference, ippo = records[contenders[0].name], records[NATIVE_IPPO]
     table = Table(
         f"Training on simple_spread: N = 3, 25 steps, net 2x64, rollout of {contenders[0].rollout // 3:,} env-steps, "
@@ -242,7 +245,7 @@ def _pair(setting: Setting) -> list[Contender]:
     ]
 
 
-def growth_table(*, quick: bool = False, rounds: int = 3) -> Table:
+def growth_table(*, quick: bool = False, rounds: int = 15) -> Table:
     """How the rates grow with the team and with the number of copies; little of it when ``quick``."""
     teams = [Setting(n_agents=n) for n in (3, 8, 16, 32, 64)]
     copies = [Setting(n_copies=c, n_steps=max(25, 2000 // c)) for c in (16, 256, 1024, 4096)]
@@ -252,7 +255,9 @@ def growth_table(*, quick: bool = False, rounds: int = 3) -> Table:
         ("N", "copies", "rollout, agent-steps", "IPPO, thousand agent-steps/CPU-s", "WBC", "WBC / IPPO", "transport"),
     )
     for setting in settings:
-        records = measure(_pair(setting), rounds=1 if quick else rounds, min_seconds=0.0 if quick else 0.5)
+        # An iteration of the largest takes several seconds, in which slow and fast moments of a machine even out.
+        turns = 1 if quick else max(3, min(rounds, 300_000 // setting.rollout))
+        records = measure(_pair(setting), rounds=turns, min_seconds=0.0 if quick else SHORT)
         ippo, wbc = records["IPPO"], records["WBC"]
         cells = (str(setting.n_agents), f"{setting.n_copies:,}", f"{setting.rollout:,}")
         table.rows.append((*cells, rate_cell(ippo), rate_cell(wbc), ratio_cell(wbc, ippo), share_cell(wbc)))
@@ -273,9 +278,9 @@ FORMS: dict[str, dict[str, Any]] = {
 }
 
 
-def consensus_tables(*, quick: bool = False, rounds: int = 3) -> list[Table]:
+def consensus_tables(*, quick: bool = False, rounds: int = 9) -> list[Table]:
     """What consensus costs by team and support, and by its form; little of it when ``quick``."""
-    turns, seconds = (1, 0.0) if quick else (rounds, 0.4)
+    turns, seconds = (1, 0.0) if quick else (rounds, SHORT)
     supports = (24, 96, 384)
     grid = Table(
         "Cost of consensus: transport's share of an iteration | WBC's rate over IPPO's, by N and `n_support`",

@@ -184,10 +184,14 @@ class MaskedCategorical(TeamDistribution):
         :param n_rows: rows of the first part
         :return: the distributions of the first rows and of the others
         """
-        first, others = copy(self), copy(self)
         # Backwards this is one concatenation, where two slices would each fill a whole tensor with zeros.
-        first.log_probs, others.log_probs = self.log_probs.split((n_rows, len(self.log_probs) - n_rows))
-        return first, others
+        first, others = self.log_probs.split((n_rows, self.log_probs.shape[0] - n_rows))
+        return self._with(first), self._with(others)
+
+    def _with(self, log_probs: th.Tensor) -> "MaskedCategorical":
+        made = MaskedCategorical.__new__(MaskedCategorical)
+        made.mask, made.log_probs = self.mask, log_probs
+        return made
 
     @property
     def probs(self) -> th.Tensor:
