@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import numpy as np
 import torch as th
+from torch.autograd import forward_ad
 
 from otbaselines.ot._lipschitz import metric_structure
 from otbaselines.ot._validation import (
@@ -59,7 +61,7 @@ def line_cost(x: th.Tensor, y: th.Tensor, a: th.Tensor | None, b: th.Tensor | No
     :return: :math:`W_p^p`, shape ``(...)``
     """
     if a is None and b is None and x.shape[-1] == y.shape[-1]:
-        gaps = (x.sort(-1).values - y.sort(-1).values).abs()
+        gaps = (ascending(x) - ascending(y)).abs()
         return gaps.mean(-1) if p == 1.0 else (gaps**p).mean(-1)
     import ot as pot
 
@@ -67,6 +69,27 @@ def line_cost(x: th.Tensor, y: th.Tensor, a: th.Tensor | None, b: th.Tensor | No
     columns = (None if z is None else z.reshape(-1, z.shape[-1]).t() for z in (x, y, a, b))
     value: th.Tensor = pot.wasserstein_1d(*columns, p=p)
     return value.reshape(x.shape[:-1])
+
+
+def ascending(x: th.Tensor) -> th.Tensor:
+    """
+    The values in ascending order along the last dimension.
+
+    torch's sort also says where each value was, which derivatives need. Without that NumPy's takes down to a sixteenth of the
+    time (processors with AVX-512, numpy 2).
+
+    :param x: any shape, float32 or float64
+    :return: of the same shape, differentiable
+    """
+    is_differentiated = (th.is_grad_enabled() and x.requires_grad) or forward_ad.unpack_dual(x).tangent is not None
+    if is_differentiated or x.device.type != "cpu":
+        return x.sort(-1).values
+    try:
+        values = x.numpy(force=True)
+    except RuntimeError:
+        # The tensors of `torch.func` have no memory of their own.
+        return x.sort(-1).values
+    return th.from_numpy(np.sort(values, axis=-1))
 
 
 def root(total: th.Tensor, p: float) -> th.Tensor:

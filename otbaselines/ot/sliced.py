@@ -7,7 +7,7 @@ from numbers import Integral
 import torch as th
 
 from otbaselines.ot._validation import broadcast_shapes, check_alike, check_count, check_order, check_tensor, finite
-from otbaselines.ot.exact import line_cost, root
+from otbaselines.ot.exact import ascending, line_cost, root
 
 # The error falls with the square root: more would take minutes and gigabytes for a fourth digit.
 MAX_PROJECTIONS = 1_000_000
@@ -74,10 +74,12 @@ def sliced_pairwise(
     if points.dim() != 3:
         raise ValueError(f"`points` must be (N, m, d), m points for each agent, got {tuple(points.shape)}")
     directions = random_directions(points.shape[-1], n_projections, seed=seed, generator=generator).to(points)
-    lines = th.matmul(points, directions).transpose(-1, -2)
-    ordered = lines.sort(-1).values.flatten(1)
-    distance: th.Tensor = th.cdist(ordered, ordered, p=order, compute_mode="donot_use_mm_for_euclid_dist")
-    return finite(distance / float(ordered.shape[1] ** (1.0 / order)), points=points)
+    lines = ascending(th.matmul(points, directions).transpose(-1, -2)).flatten(1)
+    n_agents, length = lines.shape
+    # Each pair once, which on a CPU takes a seventh of the time of all by all.
+    first, second = th.triu_indices(n_agents, n_agents, offset=1, device=lines.device)
+    upper = lines.new_zeros(n_agents, n_agents).index_put((first, second), th.pdist(lines, order))
+    return finite((upper + upper.transpose(0, 1)) / float(length ** (1.0 / order)), points=points)
 
 
 def line_potentials(x: th.Tensor, y: th.Tensor, *, p: float = 1.0) -> th.Tensor:

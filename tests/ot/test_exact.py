@@ -11,6 +11,7 @@ import scipy.optimize
 import scipy.stats
 import torch as th
 from problems import directional_derivative, measures
+from torch.autograd import forward_ad
 
 from otbaselines import ot
 from otbaselines.ot._lipschitz import metric_structure
@@ -307,6 +308,33 @@ def test_gradients_of_distances_on_lines_equal_finite_differences_where_some_poi
     direction = th.randn(5, generator=th.Generator().manual_seed(2), dtype=th.float64)
     expected = directional_derivative(lambda z: ot.wasserstein_1d(z, y, p=p), x, direction)
     assert float(gradient @ direction) == pytest.approx(expected, rel=1e-6)
+
+
+# Forward-mode derivatives compile some of their formulas.
+@pytest.mark.filterwarnings("ignore:.torch.jit:DeprecationWarning")
+@pytest.mark.parametrize("call", [ot.wasserstein_1d, lambda x, y: ot.sliced_wasserstein(x, y, seed=0, n_projections=7)])
+def test_tangents_of_distances_on_lines_equal_finite_differences(call) -> None:
+    # Without derivatives to keep, values are sorted by another function, which must not lose a tangent.
+    x, y, direction = (th.randn(6, 2, generator=th.Generator().manual_seed(seed), dtype=th.float64) for seed in (0, 1, 2))
+    expected = directional_derivative(lambda z: call(z, y).sum(), x, direction)
+    with forward_ad.dual_level():
+        tangent = forward_ad.unpack_dual(call(forward_ad.make_dual(x, direction), y).sum()).tangent
+    assert float(tangent) == pytest.approx(expected, rel=1e-6)
+    assert float(th.func.jvp(lambda z: call(z, y).sum(), (x,), (direction,))[1]) == pytest.approx(expected, rel=1e-6)
+
+
+@pytest.mark.parametrize("p", [1.0, 2.0, 3.0])
+def test_values_are_the_same_to_the_bit_with_and_without_derivatives(p: float) -> None:
+    generator = th.Generator().manual_seed(0)
+    # Not contiguous, with ties.
+    points = th.randint(-3, 4, (3, 40, 5), generator=generator).double().transpose(0, 1)
+    leaf = points.clone().requires_grad_()
+    for call in (
+        lambda z: ot.sliced_pairwise(z, n_projections=6, seed=1, p=p),
+        lambda z: ot.sliced_wasserstein(z[:1], z[1:], n_projections=6, seed=1, p=p),
+        lambda z: ot.wasserstein_1d(z[0], z[1], p=p),
+    ):
+        assert th.equal(call(points), call(leaf).detach())
 
 
 def test_gaussian_barycenters_check_their_weights() -> None:
