@@ -108,6 +108,27 @@ def test_it_learns_predicts_and_is_evaluated_on_every_intake(algorithm, intake):
     assert evaluate_team(model, INTAKES[intake](), n_eval_episodes=2).n_episodes == 2
 
 
+def test_it_learns_in_the_processes_of_sb3(algorithm):
+    # They end when they are asked for an attribute that their environment lacks.
+    env = make_vec_env("CartPole-v1", 2, seed=0, backend="subproc")
+    try:
+        model = algorithm("MlpPolicy", env, **{**SMALL, PASSES.get(algorithm, "n_epochs"): 1, "n_steps": 24})
+        before = _state(model)
+        _learn(model, rollouts=1)
+        assert not _same(before, _state(model))
+    finally:
+        env.close()
+
+
+def test_what_reset_returns_is_refused_with_the_remedy(algorithm):
+    for intake, env in (("gymnasium", INTAKES["gymnasium"]()), ("parallel", WanderersEnv())):
+        model = _build(algorithm, intake)
+        with pytest.raises(ValueError, match="you are mixing Gym API with SB3's VecEnv API"):
+            model.predict(env.reset())
+        with pytest.raises(ValueError, match="`observation` must hold rows of one length"):
+            model.predict([[0.0, 0.0, 0.0], [0.0, 0.0]])
+
+
 @pytest.mark.filterwarnings("ignore:no two agents have equal spaces")
 @pytest.mark.parametrize("continuous", [False, True], ids=["discrete", "continuous"])
 @pytest.mark.parametrize("task", MPE2)

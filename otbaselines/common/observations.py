@@ -3,16 +3,45 @@
 from typing import Any
 
 import numpy as np
+import torch as th
+
+
+def check_is_observation(observation: Any) -> None:
+    """
+    :param observation: what ``predict`` was given
+    :raises ValueError: if it is what ``reset`` of Gymnasium and PettingZoo returns, observation and infos
+    """
+    if isinstance(observation, tuple) and len(observation) == 2 and isinstance(observation[1], dict):
+        raise ValueError(
+            "`observation` is a tuple of an observation and infos: you are mixing Gym API with SB3's VecEnv API; of a Gymnasium "
+            "or PettingZoo environment take `obs, infos = env.reset()`, and pass `obs`"
+        )
+
+
+def as_array(name: str, observation: Any) -> np.ndarray[Any, Any]:
+    """
+    :param name: of the observation, for the message
+    :param observation: one or several
+    :return: as an array of whatever it holds
+    :raises ValueError: if its rows differ in length
+    """
+    if isinstance(observation, th.Tensor):
+        return observation.numpy(force=True)
+    try:
+        return np.asarray(observation)
+    except ValueError:
+        raise ValueError(f"{name} must hold rows of one length, got {str(observation)[:200]}") from None
 
 
 def check_observation(observation: Any) -> None:
     """
     :param observation: what ``predict`` was given
-    :raises ValueError: if it holds NaN, an infinite number, or one that single precision cannot hold
+    :raises ValueError: if it is no observation, or holds NaN, an infinite number, or one that single precision cannot hold
     """
+    check_is_observation(observation)
     parts = observation.values() if isinstance(observation, dict) else [observation]
     for part in parts:
-        array = np.asarray(part)
+        array = as_array("`observation`", part)
         with np.errstate(over="ignore"):
             if array.dtype.kind == "f" and not np.isfinite(array.astype(np.float32)).all():
                 raise ValueError(

@@ -10,6 +10,7 @@ from stable_baselines3.common.logger import Logger
 from stable_baselines3.common.vec_env import VecEnv
 
 from otbaselines.common.tabular import TabularModel, soft_values, soft_values_finite, stack_models
+from otbaselines.common.vec_env.layout import first_attribute
 from otbaselines.fedirl.clients import Client, tabular_model_of
 from otbaselines.fedirl.fusion import Support, lattice_cost
 from otbaselines.fedirl.maxent import Horizon, MaxEntResult, expert_features, fit, likelihood, rewards_of
@@ -26,10 +27,7 @@ def has_model(env: VecEnv) -> bool:
     :param env: the world of the server
     :return: whether it tells its finite decision process
     """
-    try:
-        return isinstance(env.get_attr("tabular_model")[0], TabularModel)
-    except AttributeError:
-        return False
+    return isinstance(first_attribute(env, "tabular_model"), TabularModel)
 
 
 def as_counted(model: TabularModel, ends: str) -> TabularModel:
@@ -49,8 +47,8 @@ def lattice_of(env: VecEnv, probe: TabularModel) -> Support:
     :raises ValueError: if it has none
     """
     try:
-        lengths = [len(axis) for axis in env.get_attr("lattice_axes")[0]]
-    except (AttributeError, TypeError):
+        lengths = [len(axis) for axis in first_attribute(env, "lattice_axes")]
+    except TypeError:
         raise ValueError("`support` is needed where `env` has no `lattice_axes` to compare rewards on") from None
     # The last axis holds the actions, whose numbers mean nothing.
     cost = lattice_cost(lengths, categorical=[*[False] * (len(lengths) - 1), True])

@@ -19,6 +19,7 @@ from otbaselines.common.offline import spaces_only_env
 from otbaselines.common.seeding import child_seeds
 from otbaselines.common.settings import check_settings
 from otbaselines.common.tabular import TabularModel
+from otbaselines.common.vec_env.layout import first_attribute
 from otbaselines.fedirl import exact, sampled
 from otbaselines.fedirl.checks import check_clients, check_kind, check_model, check_shape, name_of, warn_of_shared
 from otbaselines.fedirl.clients import Client
@@ -242,7 +243,7 @@ class Federation(Learner, BaseAlgorithm):
         assert self.env is not None
         if not has_model(self.env):
             raise ValueError("`env` must have an attribute `tabular_model` of type `TabularModel`, as the world of the model")
-        model: TabularModel = self.env.get_attr("tabular_model")[0]
+        model: TabularModel = first_attribute(self.env, "tabular_model")
         return model
 
     def _support(self) -> Support:

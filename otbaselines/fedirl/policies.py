@@ -10,6 +10,7 @@ import torch as th
 from gymnasium import spaces
 from stable_baselines3.common.policies import BasePolicy
 
+from otbaselines.common.observations import check_is_observation
 from otbaselines.common.saving.policy import JsonPolicyMixin
 from otbaselines.fedirl.features import RBFFeatures
 
@@ -95,6 +96,7 @@ class TabularPolicy(JsonPolicyMixin, BasePolicy):
         """
         if self.n_steps is None:
             return super().predict(observation, state, episode_start, deterministic)
+        check_is_observation(observation)
         seen, is_batch = self.obs_to_tensor(observation)
         assert isinstance(seen, th.Tensor)
         steps = np.zeros(len(seen.flatten()), np.int64) if state is None else np.asarray(state[0], np.int64)

@@ -11,6 +11,7 @@ from stable_baselines3.common.type_aliases import PyTorchObs
 from stable_baselines3.common.utils import obs_as_tensor
 
 from otbaselines.common.multi_agent.distributions import TeamDistribution
+from otbaselines.common.observations import as_array, check_is_observation
 from otbaselines.common.saving.policy import JsonPolicyMixin
 from otbaselines.common.vec_env.agent_dicts import check_numbers, named_agents, native_actions, rows_of_agents
 from otbaselines.common.vec_env.layout import TeamLayout
@@ -148,9 +149,10 @@ class TeamPolicy(ABC):
         :param deterministic: the most probable actions instead of samples
         :return: the actions in the form of the observation, and ``state``
         :raises TypeError: if observations are no numbers
-        :raises ValueError: if rows do not fill whole teams, a dict names an unknown agent, numbers are NaN or infinite, or
+        :raises ValueError: if it is what ``reset`` returns, rows do not fill whole teams, a dict names an unknown agent, numbers are NaN or infinite, or
             a discrete observation has a value that its space does not
         """
+        check_is_observation(observation)
         space = self.observation_space
         if isinstance(observation, dict) and not (isinstance(space, spaces.Dict) and set(observation) == set(space.spaces)):
             return self._predict_agents(observation, deterministic), state
@@ -196,8 +198,8 @@ class TeamPolicy(ABC):
 
 def _check_rows(observation: Any) -> None:
     for key, part in observation.items() if isinstance(observation, dict) else [(None, observation)]:
-        values = part.detach().cpu().numpy() if isinstance(part, th.Tensor) else np.asarray(part)
         name = "`observation`" if key is None else f"`observation[{key!r}]`"
+        values = as_array(name, part)
         if values.dtype.kind == "f" and values.ndim and not np.isfinite(values).all():
             # The first row that is to blame.
             name = f"row {np.argwhere(~np.isfinite(values))[0, 0]} of {name}"
@@ -217,7 +219,7 @@ def _check_discrete(name: str, observation: Any, space: spaces.Space[Any] | None
             _check_discrete(f"{name}[{key!r}]", part, space.spaces.get(key), remedy)
     if not isinstance(space, spaces.Discrete | spaces.MultiDiscrete):
         return
-    values = observation.detach().cpu().numpy() if isinstance(observation, th.Tensor) else np.asarray(observation)
+    values = as_array(name, observation)
     low, sizes = (space.start, space.n) if isinstance(space, spaces.Discrete) else (space.start, space.nvec)
     shape = np.shape(sizes)
     # Shapes that do not fit are named by what reads them.

@@ -146,12 +146,17 @@ def action_vectors(env: VecEnv | None) -> Any:
     :return: what the agents' actions do, ``agent_action_vectors`` of its first copy, one row for each agent and action;
         ``None`` where it does not say
     """
-    if env is None:
-        return None
-    try:
-        return env.get_attr("agent_action_vectors", [0])[0]
-    except AttributeError:
-        return None
+    return None if env is None else first_attribute(env, "agent_action_vectors")
+
+
+def first_attribute(env: VecEnv, name: str) -> Any:
+    """
+    :param env: a vector environment
+    :param name: of an attribute of its copies
+    :return: that of the first copy; ``None`` where copies have none
+    """
+    # SB3's worker processes end, and its `SubprocVecEnv` with them, when they are asked for an attribute that is missing.
+    return env.get_attr(name, [0])[0] if env.has_attr(name) else None
 
 
 def normalizes_observations(env: VecEnv) -> bool:
