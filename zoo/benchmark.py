@@ -4,8 +4,8 @@ Every speed that the documentation quotes: ``python -m zoo.benchmark`` (``make b
 Prints Markdown tables: training throughput against Stable-Baselines3's PPO on SuperSuit, its growth with the team and the
 number of copies, the cost of consensus and of trust regions, learners on recorded data and from replay buffers, the
 transport layer against POT, the fusion of rewards, and the environments alone.
-All are medians over rounds in which the contenders take turns, in CPU seconds of one thread. ``--device cuda`` measures
-training on a GPU instead, in wall time.
+All are medians over rounds in which the contenders take turns, in CPU seconds of one thread. ``--beside`` takes the code of
+another checkout for the other contender; ``--device cuda`` measures training on a GPU instead, in wall time.
 """
 
 import argparse
@@ -19,6 +19,7 @@ from importlib.metadata import version
 from pathlib import Path
 
 from zoo.benchmarks import transport
+from zoo.benchmarks.beside import beside_table
 from zoo.benchmarks.device import device_table
 from zoo.benchmarks.fusion import fusion_table
 from zoo.benchmarks.off_policy import off_policy_table
@@ -73,6 +74,7 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument("--quick", action="store_true", help="tiny problems, to see that everything runs")
     parser.add_argument("--only", nargs="+", choices=tuple(SECTIONS), default=None, help="some of the tables")
     parser.add_argument("--device", type=command.device, default=None, help="measure training on this device instead")
+    parser.add_argument("--beside", type=Path, default=None, help="measure this code and that of another checkout in turns")
     parser.add_argument("--out", type=Path, default=None, help="write the tables to this file as well")
     return parser
 
@@ -83,13 +85,16 @@ def main(argv: Sequence[str] | None = None) -> None:
     args = parser.parse_args(argv)
     if args.device is not None and args.only is not None:
         parser.error("--device measures training on one device and has no sections; leave out --only")
+    if args.beside is not None and (args.device is not None or args.only is not None):
+        parser.error("--beside measures two checkouts on the CPU and has no sections; leave out --device and --only")
     if args.out is not None:
         with command.mistakes(parser):
             args.out.parent.mkdir(parents=True, exist_ok=True)
     start = time.process_time()
-    with one_thread():
+    with one_thread(), command.mistakes(parser, traceback=args.beside is None):
         text = _measure(args)
-    print(f"Took {time.process_time() - start:.0f} CPU seconds.")
+    if args.beside is None:
+        print(f"Took {time.process_time() - start:.0f} CPU seconds.")
     write_text(text, args.out)
 
 
@@ -97,12 +102,16 @@ def _measure(args: argparse.Namespace) -> str:
     """Print every table as soon as it is there, and return them all."""
     options = [f"--only {' '.join(args.only)}"] if args.only else []
     options += [f"--device {args.device}"] if args.device else []
+    # The folder is the reader's own business.
+    options += ["--beside DIR"] if args.beside else []
     options += ["--quick"] if args.quick else []
     text = provenance(" ".join(["python -m zoo.benchmark", *options])) + "\n"
     print(text, flush=True)
     sections = [SECTIONS[name] for name in args.only or SECTIONS]
     if args.device is not None:
         sections = [lambda quick: [device_table(args.device, quick=quick)]]
+    if args.beside is not None:
+        sections = [lambda quick: [beside_table(args.beside, quick=quick)]]
     for section in sections:
         for table in section(args.quick):
             print(table.markdown(), end="\n\n", flush=True)

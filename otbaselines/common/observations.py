@@ -13,8 +13,8 @@ def check_is_observation(observation: Any) -> None:
     """
     if isinstance(observation, tuple) and len(observation) == 2 and isinstance(observation[1], dict):
         raise ValueError(
-            "`observation` is a tuple of an observation and infos: you are mixing Gym API with SB3's VecEnv API; of a Gymnasium "
-            "or PettingZoo environment take `obs, infos = env.reset()`, and pass `obs`"
+            "`observation` is a tuple of an observation and infos: you are mixing Gym API with SB3's VecEnv API; of a "
+            "Gymnasium or PettingZoo environment take `obs, infos = env.reset()`, and pass `obs`"
         )
 
 

@@ -241,7 +241,9 @@ class MultiAgentOnPolicyAlgorithm(Learner, TeamRollouts):
         space, given = self.observation_space, self.policy_kwargs
         if "features_extractor_class" in given:
             return
-        scaled = bool((given.get("features_extractor_kwargs") or {}).get("normalized_image", False))
+        # As in SB3, whose extractors then take images of any bounds and dtype.
+        scaled = not given.get("normalize_images", True)
+        scaled = scaled or bool((given.get("features_extractor_kwargs") or {}).get("normalized_image", False))
         reads = getattr(policy_class, "reads", "")
         if reads == "dict" and not isinstance(space, spaces.Dict):
             wanted, other = "a Dict of observations", "MlpPolicy"

@@ -107,6 +107,17 @@ def test_a_team_that_sees_images_has_one_convolutional_network_per_agent():
     assert not th.equal(*(extractor.linear[0].weight for extractor in model.policy.pi_extractors))
 
 
+def test_without_scaling_anything_with_three_dimensions_is_an_image_as_in_sb3():
+    # Such as images that `VecNormalize` has scaled.
+    env = AnySpacesEnv(spaces.Box(-10.0, 10.0, (1, 36, 36), np.float32), ACTIONS["discrete"])
+    with pytest.raises(ValueError, match="is for images, but the agents observe"):
+        IPPO("CnnPolicy", env, **SMALL)
+    model = IPPO("CnnPolicy", env, policy_kwargs={"normalize_images": False}, **SMALL).learn(16)
+    assert model.policy.pi_extractors[0].cnn[0].in_channels == 1
+    with pytest.raises(ValueError, match="is for images, but the agents observe"):
+        IPPO("CnnPolicy", AnySpacesEnv(vector(3), ACTIONS["discrete"]), policy_kwargs={"normalize_images": False}, **SMALL)
+
+
 UNSUPPORTED_ACTIONS = {
     "text": (spaces.Text(4), "use Box, Discrete"),
     "tuple": (spaces.Tuple([spaces.Discrete(2), spaces.Discrete(2)]), "use Box, Discrete"),

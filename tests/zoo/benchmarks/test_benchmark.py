@@ -12,6 +12,7 @@ from zoo.benchmarks.device import PARTS, Clock, count_syncs, device_table, share
 from zoo.benchmarks.off_policy import contenders, off_policy_table
 from zoo.benchmarks.offline import D3RLPY, offline_table
 from zoo.benchmarks.throughput import Record, Setting, consensus_tables, growth_table, ratio_cell, throughput_contenders
+from zoo.benchmarks.work import pieces
 
 
 def test_the_command_prints_tables_and_writes_them(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -32,7 +33,9 @@ def test_results_name_neither_paths_nor_the_host() -> None:
     assert "/" not in text.replace("CPU/GPU", "")
 
 
-@pytest.mark.parametrize("arguments", [["--device", "cpu", "--only", "env"], ["--only", "nothing"]])
+@pytest.mark.parametrize(
+    "arguments", [["--device", "cpu", "--only", "env"], ["--only", "nothing"], ["--beside", ".", "--only", "env"]]
+)
 def test_a_command_that_makes_no_sense_is_refused(arguments: list[str]) -> None:
     with pytest.raises(SystemExit) as error:
         benchmark.main(arguments)
@@ -108,3 +111,36 @@ def test_learners_from_replay_buffers_are_measured_beside_sb3s() -> None:
     assert [row[0] for row in table.rows] == [*contenders()]
     assert table.rows[0][0] == "SB3's SAC"
     assert table.rows[0][-1] == "1.00"
+
+
+def test_a_checkout_beside_itself_does_the_same_work(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    root = Path(benchmark.__file__).parents[1]
+    benchmark.main(["--beside", str(root), "--quick"])
+    rows = [line for line in capsys.readouterr().out.splitlines() if line.startswith("| exact W1")]
+    assert [row.split(" | ")[0].rsplit(", ", 1)[1] for row in rows] == ["plane", "line", "0/1"]
+    # There is one round, whose ratio is that of the rates, here over there.
+    for row in rows:
+        there, here = (float(cell.replace(",", "")) for cell in row.split(" | ")[2:4])
+        assert float(row.split(" | ")[4].split()[0]) == pytest.approx(here / there, rel=5e-3)
+
+
+@pytest.mark.parametrize("with_package", [False, True])
+def test_what_is_no_checkout_or_cannot_do_the_work_is_one_line(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str], with_package: bool
+) -> None:
+    if with_package:
+        (tmp_path / "otbaselines").mkdir()
+        (tmp_path / "otbaselines" / "__init__.py").write_text("raise RuntimeError('too old')\n")
+    with pytest.raises(SystemExit) as error:
+        benchmark.main(["--beside", str(tmp_path), "--quick"])
+    assert error.value.code == 2
+    said = "could not do its work" if with_package else "must be a checkout with the folder otbaselines"
+    assert said in capfd.readouterr().err
+
+
+def test_every_piece_of_work_that_checkouts_share_is_done() -> None:
+    makers = pieces()
+    for name in ("IPPO, mpe2, 16 copies", "WBC, 16 copies", "steps of Navigation, 80 copies", "sliced W1 of all pairs of 32"):
+        call, amount = makers[name]()
+        call()
+        assert amount in (6000, 2000, 1)
