@@ -43,7 +43,8 @@ def _training(
 def _wbc(**options: Any) -> Work:
     # Older code takes the size of the support as an argument of its own, and has another default.
     takes_it = "n_support" in inspect.signature(WBC.__init__).parameters
-    return _training(WBC, **options, **({"n_support": 64} if takes_it else {"estimator_kwargs": {"n_support": 64}}))
+    size: dict[str, Any] = {"n_support": 64} if takes_it else {"estimator_kwargs": {"n_support": 64}}
+    return _training(WBC, **options, **size)
 
 
 def _steps(env: str, n_copies: int) -> Work:
