@@ -91,7 +91,8 @@ def pieces() -> dict[str, Callable[[], Work]]:
         "IPPO, mpe2, 16 copies": partial(_training, IPPO, n_copies=16, env="mpe2/simple_spread_v3", backend="parallel"),
         "IPPO, shared parameters, 80 copies": partial(_training, IPPO, share_parameters=True),
     }
-    for size in ({"n_copies": 16}, {"n_copies": 80}, {"n_copies": 1024}, {"n_agents": 8}, {"n_agents": 16}, {"n_agents": 32}):
+    sizes: list[dict[str, Any]] = [*({"n_copies": n} for n in (16, 80, 1024)), *({"n_agents": n} for n in (8, 16, 32))]
+    for size in sizes:
         where = f"N = {size['n_agents']}" if "n_agents" in size else f"{size['n_copies']:,} copies"
         found[f"IPPO, {where}"] = partial(_training, IPPO, **size)
         found[f"WBC, {where}"] = partial(_wbc, **size)
