@@ -149,8 +149,8 @@ class TeamPolicy(ABC):
         :param deterministic: the most probable actions instead of samples
         :return: the actions in the form of the observation, and ``state``
         :raises TypeError: if observations are no numbers
-        :raises ValueError: if it is what ``reset`` returns, rows do not fill whole teams, a dict names an unknown agent, numbers
-            are NaN or infinite, or a discrete observation has a value that its space does not
+        :raises ValueError: if it is what ``reset`` returns, rows do not fill whole teams, a dict names an unknown agent,
+            numbers are NaN or infinite, or a discrete observation has a value that its space does not
         """
         check_is_observation(observation)
         space = self.observation_space
