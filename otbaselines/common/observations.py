@@ -4,6 +4,7 @@ from typing import Any
 
 import numpy as np
 import torch as th
+from stable_baselines3.common.policies import BasePolicy
 
 
 def check_is_observation(observation: Any) -> None:
@@ -47,3 +48,22 @@ def check_observation(observation: Any) -> None:
                 raise ValueError(
                     f"`observation` is NaN or infinite: {str(observation)[:200]}; look at the environment that made it"
                 )
+
+
+class CheckedObservations(BasePolicy):
+    """``predict`` of SB3's policies, which looks at observations first: ``class Own(CheckedObservations, BasePolicy)``."""
+
+    def predict(
+        self,
+        observation: Any,
+        state: tuple[np.ndarray[Any, Any], ...] | None = None,
+        episode_start: np.ndarray[Any, Any] | None = None,
+        deterministic: bool = False,
+    ) -> tuple[np.ndarray[Any, Any], tuple[np.ndarray[Any, Any], ...] | None]:
+        """
+        As SB3's.
+
+        :raises ValueError: if it is no observation, or numbers are NaN or infinite
+        """
+        check_observation(observation)
+        return super().predict(observation, state, episode_start, deterministic)

@@ -19,7 +19,7 @@ from stable_baselines3.common.torch_layers import (
 from stable_baselines3.common.type_aliases import PyTorchObs, Schedule
 from torch import nn
 
-from otbaselines.common.observations import check_observation
+from otbaselines.common.observations import CheckedObservations
 from otbaselines.common.saving.policy import JsonPolicyMixin
 from otbaselines.common.settings import COUNT, Setting
 from otbaselines.wfpg.checks import check_net_arch, check_widths
@@ -30,7 +30,7 @@ from otbaselines.wfpg.maps import FORMS, MapActor
 N_CANDIDATES = 10
 
 
-class FlowPolicy(JsonPolicyMixin, BasePolicy):
+class FlowPolicy(CheckedObservations, JsonPolicyMixin, BasePolicy):
     r"""
     A policy that is the image of noise, with stacked critics, their slow copies, and the scalars of the flow.
 
@@ -208,21 +208,6 @@ class FlowPolicy(JsonPolicyMixin, BasePolicy):
         self.critic_target.train(False)
 
     # ------------------------------------------------------------ acting
-    def predict(
-        self,
-        observation: Any,
-        state: tuple[np.ndarray, ...] | None = None,
-        episode_start: np.ndarray | None = None,
-        deterministic: bool = False,
-    ) -> tuple[np.ndarray, tuple[np.ndarray, ...] | None]:
-        """
-        As SB3's.
-
-        :raises ValueError: if observations are NaN or infinite
-        """
-        check_observation(observation)
-        return super().predict(observation, state, episode_start, deterministic)
-
     def _predict(self, observation: PyTorchObs, deterministic: bool = False) -> th.Tensor:
         seen = self.preprocess(observation)
         hidden = self.actor.hidden(seen)

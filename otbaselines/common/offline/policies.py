@@ -12,7 +12,7 @@ from stable_baselines3.common.type_aliases import Schedule
 from torch import nn
 
 from otbaselines.common.networks.layers import StackedLinear, StackedMLP
-from otbaselines.common.observations import check_observation
+from otbaselines.common.observations import CheckedObservations
 from otbaselines.common.saving.policy import JsonPolicyMixin
 from otbaselines.common.settings import Setting
 
@@ -58,7 +58,7 @@ def log_density(mean: th.Tensor, log_std: th.Tensor, actions: th.Tensor) -> th.T
     return densities
 
 
-class OfflineActorPolicy(JsonPolicyMixin, BasePolicy):
+class OfflineActorPolicy(CheckedObservations, JsonPolicyMixin, BasePolicy):
     r"""
     An actor :math:`N(\tanh m(s), \sigma)` on actions scaled to [-1, 1], with a standard deviation that no state changes.
 
@@ -167,21 +167,6 @@ class OfflineActorPolicy(JsonPolicyMixin, BasePolicy):
         """
         mean: th.Tensor = self.actor(observations)
         return mean if noise is None else (mean + self._std() * noise).clamp(-1.0, 1.0)
-
-    def predict(
-        self,
-        observation: Any,
-        state: tuple[np.ndarray, ...] | None = None,
-        episode_start: np.ndarray | None = None,
-        deterministic: bool = False,
-    ) -> tuple[np.ndarray, tuple[np.ndarray, ...] | None]:
-        """
-        As SB3's.
-
-        :raises ValueError: if observations are NaN or infinite
-        """
-        check_observation(observation)
-        return super().predict(observation, state, episode_start, deterministic)
 
     def _predict(self, observation: Any, deterministic: bool = False) -> th.Tensor:
         seen = self.normalize(observation)
