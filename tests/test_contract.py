@@ -129,6 +129,23 @@ def test_what_reset_returns_is_refused_with_the_remedy(algorithm):
             model.predict([[0.0, 0.0, 0.0], [0.0, 0.0]])
 
 
+def test_observations_may_be_tensors_and_must_fit_single_precision(algorithm):
+    model = _build(algorithm, "parallel")
+    agents = model.layout.possible_agents
+    rows = {agent: th.zeros(model.layout.agent_observation_spaces[agent].shape, requires_grad=True) for agent in agents}
+    expected, _ = model.predict({agent: row.detach().numpy() for agent, row in rows.items()}, deterministic=True)
+    assert model.predict(rows, deterministic=True)[0] == expected
+    stacked = th.zeros(len(agents), *model.observation_space.shape, requires_grad=True)
+    assert model.predict(stacked)[0].shape == (len(agents),)
+    for bad in (np.full(stacked.shape, 1e300), {agents[0]: np.full(rows[agents[0]].shape, 1e300)}):
+        with pytest.raises(ValueError, match="holds NaN or infinity"):
+            model.predict(bad)
+    with pytest.raises(ValueError, match="mixing Gym API"):
+        model.predict({agents[0]: (rows[agents[0]], {})})
+    with pytest.raises(ValueError, match="must hold rows of one length"):
+        model.predict({agents[0]: [[1.0, 2.0], [1.0]]})
+
+
 @pytest.mark.filterwarnings("ignore:no two agents have equal spaces")
 @pytest.mark.parametrize("continuous", [False, True], ids=["discrete", "continuous"])
 @pytest.mark.parametrize("task", MPE2)

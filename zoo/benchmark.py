@@ -90,6 +90,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     if args.out is not None:
         with command.mistakes(parser):
             args.out.parent.mkdir(parents=True, exist_ok=True)
+            if args.out.is_dir():
+                raise ValueError(f"`--out` must be a file, but {args.out} is a folder")
     start = time.process_time()
     with one_thread(), command.mistakes(parser, traceback=args.beside is None):
         text = _measure(args)

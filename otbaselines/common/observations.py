@@ -30,8 +30,18 @@ def as_array(name: str, observation: Any) -> np.ndarray[Any, Any]:
         return observation.numpy(force=True)
     try:
         return np.asarray(observation)
-    except ValueError:
+    except (ValueError, RuntimeError):
         raise ValueError(f"{name} must hold rows of one length, got {str(observation)[:200]}") from None
+
+
+def on_host(observation: Any) -> Any:
+    """
+    :param observation: what ``predict`` was given
+    :return: the same, with arrays in the place of tensors, wherever they are and whether or not they need gradients
+    """
+    if isinstance(observation, dict):
+        return {key: on_host(part) for key, part in observation.items()}
+    return observation.numpy(force=True) if isinstance(observation, th.Tensor) else observation
 
 
 def check_observation(observation: Any) -> None:
@@ -66,4 +76,4 @@ class CheckedObservations(BasePolicy):
         :raises ValueError: if it is no observation, or numbers are NaN or infinite
         """
         check_observation(observation)
-        return super().predict(observation, state, episode_start, deterministic)
+        return super().predict(on_host(observation), state, episode_start, deterministic)

@@ -76,7 +76,7 @@ def sliced_pairwise(
     directions = random_directions(points.shape[-1], n_projections, seed=seed, generator=generator).to(points)
     lines = ascending(th.matmul(points, directions).transpose(-1, -2)).flatten(1)
     n_agents, length = lines.shape
-    # Each pair once, which on a CPU takes a seventh of the time of all by all.
+    # Each pair once, which on a CPU, in float64 and for p of 1 or 2, takes a seventh of the time of all by all.
     first, second = th.triu_indices(n_agents, n_agents, offset=1, device=lines.device)
     upper = lines.new_zeros(n_agents, n_agents).index_put((first, second), th.pdist(lines, order))
     return finite((upper + upper.transpose(0, 1)) / float(length ** (1.0 / order)), points=points)

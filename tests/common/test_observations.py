@@ -7,6 +7,7 @@ import torch as th
 
 from otbaselines import WassersteinFlowPG
 from otbaselines.common.observations import as_array, check_observation
+from otbaselines.fedirl.policies import TabularPolicy
 
 
 @pytest.mark.parametrize("infos", [{}, {"agent_0": {}}])
@@ -29,6 +30,13 @@ def test_rows_of_unequal_length_are_refused(observation):
 def test_tensors_become_arrays_wherever_they_come_from():
     leaf = th.ones(2, requires_grad=True)
     assert as_array("x", leaf).tolist() == as_array("x", [1.0, 1.0]).tolist() == [1.0, 1.0]
+
+
+def test_a_table_of_steps_refuses_what_reset_returns():
+    policy = TabularPolicy(gym.spaces.Discrete(3), gym.spaces.Discrete(2), n_steps=2)
+    with pytest.raises(ValueError, match="mixing Gym API"):
+        policy.predict((0, {}))
+    assert policy.predict(0, deterministic=True)[0].shape == ()
 
 
 def test_policies_of_other_learners_refuse_what_reset_returns():

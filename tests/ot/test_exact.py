@@ -323,6 +323,13 @@ def test_tangents_of_distances_on_lines_equal_finite_differences(call) -> None:
     assert float(th.func.jvp(lambda z: call(z, y).sum(), (x,), (direction,))[1]) == pytest.approx(expected, rel=1e-6)
 
 
+@pytest.mark.filterwarnings("ignore:.torch.jit:DeprecationWarning", "ignore::torch.jit.TracerWarning")
+def test_a_trace_of_distances_on_a_line_serves_other_points() -> None:
+    x, y = (th.randn(3, 9, generator=th.Generator().manual_seed(seed), dtype=th.float64) for seed in (0, 1))
+    traced = th.jit.trace(ot.wasserstein_1d, (x, y))
+    assert th.equal(traced(2.0 * x + 1.0, y), ot.wasserstein_1d(2.0 * x + 1.0, y))
+
+
 @pytest.mark.parametrize("p", [1.0, 2.0, 3.0])
 def test_values_are_the_same_to_the_bit_with_and_without_derivatives(p: float) -> None:
     generator = th.Generator().manual_seed(0)

@@ -123,6 +123,18 @@ def test_the_potentials_follow_the_policy_through_an_update():
     assert float((gradient - expected).norm()) < 0.03 * float(expected.norm())
 
 
+def test_every_step_goes_on_from_where_the_scalings_of_the_last_one_ended():
+    team, buffer = LinearTeam(True), rollout(True)
+    consensus = CategoricalConsensus(5, _generator(), metric(True), debiased=True)
+    prepare(consensus, team, buffer)
+    team.offset += th.randn_like(team.offset)
+    # Seen again and again with the same policies, the minibatch is solved better each time.
+    first, *_, last = (_offset_gradient(consensus, team) for _ in range(30))
+    consensus._warm_steps = 300
+    solved = _offset_gradient(consensus, team)
+    assert float((last - solved).norm()) < 1e-3 * float((first - solved).norm())
+
+
 def _offset_gradient(consensus, team) -> th.Tensor:
     team.offset.requires_grad_()
     (gradient,) = th.autograd.grad(loss_of(consensus, team).sum(), [team.offset])

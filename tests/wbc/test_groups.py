@@ -112,6 +112,21 @@ def test_a_group_is_pulled_as_if_the_others_were_not_there():
     th.testing.assert_close(loss, by_itself.loss(small.policies_at(states), 1))
 
 
+def test_every_group_has_its_own_loss():
+    team, buffer, groups = LinearTeam(True), rollout(True), [(0, 1), (1, 2)]
+    weights = th.tensor([0.5, 0.5, 0.5], dtype=th.float64)
+
+    def part():
+        return CategoricalConsensus(5, th.Generator().manual_seed(1), metric(True), debiased=True)
+
+    def loss_of(groups):
+        grouped = GroupedConsensus(groups, [part() for _ in groups], 3, th.device("cpu"))
+        grouped.prepare(team, buffer, n_chunks=1, reg=0.5, weights=weights)
+        return grouped.loss(team.policies_at(grouped.states(0)), 0)
+
+    th.testing.assert_close(loss_of(groups), th.cat([loss_of([group]) for group in groups]))
+
+
 def test_two_groups_have_states_barycenters_and_logs_of_their_own():
     model = _wbc(_env(), learning_rate=0.0)
     with th.no_grad():

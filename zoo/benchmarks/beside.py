@@ -39,7 +39,11 @@ class Worker:
             stdout=subprocess.PIPE,
             text=True,
         )
-        self.names: list[str] = self._answer()
+        try:
+            self.names: list[str] = self._answer()
+        except BaseException:
+            self.close()
+            raise
 
     def _answer(self) -> Any:
         assert self._process.stdout is not None
@@ -94,7 +98,7 @@ def beside_table(other: Path, *, quick: bool = False, rounds: int = 9) -> Table:
                 found = {worker: worker.rate(name, 0.0 if quick else SECONDS) for worker in order}
                 rates[name].append((found[ours], found[theirs]))
     table = Table(
-        "This code beside that of another checkout, a CPU second of one thread each in turns",
+        "This code beside that of another checkout, in turns: what a CPU second of one thread was enough for",
         ("work", "unit", "there", "here", "here / there, median (range)"),
     )
     for name, pairs in rates.items():

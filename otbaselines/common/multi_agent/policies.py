@@ -254,7 +254,13 @@ class MultiAgentActorCriticPolicy(TeamRowPolicy):
         self.exploration.reset(self.log_std, max(1, n_envs // self.n_agents))
 
     def _make_extractors(self, n: int) -> nn.ModuleList:
-        return nn.ModuleList(self.make_features_extractor() for _ in range(n))
+        try:
+            return nn.ModuleList(self.make_features_extractor() for _ in range(n))
+        except RuntimeError as error:
+            raise ValueError(
+                f"`features_extractor_class` {self.features_extractor_class.__name__} cannot read {self.observation_space}: "
+                f"{error}; images that are not scaled must have channels first, and NatureCNN needs 36 x 36 pixels or more"
+            ) from error
 
     def _critic_width(self, width: int) -> int:
         """What a critic reads, given the ``width`` of an agent's features."""

@@ -11,7 +11,7 @@ from stable_baselines3.common.type_aliases import PyTorchObs
 from stable_baselines3.common.utils import obs_as_tensor
 
 from otbaselines.common.multi_agent.distributions import TeamDistribution
-from otbaselines.common.observations import as_array, check_is_observation
+from otbaselines.common.observations import as_array, check_is_observation, on_host
 from otbaselines.common.saving.policy import JsonPolicyMixin
 from otbaselines.common.vec_env.agent_dicts import check_numbers, named_agents, native_actions, rows_of_agents
 from otbaselines.common.vec_env.layout import TeamLayout
@@ -153,7 +153,7 @@ class TeamPolicy(ABC):
             numbers are NaN or infinite, or a discrete observation has a value that its space does not
         """
         check_is_observation(observation)
-        space = self.observation_space
+        observation, space = on_host(observation), self.observation_space
         if isinstance(observation, dict) and not (isinstance(space, spaces.Dict) and set(observation) == set(space.spaces)):
             return self._predict_agents(observation, deterministic), state
         _check_rows(observation)
@@ -163,6 +163,7 @@ class TeamPolicy(ABC):
 
     def _predict_agents(self, observation: dict[str, Any], deterministic: bool) -> dict[str, Any]:
         for agent, value in observation.items():
+            check_is_observation(value)
             native = self.layout.agent_observation_spaces.get(str(agent))
             _check_discrete(f"`observation[{agent!r}]`", value, native, "pass what its environment gives")
         rows, batch = rows_of_agents(named_agents(observation, self.layout), self.layout, self.observation_space)
@@ -200,9 +201,11 @@ def _check_rows(observation: Any) -> None:
     for key, part in observation.items() if isinstance(observation, dict) else [(None, observation)]:
         name = "`observation`" if key is None else f"`observation[{key!r}]`"
         values = as_array(name, part)
-        if values.dtype.kind == "f" and values.ndim and not np.isfinite(values).all():
+        with np.errstate(over="ignore"):
+            is_bad = ~np.isfinite(values.astype(np.float32)) if values.dtype.kind == "f" and values.ndim else np.zeros(())
+        if is_bad.any():
             # The first row that is to blame.
-            name = f"row {np.argwhere(~np.isfinite(values))[0, 0]} of {name}"
+            name = f"row {np.argwhere(is_bad)[0, 0]} of {name}"
         check_numbers(name, values)
 
 

@@ -5,6 +5,7 @@ from typing import Any
 import numpy as np
 from gymnasium import spaces
 
+from otbaselines.common.observations import as_array
 from otbaselines.common.vec_env.layout import TeamLayout
 
 
@@ -70,11 +71,13 @@ def check_numbers(name: str, value: np.ndarray) -> None:
     :param name: what an error calls the observation
     :param value: the observation
     :raises TypeError: if it does not hold numbers
-    :raises ValueError: if one of them is NaN or infinite
+    :raises ValueError: if one of them is NaN or infinite, or will be in single precision
     """
     if value.dtype.kind not in "biuf":
         raise TypeError(f"{name} must hold numbers, got an array of {value.dtype}")
-    if value.dtype.kind == "f" and not np.isfinite(value).all():
+    with np.errstate(over="ignore"):
+        is_finite = value.dtype.kind != "f" or bool(np.isfinite(value.astype(np.float32)).all())
+    if not is_finite:
         raise ValueError(f"{name} holds NaN or infinity, for which no action is meant; give finite numbers")
 
 
@@ -88,7 +91,8 @@ def _padded_rows(
     values: dict[str, Any], natives: dict[str, spaces.Space[Any]], layout: TeamLayout, space: spaces.Space[Any]
 ) -> tuple[np.ndarray, int | None]:
     shape = space.shape or ()
-    fitted = {agent: _fit(agent, np.asarray(value), natives[agent], shape) for agent, value in values.items()}
+    arrays = {agent: as_array(f"`observation[{agent!r}]`", value) for agent, value in values.items()}
+    fitted = {agent: _fit(agent, value, natives[agent], shape) for agent, value in arrays.items()}
     sizes = {agent: batch for agent, (_, batch) in fitted.items()}
     if len(set(sizes.values())) > 1:
         raise ValueError(f"`observation` holds batches of different sizes, {sizes}; give every agent the same number")

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 from gymnasium import spaces
-from stable_baselines3.common.vec_env import VecEnv, VecEnvWrapper, VecNormalize
+from stable_baselines3.common.vec_env import SubprocVecEnv, VecEnv, VecEnvWrapper, VecNormalize
 
 
 @dataclass(frozen=True)
@@ -153,10 +153,15 @@ def first_attribute(env: VecEnv, name: str) -> Any:
     """
     :param env: a vector environment
     :param name: of an attribute of its copies
-    :return: that of the first copy; ``None`` where copies have none
+    :return: that of the first copy; ``None`` where it has none, or where in SB3's processes any copy has none
     """
-    # SB3's worker processes end, and its `SubprocVecEnv` with them, when they are asked for an attribute that is missing.
-    return env.get_attr(name, [0])[0] if env.has_attr(name) else None
+    try:
+        # These processes end when they are asked for an attribute that is missing.
+        if isinstance(env.unwrapped, SubprocVecEnv) and not env.has_attr(name):
+            return None
+        return env.get_attr(name, [0])[0]
+    except AttributeError:
+        return None
 
 
 def normalizes_observations(env: VecEnv) -> bool:

@@ -227,7 +227,8 @@ def _may_make_environments(create: Any) -> bool:
 
 def _is_gymnasium_id(env_id: str) -> bool:
     try:
-        gym.spec(env_id)
+        # Of "module:Name-v0" the register knows what follows the colon, once the module is imported.
+        gym.spec(env_id.rpartition(":")[2])
     except (gym.error.Error, ImportError):
         return False
     return True

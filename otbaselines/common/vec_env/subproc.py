@@ -292,6 +292,13 @@ class SubprocParallelVecEnv(TeamVecEnv):
                 raise cloudpickle.loads(payload) from WorkerTraceback(text)
         return [value for _, value in answers]
 
+    def __reduce__(self) -> Any:
+        # Before anything of it is copied: a half-made copy would close the pipes that it shares with the original.
+        raise TypeError(
+            f"a {type(self).__name__} has processes of its own and cannot be copied or pickled; save the model, which leaves "
+            "the environment out, or make a second environment"
+        )
+
     def close(self) -> None:
         """
         Close every copy and end the workers; closing twice does nothing.
@@ -315,7 +322,8 @@ def _end_workers(
             if worker not in awaited and worker not in lost:
                 with contextlib.suppress(OSError):
                     pipe.send_bytes(cloudpickle.dumps(("close", None)))
-            pipe.close()
+            with contextlib.suppress(OSError):
+                pipe.close()
         _wait_for_end(running, timeout)
     finally:
         # A stopped process notices a termination only once it goes on, hence the kill.

@@ -114,6 +114,11 @@ def test_without_scaling_anything_with_three_dimensions_is_an_image_as_in_sb3():
         IPPO("CnnPolicy", env, **SMALL)
     model = IPPO("CnnPolicy", env, policy_kwargs={"normalize_images": False}, **SMALL).learn(16)
     assert model.policy.pi_extractors[0].cnn[0].in_channels == 1
+    last = AnySpacesEnv(spaces.Box(0.0, 1.0, (36, 36, 3), np.float32), ACTIONS["discrete"])
+    with pytest.raises(ValueError, match=r"`features_extractor_class` NatureCNN cannot read .*must have channels first"):
+        IPPO("CnnPolicy", last, policy_kwargs={"normalize_images": False}, **SMALL)
+    told = {"features_extractor_kwargs": {"normalized_image": True}, "normalize_images": False}
+    assert IPPO("CnnPolicy", env, policy_kwargs=told, **SMALL).policy.pi_extractors[0].cnn[0].in_channels == 1
     with pytest.raises(ValueError, match="is for images, but the agents observe"):
         IPPO("CnnPolicy", AnySpacesEnv(vector(3), ACTIONS["discrete"]), policy_kwargs={"normalize_images": False}, **SMALL)
 

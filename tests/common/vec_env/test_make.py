@@ -17,7 +17,8 @@ from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv, VecFram
 from supersuit.vector import MarkovVectorEnv
 from toy_teams import CustomSpacesEnv, DiceEnv, RelayEnv, vector
 
-from otbaselines.common.vec_env.layout import TeamLayout, team_layout
+from otbaselines import IPPO
+from otbaselines.common.vec_env.layout import TeamLayout, first_attribute, team_layout
 from otbaselines.common.vec_env.make import from_supersuit, make_vec_env, wrap_team_env
 from otbaselines.common.vec_env.parallel import ParallelVecEnv
 from otbaselines.common.vec_env.subproc import SubprocParallelVecEnv
@@ -125,6 +126,18 @@ def test_gymnasium_ids_are_teams_of_one():
     layout = team_layout(venv)
     assert (layout.possible_agents, layout.n_agents, layout.n_copies) == (("agent_0",), 1, 3)
     assert layout.agent_action_spaces == {"agent_0": spaces.Discrete(2)}
+
+
+def test_gymnasium_ids_may_name_the_module_that_registers_them(tmp_path, monkeypatch):
+    (tmp_path / "registers_pole.py").write_text(
+        "import gymnasium\ngymnasium.register('Pole-v0', entry_point='gymnasium.envs.classic_control:CartPoleEnv')\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    try:
+        assert make_vec_env("registers_pole:Pole-v0", n_copies=2, seed=0).num_envs == 2
+        assert IPPO("MlpPolicy", "registers_pole:Pole-v0", n_steps=8, batch_size=8, seed=0).n_envs == 1
+    finally:
+        gym.registry.pop("Pole-v0", None)
 
 
 def test_gymnasium_ids_run_in_processes_on_request():
@@ -437,3 +450,22 @@ def test_a_converted_environment_is_recognised_as_parallel():
 def test_wrong_arguments_are_named(name, value):
     with pytest.raises((TypeError, ValueError), match=f"`{name}` must be"):
         make_vec_env("otbaselines/Navigation-v0", **{name: value})
+
+
+def test_an_attribute_is_that_of_the_first_copy_and_none_where_it_has_none():
+    def pole(number):
+        env = gym.make("CartPole-v1")
+        if number is not None:
+            env.unwrapped.number = number
+        return lambda: env
+
+    mixed = DummyVecEnv([pole(3), pole(None)])
+    assert first_attribute(VecMonitor(mixed), "number") == 3
+    assert first_attribute(DummyVecEnv([pole(None), pole(3)]), "number") is None
+
+
+def test_supersuits_environments_are_asked_for_attributes_as_well():
+    env = ss.concat_vec_envs_v1(
+        ss.pettingzoo_env_to_vec_env_v1(simple_spread_v3.parallel_env()), 2, num_cpus=1, base_class="stable_baselines3"
+    )
+    assert first_attribute(env, "agent_action_vectors") is None

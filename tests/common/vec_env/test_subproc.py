@@ -1,8 +1,10 @@
 """Faults of worker processes, and interrupts of the process that owns them: nothing hangs, and nothing is left behind."""
 
 import contextlib
+import copy
 import gc
 import os
+import pickle
 import signal
 import subprocess
 import sys
@@ -13,6 +15,7 @@ import numpy as np
 import pytest
 from toy_teams import DiceEnv
 
+from otbaselines.common.vec_env.make import make_vec_env
 from otbaselines.common.vec_env.parallel import ParallelVecEnv
 from otbaselines.common.vec_env.subproc import SubprocParallelVecEnv, WorkerTraceback
 from otbaselines.ippo import IPPO
@@ -257,6 +260,18 @@ def test_training_goes_on_after_an_interrupt_in_the_middle_of_a_step():
 
 
 # ---------------------------------------------------------------------- closed environments
+
+
+@pytest.mark.parametrize("take", [copy.copy, copy.deepcopy, pickle.dumps], ids=["copy", "deepcopy", "pickle"])
+def test_it_is_not_copied_and_lives_on(take):
+    env = make_vec_env("otbaselines/Navigation-v0", 2, seed=0, backend="subproc")
+    model = IPPO("MlpPolicy", env, n_steps=8, batch_size=24, seed=0)
+    for thing in (env, *([] if take is copy.copy else [model])):
+        with pytest.raises(TypeError, match="has processes of its own and cannot be copied or pickled"):
+            take(thing)
+    gc.collect()
+    model.learn(env.num_envs * 8)
+    env.close()
 
 
 @pytest.mark.parametrize("make", [ParallelVecEnv, lambda env, n: SubprocParallelVecEnv(env, n, start_method="fork")])

@@ -42,6 +42,12 @@ def test_a_command_that_makes_no_sense_is_refused(arguments: list[str]) -> None:
     assert error.value.code == 2
 
 
+def test_a_folder_for_the_tables_is_refused_before_anything_is_measured(tmp_path: Path) -> None:
+    with pytest.raises(SystemExit) as error:
+        benchmark.main(["--only", "env", "--out", str(tmp_path)])
+    assert error.value.code == 2
+
+
 def test_all_contenders_of_the_real_benchmark_get_the_same_work() -> None:
     # 2,000 joint steps of three agents in minibatches of 600, whoever it is and however many copies it has.
     for n_copies, n_steps in ((16, 125), (80, 25)):
