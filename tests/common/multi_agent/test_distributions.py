@@ -47,7 +47,8 @@ def test_masked_categorical_equals_torchs_categorical_on_the_choices_that_exist(
 def test_a_divided_distribution_keeps_its_mask():
     mask = th.tensor([[True, True, False], [True, True, True]])
     whole = MaskedCategorical(th.randn(5, 2, 3), mask)
-    other = MaskedCategorical(th.randn(5, 2, 3), mask)
+    # The divergence from somebody with more choices is infinite, which only the mask can say.
+    other = MaskedCategorical(th.randn(5, 2, 3))
     for part, rows in zip(whole.divide(2), (slice(0, 2), slice(2, 5)), strict=True):
         assert th.equal(part.probs, whole.probs[rows])
         assert th.equal(other.subset(th.arange(2), rows).kl(part), other.kl(whole)[rows])
