@@ -137,7 +137,9 @@ class Setting:
         # Comparisons with NaN are false.
         inside = (self.low < value if is_open else self.low <= value) and value <= self.high
         if not (inside and (self.endless or -_LARGEST <= value <= _LARGEST)):
-            raise ValueError(self._message(subject, value, source))
+            # The bound on counts is told to those who meet it.
+            beyond = f"; at most {MANY:,} are possible" if value > self.high == MANY else ""
+            raise ValueError(self._message(subject, value, source) + beyond)
         if isinstance(value, numbers.Integral) and not -(2**63) <= int(value) < 2**63:
             raise ValueError(f"{subject} is an integer beyond 64 bits, {_short(value)}; write a float within its range")
 

@@ -130,8 +130,8 @@ class ScalingSolver:
     :param max_cost: largest entry of ``cost``, which decides the arithmetic; read from the device when omitted
     :param validate: whether to check the tensors' contents, here and in every solution: reads from the device
     :raises TypeError: if an argument is of another type
-    :raises ValueError: if ``reg`` is not positive, ``cost.max() / reg`` is out of reach of float64, or the contents
-        are no cost and weights
+    :raises ValueError: if ``reg`` is not positive, ``cost.max() / reg`` is out of reach of float64, the contents are no cost
+        and weights, or ``max_cost`` is below the cost's
     """
 
     def __init__(
@@ -154,6 +154,8 @@ class ScalingSolver:
             weights = None if weights is None else check_measure(weights, "weights")
         self._cost, self._weights = cost, weights
         largest = float(cost.detach().max()) if max_cost is None else check_number(max_cost, "max_cost", strict=False)
+        if validate and largest < (true := float(cost.detach().max())):
+            raise ValueError(f"`max_cost` must not be below the largest entry of `cost`, {true:g}, got {largest:g}")
         self.span = check_range(largest, self.reg)
         self.domain = LOG if self.span > MAX_RANGE_FIXED else PRODUCT
         with th.no_grad():

@@ -479,3 +479,8 @@ def test_no_environment_is_refused_where_the_model_is_to_be_built():
         TypeError, match=r"`env` must be an environment or its id, got None; a saved model needs none: IPPO\.load"
     ):
         IPPO("MlpPolicy", None)
+
+
+def test_a_count_beyond_what_is_possible_is_told_the_bound():
+    with pytest.raises(ValueError, match=r"`n_steps` must be .* got 1000000000000; at most 2,147,483,647 are possible"):
+        IPPO("MlpPolicy", "CartPole-v1", n_steps=10**12)

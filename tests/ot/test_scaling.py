@@ -304,3 +304,10 @@ def test_contents_are_checked_unless_the_caller_vouches_for_them():
     checked = ot.ScalingSolver(_cost(), reg=0.3).solve(measures, 3)
     vouched = ot.ScalingSolver(_cost(), reg=0.3, validate=False).solve(measures, 3)
     th.testing.assert_close(checked.gradient, vouched.gradient, atol=1e-13, rtol=0)
+
+
+def test_a_largest_cost_below_the_true_one_is_refused():
+    cost = 1.0 - th.eye(3, dtype=th.float64)
+    with pytest.raises(ValueError, match="`max_cost` must not be below the largest entry of `cost`, 1, got 0.5"):
+        ot.ScalingSolver(cost, reg=0.1, max_cost=0.5)
+    assert ot.ScalingSolver(cost, reg=0.1, max_cost=2.0).span == 20.0

@@ -220,15 +220,22 @@ def _check_discrete(name: str, observation: Any, space: spaces.Space[Any] | None
     if isinstance(space, spaces.Dict) and isinstance(observation, dict):
         for key, part in observation.items():
             _check_discrete(f"{name}[{key!r}]", part, space.spaces.get(key), remedy)
-    if not isinstance(space, spaces.Discrete | spaces.MultiDiscrete):
+    low: Any
+    sizes: Any
+    if isinstance(space, spaces.Discrete):
+        low, sizes = space.start, space.n
+    elif isinstance(space, spaces.MultiDiscrete):
+        low, sizes = space.start, space.nvec
+    elif isinstance(space, spaces.MultiBinary):
+        low, sizes = 0, np.full(space.shape, 2)
+    else:
         return
     values = as_array(name, observation)
-    low, sizes = (space.start, space.n) if isinstance(space, spaces.Discrete) else (space.start, space.nvec)
     shape = np.shape(sizes)
     # Shapes that do not fit are named by what reads them.
     if values.dtype.kind not in "iuf" or values.shape[values.ndim - len(shape) :] != shape:
         return
-    outside = (values < low) | (values >= low + sizes)
+    outside = (values < low) | (values >= low + sizes) | (values != np.floor(values))
     if outside.any():
         raise ValueError(f"{name} has {values[outside].flat[0]}, which is no value of {space}; {remedy}")
 
