@@ -308,6 +308,6 @@ def test_contents_are_checked_unless_the_caller_vouches_for_them():
 
 def test_a_largest_cost_below_the_true_one_is_refused():
     cost = 1.0 - th.eye(3, dtype=th.float64)
-    with pytest.raises(ValueError, match="`max_cost` must not be below the largest entry of `cost`, 1, got 0.5"):
+    with pytest.raises(ValueError, match=r"`max_cost` must not be below the largest entry of `cost`, 1, got 0\.5"):
         ot.ScalingSolver(cost, reg=0.1, max_cost=0.5)
     assert ot.ScalingSolver(cost, reg=0.1, max_cost=2.0).span == 20.0
