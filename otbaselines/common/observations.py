@@ -34,6 +34,17 @@ def as_array(name: str, observation: Any) -> np.ndarray[Any, Any]:
         raise ValueError(f"{name} must hold rows of one length, got {str(observation)[:200]}") from None
 
 
+def not_finite(values: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+    """
+    :param values: numbers
+    :return: where they are NaN or infinite, or will be in single precision; of the same shape
+    """
+    if values.dtype.kind != "f":
+        return np.zeros(values.shape, bool)
+    with np.errstate(over="ignore"):
+        return ~np.isfinite(values.astype(np.float32))
+
+
 def on_host(observation: Any) -> Any:
     """
     :param observation: what ``predict`` was given
@@ -52,12 +63,8 @@ def check_observation(observation: Any) -> None:
     check_is_observation(observation)
     parts = observation.values() if isinstance(observation, dict) else [observation]
     for part in parts:
-        array = as_array("`observation`", part)
-        with np.errstate(over="ignore"):
-            if array.dtype.kind == "f" and not np.isfinite(array.astype(np.float32)).all():
-                raise ValueError(
-                    f"`observation` is NaN or infinite: {str(observation)[:200]}; look at the environment that made it"
-                )
+        if not_finite(as_array("`observation`", part)).any():
+            raise ValueError(f"`observation` is NaN or infinite: {str(observation)[:200]}; look at the environment that made it")
 
 
 class CheckedObservations(BasePolicy):

@@ -11,7 +11,7 @@ from stable_baselines3.common.type_aliases import PyTorchObs
 from stable_baselines3.common.utils import obs_as_tensor
 
 from otbaselines.common.multi_agent.distributions import TeamDistribution
-from otbaselines.common.observations import as_array, check_is_observation, on_host
+from otbaselines.common.observations import as_array, check_is_observation, not_finite, on_host
 from otbaselines.common.saving.policy import JsonPolicyMixin
 from otbaselines.common.vec_env.agent_dicts import check_numbers, named_agents, native_actions, rows_of_agents
 from otbaselines.common.vec_env.layout import TeamLayout
@@ -201,9 +201,8 @@ def _check_rows(observation: Any) -> None:
     for key, part in observation.items() if isinstance(observation, dict) else [(None, observation)]:
         name = "`observation`" if key is None else f"`observation[{key!r}]`"
         values = as_array(name, part)
-        with np.errstate(over="ignore"):
-            is_bad = ~np.isfinite(values.astype(np.float32)) if values.dtype.kind == "f" and values.ndim else np.zeros(())
-        if is_bad.any():
+        is_bad = not_finite(values)
+        if values.ndim and is_bad.any():
             # The first row that is to blame.
             name = f"row {np.argwhere(is_bad)[0, 0]} of {name}"
         check_numbers(name, values)

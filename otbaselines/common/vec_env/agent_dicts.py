@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 from gymnasium import spaces
 
-from otbaselines.common.observations import as_array
+from otbaselines.common.observations import as_array, not_finite
 from otbaselines.common.vec_env.layout import TeamLayout
 
 
@@ -75,9 +75,7 @@ def check_numbers(name: str, value: np.ndarray) -> None:
     """
     if value.dtype.kind not in "biuf":
         raise TypeError(f"{name} must hold numbers, got an array of {value.dtype}")
-    with np.errstate(over="ignore"):
-        is_finite = value.dtype.kind != "f" or bool(np.isfinite(value.astype(np.float32)).all())
-    if not is_finite:
+    if not_finite(value).any():
         raise ValueError(f"{name} holds NaN or infinity, for which no action is meant; give finite numbers")
 
 
