@@ -42,7 +42,8 @@ def not_finite(values: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
     if values.dtype.kind != "f":
         return np.zeros(values.shape, bool)
     with np.errstate(over="ignore"):
-        return ~np.isfinite(values.astype(np.float32))
+        found: np.ndarray[Any, Any] = ~np.isfinite(values.astype(np.float32))
+    return found
 
 
 def on_host(observation: Any) -> Any:
@@ -64,7 +65,8 @@ def check_observation(observation: Any) -> None:
     parts = observation.values() if isinstance(observation, dict) else [observation]
     for part in parts:
         if not_finite(as_array("`observation`", part)).any():
-            raise ValueError(f"`observation` is NaN or infinite: {str(observation)[:200]}; look at the environment that made it")
+            shown = str(observation)[:200]
+            raise ValueError(f"`observation` is NaN or infinite: {shown}; look at the environment that made it")
 
 
 class CheckedObservations(BasePolicy):
