@@ -84,5 +84,6 @@ class CheckedObservations(BasePolicy):
 
         :raises ValueError: if it is no observation, or numbers are NaN or infinite
         """
+        observation = on_host(observation)
         check_observation(observation)
-        return super().predict(on_host(observation), state, episode_start, deterministic)
+        return super().predict(observation, state, episode_start, deterministic)

@@ -241,9 +241,9 @@ class Federation(Learner, BaseAlgorithm):
 
     def _probe(self) -> TabularModel:
         assert self.env is not None
-        if not has_model(self.env):
+        model = first_attribute(self.env, "tabular_model")
+        if not isinstance(model, TabularModel):
             raise ValueError("`env` must have an attribute `tabular_model` of type `TabularModel`, as the world of the model")
-        model: TabularModel = first_attribute(self.env, "tabular_model")
         return model
 
     def _support(self) -> Support:

@@ -154,7 +154,7 @@ class ScalingSolver:
             weights = None if weights is None else check_measure(weights, "weights")
         self._cost, self._weights = cost, weights
         largest = float(cost.detach().max()) if max_cost is None else check_number(max_cost, "max_cost", strict=False)
-        if validate and largest < (true := float(cost.detach().max())):
+        if validate and max_cost is not None and largest < (true := float(cost.detach().max())):
             raise ValueError(f"`max_cost` must not be below the largest entry of `cost`, {true:g}, got {largest:g}")
         self.span = check_range(largest, self.reg)
         self.domain = LOG if self.span > MAX_RANGE_FIXED else PRODUCT

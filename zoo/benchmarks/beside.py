@@ -9,8 +9,7 @@ import os
 import statistics
 import subprocess
 import sys
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -70,15 +69,6 @@ class Worker:
         self._process.communicate()
 
 
-@contextmanager
-def _worker(folder: Path) -> Iterator[Worker]:
-    worker = Worker(folder)
-    try:
-        yield worker
-    finally:
-        worker.close()
-
-
 def beside_table(other: Path, *, quick: bool = False, rounds: int = 9) -> Table:
     """
     :param other: the checkout with the other code
@@ -87,8 +77,7 @@ def beside_table(other: Path, *, quick: bool = False, rounds: int = 9) -> Table:
     :return: what a CPU second does with either code, and the ratio
     :raises ValueError: if ``other`` is no checkout, or its code fails
     """
-    with ExitStack() as stack:
-        ours, theirs = (stack.enter_context(_worker(folder)) for folder in (Path(__file__).parents[2], other))
+    with closing(Worker(Path(__file__).parents[2])) as ours, closing(Worker(other)) as theirs:
         names = ours.names[-3:] if quick else ours.names
         rates: dict[str, list[tuple[float, float]]] = {name: [] for name in names}
         for turn in range(1 if quick else rounds):
